@@ -1,0 +1,48 @@
+"""Strips of real handwriting: the 8x8 scans that ship inside scikit-learn, in disjoint pools."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+
+CELL = 28
+"""Side of one digit in pixels: one visual token of a model with patches of 14 merged two by two."""
+POOLS = {"base": 0.50, "train": 0.20, "repair": 0.12, "test": 0.18}
+"""Share of every digit's scans that each pool gets; no scan is in two pools."""
+
+
+@dataclass(frozen=True)
+class Handwriting:
+    """One pool: its scans by digit, each (8, 8) with ink from 0 to 16, and their indices in scikit-learn."""
+
+    scans: dict[int, np.ndarray]
+    indices: dict[int, np.ndarray]
+
+    def strip(self, digits: list[int], rng: np.random.Generator) -> tuple[Image.Image, list[int]]:
+        """Draw a scan for each digit; return the strip, black on white, and the scans' indices."""
+        picks = [int(rng.integers(len(self.scans[digit]))) for digit in digits]
+        cells = [_cell(self.scans[digit][pick]) for digit, pick in zip(digits, picks, strict=True)]
+        used = [int(self.indices[digit][pick]) for digit, pick in zip(digits, picks, strict=True)]
+        return Image.fromarray(np.hstack(cells)), used
+
+
+def load_pools(seed: int) -> dict[str, Handwriting]:
+    """Split every digit's scans over the pools."""
+    data = load_digits()
+    rng = np.random.default_rng(seed)
+    pools: dict[str, Handwriting] = {name: Handwriting({}, {}) for name in POOLS}
+    for digit in range(10):
+        indices = rng.permutation(np.flatnonzero(data.target == digit))
+        cuts = (np.cumsum(list(POOLS.values()))[:-1] * len(indices)).round().astype(int)
+        for name, part in zip(POOLS, np.split(indices, cuts), strict=True):
+            pools[name].scans[digit] = data.images[part]
+            pools[name].indices[digit] = part
+    return pools
+
+
+def _cell(scan: np.ndarray) -> np.ndarray:
+    ink = Image.fromarray((255 - scan * 255 / 16).astype(np.uint8))
+    return np.asarray(ink.resize((CELL, CELL), Image.Resampling.BILINEAR))

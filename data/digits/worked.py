@@ -1,0 +1,115 @@
+"""Questions about a strip of digits, their worked answers, and answers in which something went wrong.
+
+A worked answer first reads the strip, then works in single steps; a wrong reading or a wrong step stays in the rest
+of the answer, as it does in a person's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+QUESTIONS = {
+    "sum": "What is the sum of the digits?",
+    "difference": "What is the largest digit minus the smallest digit?",
+    "largest": "What is the largest digit?",
+    "even": "How many digits are even?",
+    "above": "How many digits are larger than 4?",
+}
+LOOKALIKE = {0: 6, 1: 7, 2: 3, 3: 8, 4: 9, 5: 6, 6: 5, 7: 1, 8: 3, 9: 4}
+"""What a careless reader takes each digit for."""
+
+
+@dataclass
+class Slips:
+    """Where an answer goes wrong: each reading and each step with its own probability, at random."""
+
+    reading: float
+    step: float
+    rng: np.random.Generator
+    kinds: list[str] = field(default_factory=list)
+    """What went wrong, in order: `reading` or `step`."""
+
+    def read(self, digit: int) -> int:
+        if self.rng.random() >= self.reading:
+            return digit
+        self.kinds.append("reading")
+        return LOOKALIKE[digit]
+
+    def step_to(self, value: int) -> int:
+        if self.rng.random() >= self.step:
+            return value
+        self.kinds.append("step")
+        return value + 1 if value == 0 or self.rng.random() < 0.5 else value - 1
+
+
+def no_slips() -> Slips:
+    return Slips(0.0, 0.0, np.random.default_rng(0))
+
+
+def gold_answer(kind: str, digits: list[int]) -> int:
+    """The right answer, computed on its own rather than read off a worked answer."""
+    return {
+        "sum": sum(digits),
+        "difference": max(digits) - min(digits),
+        "largest": max(digits),
+        "even": sum(digit % 2 == 0 for digit in digits),
+        "above": sum(digit > 4 for digit in digits),
+    }[kind]
+
+
+def reading(digits: list[int]) -> str:
+    return f"The digits are {_listed(digits)}."
+
+
+def worked_answer(kind: str, digits: list[int], slips: Slips) -> str:
+    """A worked answer of 30 to 60 tokens that ends in `The answer is N.`"""
+    seen = [slips.read(digit) for digit in digits]
+    steps, result = _STEPS[kind](seen, slips)
+    return f"{reading(seen)} {steps} The answer is {result}."
+
+
+def _sum(seen: list[int], slips: Slips) -> tuple[str, int]:
+    total, steps = seen[0], []
+    for digit in seen[1:]:
+        after = slips.step_to(total + digit)
+        steps.append(f"{total} + {digit} = {after}.")
+        total = after
+    return " ".join(steps), total
+
+
+def _difference(seen: list[int], slips: Slips) -> tuple[str, int]:
+    high, low = slips.step_to(max(seen)), slips.step_to(min(seen))
+    result = slips.step_to(abs(high - low))
+    return f"The largest is {high}. The smallest is {low}. {high} - {low} = {result}.", result
+
+
+def _largest(seen: list[int], slips: Slips) -> tuple[str, int]:
+    running: list[int] = []
+    for digit in seen:
+        running.append(slips.step_to(max([digit, *running[-1:]])))
+    return f"Largest so far: {_listed(running)}.", running[-1]
+
+
+def _even(seen: list[int], slips: Slips) -> tuple[str, int]:
+    return _count("Even", [digit % 2 == 0 for digit in seen], slips)
+
+
+def _above(seen: list[int], slips: Slips) -> tuple[str, int]:
+    return _count("Larger", [digit > 4 for digit in seen], slips)
+
+
+def _count(name: str, hits: list[bool], slips: Slips) -> tuple[str, int]:
+    running, count = [], 0
+    for hit in hits:
+        count = slips.step_to(count + hit)
+        running.append(count)
+    return f"{name} so far: {_listed(running)}.", count
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+_STEPS = {"sum": _sum, "difference": _difference, "largest": _largest, "even": _even, "above": _above}

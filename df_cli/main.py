@@ -1,0 +1,48 @@
+"""The `df` command: Difference Feedback's steps in pipeline order."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from df_cli.build_masks import build_masks
+from df_cli.evaluate import evaluate
+from df_cli.rl_repair import rl_repair
+from df_cli.rollout import rollout
+from df_cli.sft_repair import sft_repair
+from df_cli.summarize import summarize
+from df_cli.system_df import meant_for_system, run_system_df
+from df_cli.train_policy import train_policy
+from stages.errors import DifferenceFeedbackError
+
+COMMANDS = {
+    "sft-repair": sft_repair,
+    "rl-repair": rl_repair,
+    "rollout": rollout,
+    "build-masks": build_masks,
+    "train-policy": train_policy,
+    "evaluate": evaluate,
+    "summarize": summarize,
+}
+OPTIONS = ("--help", "--install-completion", "--show-completion")
+
+app = typer.Typer(
+    help="Reinforcement learning for vision-language models that learns where an answer went wrong.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_command)
+
+
+def main() -> None:
+    """Entry point of the `df` script."""
+    arguments = sys.argv[1:]
+    if meant_for_system(arguments, COMMANDS, OPTIONS):
+        run_system_df(arguments)
+    try:
+        app()
+    except DifferenceFeedbackError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(1)

@@ -1,0 +1,67 @@
+"""From parsed options to a step that ran, and what a user reads about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from stages.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from stages.artifacts.stage import Outcome, Stage
+    from stages.scoring.accuracy import Measure
+
+
+def read_recipe(name: str, assignments: Sequence[str], seed: int | None) -> Recipe:
+    """The recipe with `--set` and `--seed` applied."""
+    recipe = load_recipe(name, assignments)
+    return recipe if seed is None else recipe.model_copy(update={"seed": seed})
+
+
+def run_stage(stage: Stage, out: Path, *, overwrite: bool, dry_run: bool) -> None:
+    """Run a stage and print its plan or its summary."""
+    from stages.artifacts.stage import execute
+
+    outcome = execute(stage, out, overwrite=overwrite, dry_run=dry_run)
+    console = Console(highlight=False, soft_wrap=True)
+    if outcome.manifest is None:
+        console.print_json(data=outcome.plan)
+    elif outcome.ran:
+        console.print(summary_table(outcome))
+    else:
+        console.print(f"{out}: complete and up to date, nothing to do", markup=False)
+
+
+def summary_table(outcome: Outcome) -> Table:
+    """Rows in and out, what was dropped and why, what it counted and cost, where it lies."""
+    manifest = outcome.manifest or {}
+    table = Table(title=manifest["step"], show_header=False, title_justify="left")
+    table.add_row("rows in", str(manifest["rows_in"]))
+    table.add_row("rows out", str(manifest["rows_out"]))
+    for reason, rows in sorted(manifest["dropped"].items()):
+        table.add_row(f"dropped: {reason}", str(rows))
+    for name, value in sorted(manifest["counts"].items()):
+        table.add_row(name.replace("_", " "), str(value))
+    for phase, seconds in manifest["device_seconds"].items():
+        table.add_row(f"device-seconds: {phase}", f"{seconds:.1f}")
+    table.add_row("output", str(outcome.out))
+    return table
+
+
+def measures_table(measures: Iterable[Measure]) -> Table:
+    """Measures with their 95% intervals, a section at a time."""
+    table = Table("", "measure", "value", "95% interval", "n", title_justify="left")
+    last = None
+    for measure in measures:
+        if last not in (None, measure.section):
+            table.add_section()
+        interval = "" if measure.low is None else f"{measure.low:.3f} to {measure.high:.3f}"
+        name = "" if measure.section == last else measure.section
+        value = f"{measure.value:.1f}" if measure.section == "device-seconds" else f"{measure.value:.3f}"
+        table.add_row(name, measure.measure, value, interval, "" if measure.n is None else str(measure.n))
+        last = measure.section
+    return table

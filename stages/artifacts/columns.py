@@ -1,0 +1,267 @@
+"""Every artifact's columns, declared once: validation, the README's tables and the tests come from here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from stages.errors import DataError
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+"""Hugging Face's `Image` feature: `datasets` shows it as a picture."""
+IDS = pa.list_(pa.int32())
+FLOATS = pa.list_(pa.float32())
+MASK = pa.list_(pa.bool_())
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column; `null` says what a null means, and without it a null is refused."""
+
+    name: str
+    type: pa.DataType
+    meaning: str
+    null: str | None = None
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """One artifact."""
+
+    name: str
+    producer: str
+    consumers: str
+    columns: tuple[Column, ...]
+
+    def schema(self) -> pa.Schema:
+        """Arrow schema, with the `datasets` features of image columns in its metadata."""
+        fields = [pa.field(column.name, column.type, nullable=True) for column in self.columns]
+        schema = pa.schema(fields)
+        if any(column.type == pa.list_(IMAGE) for column in self.columns):
+            features = {column.name: _feature(column.type) for column in self.columns}
+            schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        return schema
+
+    def check_schema(self, schema: pa.Schema, place: str) -> None:
+        """Refuse a file whose columns are not these; further columns are left alone.
+
+        Raises:
+            DataError: names the column, what it is and what it should be.
+        """
+        for column in self.columns:
+            index = schema.get_field_index(column.name)
+            if index < 0:
+                raise DataError(
+                    f"{place}: no column {column.name} ({column.meaning}); it has {', '.join(schema.names)}. "
+                    f"{self.name} is written by {self.producer}"
+                )
+            if not _same_type(schema.field(index).type, column.type):
+                raise DataError(
+                    f"{place}: column {column.name} is {schema.field(index).type}, not {column.type}; "
+                    f"cast it or write it again with {self.producer}"
+                )
+
+    def check_nulls(self, table: pa.Table, place: str) -> None:
+        """Refuse a null where it has no meaning.
+
+        Raises:
+            DataError: names the column and its first null row.
+        """
+        for column in self.columns:
+            values = table[column.name]
+            if column.null is None and values.null_count:
+                row = values.is_null().index(True).as_py()
+                raise DataError(f"{place} row {row}: {column.name} is null; give it a value or drop the row")
+
+
+def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:
+    if pa.types.is_list(wanted):
+        is_list = pa.types.is_list(found) or pa.types.is_large_list(found)
+        return is_list and _same_type(found.value_type, wanted.value_type)
+    if pa.types.is_string(wanted):
+        return pa.types.is_string(found) or pa.types.is_large_string(found)
+    if pa.types.is_struct(wanted):
+        return pa.types.is_struct(found) and {field.name for field in wanted} <= {field.name for field in found}
+    return bool(found == wanted)
+
+
+def _feature(arrow_type: pa.DataType) -> dict[str, object]:
+    if arrow_type == pa.list_(IMAGE):
+        return {"feature": {"_type": "Image"}, "_type": "List"}
+    return {"dtype": str(arrow_type), "_type": "Value"}
+
+
+_PROBLEM_ID = Column("problem_id", pa.string(), "joins the artifacts; unique in `problems`")
+_SAMPLE = Column("sample", pa.int32(), "which of the problem's rollouts, from 0")
+_GROUP_SAMPLE = Column("sample", pa.int32(), "the rollout, or the rollout that was repaired")
+_TEXT = Column("text", pa.string(), "the response, decoded, for reading only")
+_REWARD = Column("reward", pa.float32(), "task reward R", null="could not be scored")
+_COST = Column("cost", pa.float32(), "edit cost C (eq. 2)")
+_FLAGGED = Column("flagged", pa.bool_(), "the auditor's verdict", null="could not be had")
+_CATEGORY = Column("category", pa.string(), "what it was flagged for", null="not flagged")
+_FINISH = Column("finish_reason", pa.string(), "`stop` or `length`")
+
+PROBLEMS = TableSpec(
+    "problems",
+    "you, or data/digits/build.py",
+    "every command",
+    (
+        _PROBLEM_ID,
+        Column("question", pa.string(), "the instruction, without image placeholders"),
+        Column("images", pa.list_(IMAGE), "encoded images in order (Hugging Face `Image`); may be empty"),
+        Column("answer", pa.string(), "the reference answer y*, bare: `18`, not `The answer is 18.`"),
+        Column("kind", pa.string(), "for reports by kind", null="no kind"),
+    ),
+)
+
+REPAIR_SET = TableSpec(
+    "repair_set",
+    "you, or data/digits/build.py",
+    "df sft-repair, df rl-repair",
+    (
+        *PROBLEMS.columns,
+        Column("error", pa.string(), "y: a wrong response of the policy"),
+        Column("repair", pa.string(), "ŷ: the same response, minimally repaired"),
+    ),
+)
+
+ROLLOUTS = TableSpec(
+    "rollouts",
+    "df rollout",
+    "df build-masks",
+    (
+        _PROBLEM_ID,
+        _SAMPLE,
+        Column("ids", IDS, "response token ids, end token included"),
+        Column("sampler_logprobs", FLOATS, "log-prob of each token under the sampled distribution"),
+        _FINISH,
+        _REWARD,
+        _TEXT,
+    ),
+)
+
+REPAIRS = TableSpec(
+    "repairs",
+    "df build-masks",
+    "you",
+    (
+        _PROBLEM_ID,
+        Column("sample", pa.int32(), "the rollout that was repaired"),
+        Column("candidate", pa.int32(), "k, from 0"),
+        Column("ids", IDS, "token ids of the candidate"),
+        _TEXT,
+        _REWARD,
+        _COST,
+        _FLAGGED,
+        _CATEGORY,
+        Column(
+            "selection",
+            pa.string(),
+            "`chosen`, or why not: `unscored`, `wrong`, `flagged`, `unaudited`, `costlier`",
+        ),
+    ),
+)
+
+GROUPS = TableSpec(
+    "groups",
+    "df build-masks",
+    "df train-policy",
+    (
+        _PROBLEM_ID,
+        _GROUP_SAMPLE,
+        Column("role", pa.string(), "`correct`, `error` or `repair`"),
+        Column("in_pair", pa.bool_(), "takes part in the difference-feedback group (eq. 16)"),
+        Column("ids", IDS, "response token ids"),
+        Column("reward", pa.float32(), "task reward R"),
+        Column("mask", MASK, "hard difference mask (eq. 8, 19); all true on an ungated row"),
+        Column("old_logprobs", FLOATS, "the policy's own log-prob of each token, teacher-forced"),
+        _FINISH,
+    ),
+)
+
+EPISODES = TableSpec(
+    "episodes",
+    "df rl-repair",
+    "you",
+    (
+        Column("iteration", pa.int32(), "from 0"),
+        _PROBLEM_ID,
+        _GROUP_SAMPLE,
+        Column("attempt", pa.int32(), "which repair of this error, from 0"),
+        Column("error", pa.string(), "the draft y"),
+        _TEXT,
+        _REWARD,
+        _COST,
+        Column("gate_c1", pa.bool_(), "g_C1 (eq. 3): the error cannot be repaired without the image", null="as R"),
+        Column("gate_audit", pa.bool_(), "g_audit: not flagged", null="no verdict"),
+        _CATEGORY,
+        Column("repair_reward", pa.float32(), "R_rep (eq. 4)", null="some part of it is null"),
+    ),
+)
+
+DROPPED = TableSpec(
+    "dropped",
+    "df rl-repair",
+    "you",
+    (_PROBLEM_ID, Column("reason", pa.string(), "`text_only_solvable`")),
+)
+
+METRICS = TableSpec(
+    "metrics",
+    "df sft-repair, df rl-repair, df train-policy",
+    "you, df summarize",
+    (
+        Column("step", pa.int32(), "optimizer step, from 1"),
+        Column("metric", pa.string(), "its name, as in `loss` or `ratio_mean/error`"),
+        Column("value", pa.float64(), "its value"),
+    ),
+)
+
+SAMPLES = TableSpec(
+    "samples",
+    "df sft-repair, df rl-repair",
+    "you, df summarize",
+    (
+        _PROBLEM_ID,
+        Column("attempt", pa.int32(), "k, from 0; Acc@k counts errors with a correct repair among k"),
+        Column("answer", pa.string(), "the reference answer"),
+        Column("error", pa.string(), "the held-out draft y"),
+        _TEXT,
+        _REWARD,
+        _COST,
+    ),
+)
+
+SCORES = TableSpec(
+    "scores",
+    "df evaluate",
+    "you, df summarize",
+    (
+        _PROBLEM_ID,
+        Column("kind", pa.string(), "the problem's kind", null="no kind"),
+        Column("mode", pa.string(), "`greedy`, `sampled` or `image_removed`"),
+        Column("draw", pa.int32(), "which of the sampled answers, from 0"),
+        _TEXT,
+        _REWARD,
+    ),
+)
+
+SUMMARY = TableSpec(
+    "summary",
+    "df summarize",
+    "you",
+    (
+        Column("section", pa.string(), "what it is about"),
+        Column("measure", pa.string(), "what was measured"),
+        Column("value", pa.float64(), "the number"),
+        Column("low", pa.float64(), "lower end of the 95% interval", null="no interval"),
+        Column("high", pa.float64(), "upper end of the 95% interval", null="no interval"),
+        Column("n", pa.int64(), "how many it was measured on", null="not a share or a mean"),
+    ),
+)
+
+TABLES = (
+    PROBLEMS, REPAIR_SET, ROLLOUTS, REPAIRS, GROUPS, EPISODES, DROPPED, METRICS, SAMPLES, SCORES, SUMMARY,
+)  # fmt: skip

@@ -1,0 +1,125 @@
+"""Problems with their images, read from disk as they are needed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from stages.artifacts.columns import PROBLEMS, TableSpec
+from stages.artifacts.store import parquet_files
+from stages.errors import DataError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One row of `problems`, its images decoded."""
+
+    problem_id: str
+    question: str
+    images: tuple[Image.Image, ...]
+    answer: str
+    kind: str | None
+    extra: dict[str, Any]
+    """Further columns of the file, as a repair set's `error` and `repair`."""
+
+    def as_row(self) -> dict[str, Any]:
+        """What a reward function is given."""
+        row = {
+            "problem_id": self.problem_id,
+            "question": self.question,
+            "answer": self.answer,
+            "kind": self.kind,
+        }
+        return row | self.extra
+
+
+class ProblemSet:
+    """Random access to problems by id; one row group of images in memory at a time."""
+
+    def __init__(self, path: Path, spec: TableSpec = PROBLEMS) -> None:
+        """Index the file or folder.
+
+        Raises:
+            DataError: wrong columns, a null, or an id that stands twice.
+        """
+        self._spec = spec
+        self._rows: dict[str, tuple[Path, int, int]] = {}
+        for file in parquet_files(path, spec):
+            parquet = pq.ParquetFile(file)
+            for group in range(parquet.num_row_groups):
+                ids = parquet.read_row_group(group, columns=["problem_id"])["problem_id"].to_pylist()
+                self._index(file, group, ids)
+        if not self._rows:
+            raise DataError(f"{path}: no problems in it")
+        self._read_group = lru_cache(maxsize=4)(self._read_group_uncached)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Problem]:
+        return (self[problem_id] for problem_id in self._rows)
+
+    @property
+    def ids(self) -> list[str]:
+        return list(self._rows)
+
+    def __getitem__(self, problem_id: str) -> Problem:
+        """The problem of this id.
+
+        Raises:
+            DataError: no such problem, or an image that cannot be decoded.
+        """
+        if problem_id not in self._rows:
+            raise DataError(f"no problem {problem_id}; give the problems that the other inputs were made from")
+        file, group, index = self._rows[problem_id]
+        row = dict(self._read_group(file, group)[index])
+        place = f"{file} problem {problem_id}"
+        images = tuple(_decode(image, f"{place} image {i}") for i, image in enumerate(row.pop("images")))
+        named = {name: row.pop(name) for name in ("problem_id", "question", "answer", "kind")}
+        return Problem(images=images, extra=row, **named)
+
+    def draw(self, count: int | None, seed: int) -> list[str]:
+        """Ids of `count` problems drawn without replacement, or of all in order."""
+        if count is None or count >= len(self):
+            return self.ids
+        return [str(name) for name in np.random.default_rng(seed).choice(self.ids, count, replace=False)]
+
+    def many(self, problem_ids: Sequence[str]) -> list[Problem]:
+        return [self[problem_id] for problem_id in problem_ids]
+
+    def _index(self, file: Path, group: int, ids: list[str]) -> None:
+        for index, problem_id in enumerate(ids):
+            if problem_id in self._rows:
+                raise DataError(
+                    f"{file}: problem_id {problem_id} stands twice; ids join the artifacts, make them unique"
+                )
+            self._rows[problem_id] = (file, group, index)
+
+    def _read_group_uncached(self, file: Path, group: int) -> list[dict[str, Any]]:
+        table = pq.ParquetFile(file).read_row_group(group, columns=[column.name for column in self._spec.columns])
+        self._spec.check_nulls(table, str(file))
+        return table.to_pylist()
+
+
+def _decode(image: dict[str, Any], place: str) -> Image.Image:
+    if not image.get("bytes"):
+        raise DataError(f"{place}: no bytes; embed the image in the file (datasets: cast_column(..., Image()))")
+    try:
+        return ImageOps.exif_transpose(Image.open(io.BytesIO(image["bytes"]))).convert("RGB")
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise DataError(f"{place}: cannot be decoded ({error}); replace it or drop the row") from error
+
+
+def encode_image(image: Image.Image) -> dict[str, Any]:
+    """A PNG in the layout of the `images` column."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return {"bytes": buffer.getvalue(), "path": None}

@@ -1,0 +1,49 @@
+"""A pipeline step as the commands see it: it can say what it will do, and do it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from stages.artifacts.step import Plan, Step
+
+
+class Stage(Protocol):
+    """One step with its inputs and recipe."""
+
+    def plan(self) -> Plan:
+        """Check inputs and recipe before any compute; say what the output depends on."""
+        ...
+
+    def run(self, step: Step) -> None:
+        """Do the work and finish the step."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a command."""
+
+    out: Path
+    plan: dict[str, Any]
+    manifest: dict[str, Any] | None
+    """None after a dry run."""
+    ran: bool
+    """False where the output was complete already."""
+
+
+def execute(stage: Stage, out: Path, *, overwrite: bool = False, dry_run: bool = False) -> Outcome:
+    """Plan a stage and run it unless its output is complete; a dry run touches nothing.
+
+    Raises:
+        DifferenceFeedbackError: whatever is wrong with inputs, recipe or output folder.
+    """
+    plan = stage.plan()
+    if dry_run:
+        return Outcome(out, plan.record(), None, ran=False)
+    step = Step.open(out, plan, overwrite=overwrite)
+    if step.manifest is not None:
+        return Outcome(out, step.plan, step.manifest, ran=False)
+    stage.run(step)
+    return Outcome(out, step.plan, step.manifest, ran=True)

@@ -1,0 +1,216 @@
+"""One step's output folder: planned, written shard by shard, and complete once its manifest exists."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stages.artifacts.columns import TableSpec
+from stages.artifacts.fingerprint import MANIFEST, file_sha256, fingerprint
+from stages.artifacts.ledger import CostLedger
+from stages.artifacts.store import write_rows
+from stages.errors import ArtifactError
+
+SCHEMA_VERSION = 1
+PLAN = "plan.json"
+PROGRESS = "progress.json"
+MODEL = "model"
+"""Folder of the checkpoint inside a training step's output."""
+_PACKAGES = ("torch", "transformers", "rapidfuzz", "edlib", "math-verify", "vllm")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a step's output depends on."""
+
+    step: str
+    recipe: Mapping[str, Any]
+    """The recipe's sections that the step reads."""
+    seed: int
+    inputs: Mapping[str, Path]
+
+    def record(self) -> dict[str, Any]:
+        """The plan with the fingerprints of its inputs, as JSON."""
+        inputs = {name: {"path": str(path), "sha256": fingerprint(path)} for name, path in self.inputs.items()}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "step": self.step,
+            "recipe": json.loads(json.dumps(self.recipe)),
+            "seed": self.seed,
+            "inputs": inputs,
+        }
+
+
+@dataclass
+class Tally:
+    """Rows in and out, what was dropped and why, and what else a stage counts."""
+
+    rows_in: int = 0
+    rows_out: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+class Step:
+    """A folder being filled. Use `Step.open`."""
+
+    def __init__(self, out: Path, plan: dict[str, Any], ledger: CostLedger) -> None:
+        self.out = out
+        self.plan = plan
+        self.ledger = ledger
+        self.tally = Tally()
+        self.manifest: dict[str, Any] | None = None
+        self._shards: dict[str, int] = {}
+
+    @classmethod
+    def open(cls, out: Path, plan: Plan, *, overwrite: bool = False, devices: int = 1) -> Step:
+        """Start the step, go on with one that was stopped, or find it complete (`manifest` is then set).
+
+        `overwrite` replaces an output that is complete or was made from something else; a stopped run of the same
+        plan goes on either way.
+
+        Raises:
+            ArtifactError: the folder holds something else, or an output made from other inputs.
+        """
+        record = plan.record()
+        step = cls(out, record, CostLedger(devices))
+        existing = _read_json(out / PLAN)
+        if existing is None:
+            if out.exists() and any(out.iterdir()):
+                raise ArtifactError(f"{out}: not empty and not made by df; name another folder with --out")
+            step._begin()
+            return step
+        changed = sorted(_differences(existing, record))
+        complete = (out / MANIFEST).is_file()
+        if (changed or complete) and overwrite:
+            shutil.rmtree(out)
+            step._begin()
+            return step
+        if changed:
+            raise ArtifactError(
+                f"{out}: made with other {', '.join(changed)}; give --overwrite to replace it, or another --out"
+            )
+        if complete:
+            step.manifest = _read_json(out / MANIFEST)
+            return step
+        step._resume()
+        return step
+
+    def has_shard(self, spec: TableSpec, index: int) -> bool:
+        """Whether a stopped run already finished this shard."""
+        return _shard_name(spec, index) in self._shards
+
+    def write_shards(self, index: int, tables: Mapping[TableSpec, Sequence[Mapping[str, Any]]]) -> None:
+        """Write one shard of each artifact and note it, with the counts so far, as finished."""
+        for spec, rows in tables.items():
+            write_rows(self.out / _shard_name(spec, index), spec, rows)
+            self._shards[_shard_name(spec, index)] = len(rows)
+        progress = {
+            "shards": self._shards,
+            "device_seconds": dict(self.ledger.device_seconds),
+            "tally": {**vars(self.tally)},
+        }
+        _write_json(self.out / PROGRESS, progress)
+
+    def write_table(self, spec: TableSpec, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write an artifact that is one file, named like its spec."""
+        write_rows(self.out / f"{spec.name}.parquet", spec, rows)
+
+    def finish(self, **counts: float) -> dict[str, Any]:
+        """Write the manifest, which makes the step complete, and return it."""
+        files = sorted(file for file in self.out.rglob("*") if file.is_file() and file.name not in (PLAN, PROGRESS))
+        self.manifest = self.plan | {
+            "rows_in": self.tally.rows_in,
+            "rows_out": self.tally.rows_out,
+            "dropped": dict(self.tally.dropped),
+            "counts": dict(self.tally.counts) | counts,
+            "devices": self.ledger.devices,
+            "device_seconds": dict(self.ledger.device_seconds),
+            "versions": _versions(),
+            "files": {
+                str(file.relative_to(self.out)): {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+                for file in files
+            },
+        }
+        _write_json(self.out / MANIFEST, self.manifest)
+        (self.out / PROGRESS).unlink(missing_ok=True)
+        return self.manifest
+
+    def _begin(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        _write_json(self.out / PLAN, self.plan)
+
+    def _resume(self) -> None:
+        progress = _read_json(self.out / PROGRESS)
+        if progress is None:
+            return
+        self._shards = progress["shards"]
+        self.ledger.device_seconds.update(progress["device_seconds"])
+        tally = progress["tally"]
+        self.tally = Tally(tally["rows_in"], tally["rows_out"], Counter(tally["dropped"]), Counter(tally["counts"]))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a complete step.
+
+    Raises:
+        ArtifactError: the folder has none, so the step is not complete.
+    """
+    manifest = _read_json(folder / MANIFEST)
+    if manifest is None:
+        raise ArtifactError(f"{folder}: no {MANIFEST}, so this step is not complete; run its command again")
+    if manifest["schema_version"] != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{folder}: schema version {manifest['schema_version']}, this is {SCHEMA_VERSION}; run its command again"
+        )
+    return manifest
+
+
+def model_folder(path: Path) -> Path:
+    """The checkpoint of a training step's output, or the path itself where it is a checkpoint or a hub name.
+
+    Raises:
+        ArtifactError: a step that is not complete.
+    """
+    if (path / PLAN).is_file():
+        read_manifest(path)
+        return path / MODEL
+    return path
+
+
+def _shard_name(spec: TableSpec, index: int) -> str:
+    return f"{spec.name}-{index:05d}.parquet"
+
+
+def _differences(old: Any, new: Any, place: str = "") -> list[str]:
+    """Dotted names of what differs; paths of inputs may differ, their contents may not."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = [name for name in {*old, *new} if not (place.startswith("inputs.") and name == "path")]
+        return [
+            found
+            for name in names
+            for found in _differences(old.get(name), new.get(name), f"{place}.{name}" if place else name)
+        ]
+    return [] if old == new else [place.removesuffix(".sha256")]
+
+
+def _versions() -> dict[str, str]:
+    installed = {distribution.metadata["Name"] for distribution in importlib.metadata.distributions()}
+    return {name: importlib.metadata.version(name) for name in _PACKAGES if name in installed}
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,56 @@
+"""Generation behind one protocol, so that every stage runs on every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from stages.model.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class Request:
+    """`n` independent responses to one prompt."""
+
+    prompt: Prompt
+    n: int = 1
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """One sampled distribution: no top-p, no top-k, so that log-probs are those of what was sampled."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    """0 is greedy decoding; log-probs are then those at temperature 1."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One response: its token ids, the end token included, and the sampler's log-prob of each."""
+
+    ids: list[int]
+    logprobs: list[float]
+    finish_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """A response whose log-probs under the model are wanted."""
+
+    prompt: Prompt
+    ids: Sequence[int]
+
+
+class Generator(Protocol):
+    """What an engine does. Results are in the order of the requests."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        """Sample `n` completions of each request; the same seed gives the same completions."""
+        ...
+
+    def score(self, requests: Sequence[ScoreRequest], *, temperature: float) -> list[list[float]]:
+        """Teacher-forced log-probs of given responses, of the distribution that `generate` samples from."""
+        ...

@@ -1,0 +1,113 @@
+"""The embedded engine: transformers' own `generate`; no server, any device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from stages.engines.protocol import Completion, Request, Sampling, ScoreRequest
+from stages.model.batches import EncodedPrompt, encode_prompt, prompt_batch, response_batch
+from stages.model.loading import VisionLanguageModel
+from stages.model.logprobs import response_logprobs, sampled_logits
+
+Item = TypeVar("Item")
+
+
+class TransformersEngine:
+    """Generates with one loaded model, `rows_per_batch` sequences at a time."""
+
+    def __init__(self, vlm: VisionLanguageModel, *, rows_per_batch: int) -> None:
+        self.vlm = vlm
+        self.rows_per_batch = rows_per_batch
+
+    @torch.inference_mode()
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        rows = [
+            (index, prompt)
+            for index, request in enumerate(requests)
+            for prompt in [encode_prompt(self.vlm, request.prompt)] * request.n
+        ]
+        rows.sort(key=lambda row: len(row[1].ids))
+        completions: list[list[Completion]] = [[] for _ in requests]
+        with torch.random.fork_rng(devices=_cuda_devices()):
+            torch.manual_seed(sampling.seed)
+            for batch in _batches(rows, self.rows_per_batch):
+                generated = self._generate_batch([prompt for _, prompt in batch], sampling)
+                for (index, _), completion in zip(batch, generated, strict=True):
+                    completions[index].append(completion)
+        return completions
+
+    @torch.inference_mode()
+    def score(self, requests: Sequence[ScoreRequest], *, temperature: float) -> list[list[float]]:
+        order = sorted(range(len(requests)), key=lambda i: len(requests[i].ids))
+        scores: list[list[float]] = [[] for _ in requests]
+        for batch in _batches(order, self.rows_per_batch):
+            prompts = [encode_prompt(self.vlm, requests[i].prompt) for i in batch]
+            rows = response_batch(self.vlm, prompts, [requests[i].ids for i in batch])
+            logprobs_BT = response_logprobs(self.vlm, rows, temperature=temperature).logprobs_BT
+            for i, logprobs_T in zip(batch, logprobs_BT.tolist(), strict=True):
+                scores[i] = logprobs_T[: len(requests[i].ids)]
+        return scores
+
+    def _generate_batch(self, prompts: Sequence[EncodedPrompt], sampling: Sampling) -> list[Completion]:
+        inputs = prompt_batch(self.vlm, prompts)
+        recorder = _SampledLogprobs(self.vlm.banned_ids, sampling.temperature or 1.0)
+        output_BS = self.vlm.model.generate(
+            **inputs,
+            generation_config=GenerationConfig(
+                max_new_tokens=sampling.max_new_tokens,
+                do_sample=sampling.temperature > 0,
+                top_k=0,
+                top_p=1.0,
+                temperature=1.0,
+                eos_token_id=list(self.vlm.end_ids),
+                pad_token_id=self.vlm.pad_id,
+            ),
+            logits_processor=LogitsProcessorList([recorder]),
+        )
+        response_BT = output_BS[:, inputs["input_ids"].shape[1] :]
+        logprobs_BT = recorder.finish(output_BS)
+        return [self._completion(*row) for row in zip(response_BT.tolist(), logprobs_BT.tolist(), strict=True)]
+
+    def _completion(self, ids: list[int], logprobs: list[float]) -> Completion:
+        length = next((i + 1 for i, token in enumerate(ids) if token in self.vlm.end_ids), None)
+        if length is None:
+            return Completion(ids, logprobs, "length")
+        return Completion(ids[:length], logprobs[:length], "stop")
+
+
+class _SampledLogprobs(LogitsProcessor):
+    """Makes the sampled distribution and keeps the log-prob of each token drawn from it, not the distributions."""
+
+    def __init__(self, banned_ids: tuple[int, ...], temperature: float) -> None:
+        self._banned_ids = banned_ids
+        self._temperature = temperature
+        self._last_BV: Tensor | None = None
+        self._columns: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._gather(input_ids)
+        self._last_BV = sampled_logits(scores, self._banned_ids, self._temperature).log_softmax(-1)
+        return self._last_BV
+
+    def finish(self, input_ids: Tensor) -> Tensor:
+        """Log-probs (B, T) of every generated token."""
+        self._gather(input_ids)
+        return torch.stack(self._columns, dim=1)
+
+    def _gather(self, input_ids: Tensor) -> None:
+        if self._last_BV is not None:
+            self._columns.append(self._last_BV.gather(1, input_ids[:, -1:]).squeeze(1))
+
+
+def _batches(rows: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _cuda_devices() -> list[int]:
+    return list(range(torch.cuda.device_count()))

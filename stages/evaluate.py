@@ -1,0 +1,96 @@
+"""How good a model is: problems, any model -> scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stages.artifacts.columns import SCORES, SUMMARY
+from stages.artifacts.problems import Problem, ProblemSet
+from stages.artifacts.step import Plan, Step
+from stages.artifacts.store import iterate_rows
+from stages.engines.loading import check_model, open_engine
+from stages.engines.protocol import Sampling
+from stages.progress import track
+from stages.recipe import Recipe
+from stages.scoring.answering import Answerer
+from stages.scoring.image_removal import without_image
+from stages.scoring.rewards import open_reward
+from stages.scoring.score_summary import summarize_scores
+from stages.seeds import derive_seed
+
+
+class Mode(NamedTuple):
+    """One way of answering every problem."""
+
+    name: str
+    draws: int
+    temperature: float
+    blank_image: bool = False
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """`df evaluate`."""
+
+    recipe: Recipe
+    problems: Path
+    model: Path
+
+    def plan(self) -> Plan:
+        ProblemSet(self.problems)
+        check_model(self.model)
+        sections = {"model": True, "prompt": True, "reward": True, "evaluate": True}
+        rollout = {"temperature": True, "max_new_tokens": True}
+        recipe = self.recipe.model_dump(include=sections | {"rollout": rollout, "repair_rl": {"blank"}})
+        return Plan("evaluate", recipe, self.recipe.seed, {"problems": self.problems, "model": self.model})
+
+    def run(self, step: Step) -> None:
+        recipe = self.recipe
+        problems = list(ProblemSet(self.problems))
+        with step.ledger.phase("load"):
+            engine = open_engine(self.model, recipe)
+        modes = list(self._modes())
+        with (
+            open_reward(recipe.reward) as reward,
+            track("evaluate", len(problems) * sum(mode.draws for mode in modes), "answers") as advance,
+        ):
+            answerer = Answerer(engine, recipe.prompt, reward, step.ledger)
+            for index, mode in enumerate(modes):
+                if not step.has_shard(SCORES, index):
+                    step.write_shards(index, {SCORES: self._rows(answerer, problems, mode, step)})
+                advance(len(problems) * mode.draws)
+        scores = list(iterate_rows(step.out, SCORES))
+        measures = summarize_scores(self.model.name, scores, recipe.reward.threshold)
+        step.write_table(SUMMARY, [measure._asdict() for measure in measures])
+        step.tally.rows_in = len(problems)
+        step.finish()
+
+    def _modes(self) -> Iterator[Mode]:
+        yield Mode("greedy", 1, 0.0)
+        yield Mode("sampled", self.recipe.evaluate.draws, self.recipe.rollout.temperature)
+        if self.recipe.evaluate.image_removed:
+            yield Mode("image_removed", 1, 0.0, blank_image=True)
+
+    def _rows(self, answerer: Answerer, problems: Sequence[Problem], mode: Mode, step: Step) -> list[dict[str, Any]]:
+        if mode.blank_image:
+            problems = [without_image(problem, self.recipe.repair_rl.blank) for problem in problems]
+        sampling = Sampling(self.recipe.rollout.max_new_tokens, mode.temperature, derive_seed(self.recipe.seed, 14))
+        groups = answerer.answer(problems, mode.draws, sampling)
+        rows = [
+            {
+                "problem_id": problem.problem_id,
+                "kind": problem.kind,
+                "mode": mode.name,
+                "draw": draw,
+                "text": answer.text,
+                "reward": answer.reward,
+            }
+            for problem, group in zip(problems, groups, strict=True)
+            for draw, answer in enumerate(group)
+        ]
+        step.tally.rows_out += len(rows)
+        step.tally.dropped["unscored"] += sum(row["reward"] is None for row in rows)
+        return rows

@@ -1,0 +1,96 @@
+"""Prompts and responses as the tensors a model takes.
+
+Axes: B rows, S positions of a padded row, T positions of the longest response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.model.loading import VisionLanguageModel
+from stages.model.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt's token ids with every image placeholder expanded, and its pixels."""
+
+    ids: list[int]
+    token_types: list[int]
+    """0 text, 1 image, 2 video: what multimodal rotary positions are made from."""
+    vision: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ResponseBatch:
+    """Rows `[padding][prompt][response][padding]`: responses stand in the last T columns."""
+
+    inputs: dict[str, Tensor]
+    response_mask_BT: Tensor
+    """Bool; True at response tokens, the end token included."""
+
+    @property
+    def response_ids_BT(self) -> Tensor:
+        return self.inputs["input_ids"][:, -self.response_mask_BT.shape[1] :]
+
+
+def encode_prompt(vlm: VisionLanguageModel, prompt: Prompt) -> EncodedPrompt:
+    """Expand the images' placeholders and splice the given ids in."""
+    encoded = vlm.processor(
+        images=list(prompt.images) or None, text=[prompt.text], return_tensors="pt", add_special_tokens=False
+    )
+    ids = encoded.pop("input_ids")[0].tolist()
+    encoded.pop("attention_mask")
+    types = encoded.pop("mm_token_type_ids", None)
+    token_types = [0] * len(ids) if types is None else types[0].tolist()
+    rest = list(prompt.spliced_ids)
+    if prompt.tail:
+        rest += vlm.tokenizer(prompt.tail, add_special_tokens=False)["input_ids"]
+    return EncodedPrompt(ids + rest, token_types + [0] * len(rest), dict(encoded))
+
+
+def response_batch(
+    vlm: VisionLanguageModel, prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[int]]
+) -> ResponseBatch:
+    """Pad rows of a prompt and its response each; rows may repeat a prompt."""
+    longest = max(len(response) for response in responses)
+    tails = [longest - len(response) for response in responses]
+    lengths = torch.tensor([len(response) for response in responses], device=vlm.device)
+    return ResponseBatch(
+        inputs=_inputs(vlm, prompts, responses, tails),
+        response_mask_BT=torch.arange(longest, device=vlm.device) < lengths[:, None],
+    )
+
+
+def prompt_batch(vlm: VisionLanguageModel, prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
+    """Left-padded prompts for generation."""
+    return _inputs(vlm, prompts, [[]] * len(prompts), [0] * len(prompts))
+
+
+def _inputs(
+    vlm: VisionLanguageModel,
+    prompts: Sequence[EncodedPrompt],
+    responses: Sequence[Sequence[int]],
+    tails: Sequence[int],
+) -> dict[str, Tensor]:
+    width = max(len(prompt.ids) for prompt in prompts)
+    rows = [
+        (width - len(prompt.ids), prompt, list(response), tail)
+        for prompt, response, tail in zip(prompts, responses, tails, strict=True)
+    ]
+    columns: dict[str, Any] = {
+        "input_ids": [[vlm.pad_id] * head + p.ids + r + [vlm.pad_id] * tail for head, p, r, tail in rows],
+        "attention_mask": [[0] * head + [1] * (len(p.ids) + len(r)) + [0] * tail for head, p, r, tail in rows],
+    }
+    if "mm_token_type_ids" in vlm.processor.model_input_names:
+        columns["mm_token_type_ids"] = [[0] * head + p.token_types + [0] * (len(r) + tail) for head, p, r, tail in rows]
+    inputs = {name: torch.tensor(values, device=vlm.device) for name, values in columns.items()}
+    for name in sorted({name for prompt in prompts for name in prompt.vision}):
+        value = torch.cat([prompt.vision[name] for prompt in prompts if name in prompt.vision])
+        inputs[name] = value.to(vlm.device, vlm.model.dtype if value.is_floating_point() else None)
+    return inputs

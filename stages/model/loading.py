@@ -1,0 +1,140 @@
+"""Load a vision-language checkpoint with its processor, and save the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from stages.errors import ModelError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Where configurations, processors and tokenizers of the supported families keep the ids that stand for pixels.
+_VISION_ID_NAMES = (
+    "image_token_id",
+    "video_token_id",
+    "vision_start_token_id",
+    "vision_end_token_id",
+    "start_image_token_id",
+    "end_image_token_id",
+)
+
+
+@dataclass(frozen=True)
+class VisionLanguageModel:
+    """A loaded model with everything that turns problems into its tokens and back."""
+
+    model: Any
+    processor: Any
+    end_ids: tuple[int, ...]
+    """Ids that end a response."""
+    banned_ids: tuple[int, ...]
+    """Ids that may never be sampled: image, video and vision-boundary tokens, and rows beyond the tokenizer."""
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def pad_id(self) -> int:
+        pad_id = self.tokenizer.pad_token_id
+        return self.end_ids[0] if pad_id is None else pad_id
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of a response, without special tokens."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def without_end(self, ids: list[int]) -> list[int]:
+        """The response without its end token, if it has one."""
+        return ids[:-1] if ids and ids[-1] in self.end_ids else ids
+
+    def save(self, folder: Path) -> None:
+        """Write a plain Hugging Face checkpoint: safetensors, configuration, processor and tokenizer."""
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+def load_model(
+    path: Path | str,
+    *,
+    device: str | torch.device,
+    dtype: str = "float32",
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    trust_remote_code: bool = False,
+) -> VisionLanguageModel:
+    """Load the checkpoint at `path` onto `device`; `dtype` is a key of `DTYPES`.
+
+    Raises:
+        ModelError: the folder has no configuration, or its model is not an image-text-to-text model.
+    """
+    check_model_folder(path)
+    pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    processor = AutoProcessor.from_pretrained(
+        path, trust_remote_code=trust_remote_code, **{k: v for k, v in pixels.items() if v is not None}
+    )
+    model = AutoModelForImageTextToText.from_pretrained(
+        path, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, use_safetensors=True
+    )
+    return wrap_model(model.to(device).eval(), processor)
+
+
+def wrap_model(model: Any, processor: Any) -> VisionLanguageModel:
+    """Bundle a model and its processor with the ids that end a response and those that may not be sampled."""
+    end_ids = model.generation_config.eos_token_id
+    if end_ids is None:
+        end_ids = processor.tokenizer.eos_token_id
+    if end_ids is None:
+        raise ModelError(
+            f"{model.name_or_path}: neither generation_config nor the tokenizer names an end token; "
+            "set eos_token_id in generation_config.json"
+        )
+    return VisionLanguageModel(
+        model=model,
+        processor=processor,
+        end_ids=tuple(end_ids) if isinstance(end_ids, list) else (end_ids,),
+        banned_ids=_banned_ids(model, processor),
+    )
+
+
+def check_model_folder(path: Path | str) -> None:
+    """Refuse a local model folder that misses a part; a hub name passes.
+
+    Raises:
+        ModelError: names the missing file.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        if len(folder.parts) == 2 and not folder.is_absolute() and not folder.parent.exists():
+            return
+        raise ModelError(f"{path}: no such model folder; give a folder with config.json or a hub name org/model")
+    for needed in ("config.json", "tokenizer_config.json"):
+        if not (folder / needed).is_file():
+            raise ModelError(f"{path}: {needed} is missing; a model folder is a plain Hugging Face checkpoint")
+    if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+        raise ModelError(
+            f"{path}: no preprocessor_config.json or processor_config.json; save the processor beside the weights"
+        )
+    if not list(folder.glob("*.safetensors")):
+        raise ModelError(f"{path}: no *.safetensors file; convert the weights, other formats are not read")
+
+
+def _banned_ids(model: Any, processor: Any) -> tuple[int, ...]:
+    holders = (model.config, processor, processor.tokenizer)
+    vision_ids = {
+        value
+        for holder in holders
+        for name in _VISION_ID_NAMES
+        if isinstance(value := getattr(holder, name, None), int)
+    }
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    return tuple(sorted(vision_ids | set(range(len(processor.tokenizer), vocabulary))))

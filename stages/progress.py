@@ -1,0 +1,57 @@
+"""Progress of long work: a bar with rate and time left on a terminal, a line per interval elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+INTERVAL_S = 15.0
+
+Advance = Callable[[int], None]
+
+
+@contextmanager
+def track(label: str, total: int, unit: str) -> Iterator[Advance]:
+    """Give a function that is called with how much more is done; `unit` names what is counted."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with _bar(console, unit) as progress:
+            task = progress.add_task(label, total=total, rate="")
+            started = time.monotonic()
+
+            def advance(amount: int) -> None:
+                done = progress.tasks[0].completed + amount
+                rate = f"{done / (time.monotonic() - started):.1f} {unit}/s"
+                progress.update(task, advance=amount, rate=rate)
+
+            yield advance
+    else:
+        yield _LineLog(label, total, unit).advance
+
+
+def _bar(console: Console, unit: str) -> Progress:
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit)]
+    return Progress(*columns, TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=console)
+
+
+class _LineLog:
+    def __init__(self, label: str, total: int, unit: str) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.done = 0
+        self.started = self.reported = time.monotonic()
+
+    def advance(self, amount: int) -> None:
+        self.done += amount
+        now = time.monotonic()
+        if now - self.reported < INTERVAL_S and self.done < self.total:
+            return
+        self.reported = now
+        rate = self.done / max(now - self.started, 1e-9)
+        left = (self.total - self.done) / rate
+        line = f"{self.label}: {self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, {left:.0f} s left"
+        print(line, file=sys.stderr, flush=True)

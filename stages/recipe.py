@@ -1,0 +1,269 @@
+"""The typed recipe: one section a stage, bounds and a line of help per field. Imports no machine learning."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stages.errors import RecipeError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Temperature = Annotated[float, Field(gt=0, le=10)]
+Algorithm = Literal["grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo"]
+Gate = Literal["difference", "soft", "none"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(Section):
+    """How checkpoints are loaded."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="Weights and activations.")
+    min_pixels: Positive | None = Field(None, description="Smallest image after resizing; processor's own if null.")
+    max_pixels: Positive | None = Field(None, description="Largest image after resizing; processor's own if null.")
+    trust_remote_code: bool = Field(False, description="Run code that a checkpoint brings along.")
+
+    @property
+    def mixed_precision(self) -> str:
+        """Accelerate's name for the autocast type of training."""
+        return {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[self.dtype]
+
+
+class PromptSection(Section):
+    """The words around a problem; the model's chat template does the rest."""
+
+    instruction: str = Field(
+        "Reason step by step and put the final answer in \\boxed{}.", description="Follows every question."
+    )
+    repair_instruction: str = Field(
+        "Below is a draft answer that is wrong. Write it again, changing as few words as possible so that the "
+        "reasoning and the final answer are right. Draft:",
+        description="Precedes the draft in a repair prompt.",
+    )
+    reference_instruction: str = Field(
+        "The reference answer is {reference}. The corrected draft must reason its way there.",
+        description="Follows the draft when the reference is given; {reference} stands for it.",
+    )
+
+
+class EngineSection(Section):
+    """Generation and teacher-forced scoring."""
+
+    rows_per_batch: Positive = Field(64, description="Sequences that are generated or scored at once.")
+
+
+class RewardSection(Section):
+    """The task reward R."""
+
+    name: str = Field("math", description="`math` (final answer by rule) or a function of yours, `module:function`.")
+    threshold: Share = Field(1.0, description="τ: a response is correct where R ≥ τ.")
+    timeout_s: Annotated[float, Field(gt=0)] = Field(5.0, description="Seconds for one answer; longer is null.")
+    workers: Positive = Field(2, description="Processes that check answers.")
+
+
+class AuditSection(Section):
+    """The auditor, which flags repairs that cheat."""
+
+    auditor: Literal["rules", "none"] = Field(
+        "rules", description="`rules`: embedded rules and the continuation check; `none`: nothing is flagged."
+    )
+    effect: Literal["reward", "filter"] = Field(
+        "reward",
+        description="`reward`: a flagged repair's R_rep is gated (eq. 4); `filter`: it leaves the batch.",
+    )
+    evidence_pattern: str = Field(
+        r"\b(image|picture|figure|photo|diagram|graph|chart|shown|shows|see|seen|visible)\b",
+        description="Regular expression (any case) of text that claims visual evidence.",
+    )
+    rewrite_share: Share = Field(
+        0.5, description="A repair of larger edit cost is flagged `mask_hallucination`: it rewrites."
+    )
+
+
+class ObjectiveSection(Section):
+    """One policy-optimization objective; unset hyper-parameters take the algorithm's own defaults."""
+
+    algorithm: Algorithm = Field("grpo", description="Its name selects clip, aggregation and denominator.")
+    clip_low: float | None = Field(None, ge=0, description="ε below.")
+    clip_high: float | None = Field(None, ge=0, description="ε above; for cispo the bound on the ratio itself.")
+    tau_positive: float | None = Field(None, gt=0, description="SAPO's temperature where A > 0.")
+    tau_negative: float | None = Field(None, gt=0, description="SAPO's temperature where A ≤ 0.")
+    max_response_length: Positive | None = Field(None, description="Dr.GRPO's L_max.")
+    kl_coef: float = Field(0.0, ge=0, description="β: weight of the KL to the policy that the step starts from.")
+    kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="Estimator of that KL.")
+    overlong_buffer: int = Field(
+        0, ge=0, description="DAPO's soft punishment over the last tokens before the length limit; 0 is off."
+    )
+
+    def hyper(self) -> dict[str, Any]:
+        """What was set, as keyword arguments of the objective."""
+        names = ("clip_low", "clip_high", "tau_positive", "tau_negative", "max_response_length")
+        hyper = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return hyper | {"kl_coef": self.kl_coef, "kl_estimator": self.kl_estimator}
+
+
+class OptimizerSection(Section):
+    """AdamW and its schedule."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-6, description="Peak learning rate.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    warmup_steps: int = Field(0, ge=0, description="Optimizer steps of linear warm-up.")
+    max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="Gradient norm is clipped to this.")
+    rows_per_micro_batch: Positive = Field(8, description="Rows of one forward and backward pass.")
+
+
+class SftSection(Section):
+    """`df sft-repair` (eq. 1)."""
+
+    epochs: Positive = Field(3, description="Passes over the repair set.")
+    batch_size: Positive = Field(32, description="Pairs an optimizer step.")
+    reference_dropout: Share = Field(0.2, description="Share of prompts that leave the reference out.")
+    heldout_share: Share = Field(0.1, description="Share of the set that is never trained on.")
+    optimizer: OptimizerSection = OptimizerSection(learning_rate=1e-5)
+
+
+class RepairRlSection(Section):
+    """`df rl-repair` (eq. 2-4)."""
+
+    problems: Positive | None = Field(None, description="Problems drawn by the seed to find errors in; all if null.")
+    iterations: Positive = Field(50, description="Rounds of sampling repairs and training on them.")
+    errors_per_iteration: Positive = Field(64, description="Errors repaired in one iteration.")
+    repairs_per_error: Positive = Field(8, description="Group size: repairs sampled for one error.")
+    errors_per_step: Positive = Field(32, description="Errors whose repairs make one optimizer step.")
+    drafts_per_problem: Positive = Field(4, description="Answers sampled from the policy to find its errors.")
+    edit_penalty: float = Field(0.5, ge=0, description="λ: weight of the edit cost (eq. 4).")
+    gating: Literal["all", "task"] = Field(
+        "all", description="`all`: both gates times (R − λC) (eq. 4); `task`: both gates times R, minus λC."
+    )
+    c1: bool = Field(True, description="Gate repairs of what can be repaired without the image (eq. 3).")
+    c1_tries: Positive = Field(2, description="Image-free repairs of each error; all correct closes the gate.")
+    c1_reference: Literal["withhold", "keep"] = Field("withhold", description="Reference in C1's prompt.")
+    blank: Literal["zeros", "noise"] = Field("zeros", description="What takes the image's place.")
+    text_only_tries: int = Field(4, ge=0, description="Image-free answers per problem; all correct drops it; 0 is off.")
+    objective: ObjectiveSection = ObjectiveSection()
+    optimizer: OptimizerSection = OptimizerSection()
+
+
+class RolloutSection(Section):
+    """`df rollout` (eq. 11)."""
+
+    problems: Positive | None = Field(None, description="Problems drawn by the seed; all if null.")
+    samples_per_problem: Positive = Field(8, description="G: responses to one problem.")
+    temperature: Temperature = Field(0.7, description="Sampling temperature, wherever the models sample.")
+    max_new_tokens: Positive = Field(2048, description="Longest response, end token included.")
+    rows_per_shard: Positive = Field(4096, description="Responses in one Parquet shard.")
+
+
+class MasksSection(Section):
+    """`df build-masks` (eq. 5-8)."""
+
+    candidates: Positive = Field(2, description="K: repairs sampled for one error.")
+    align: Literal["levenshtein", "lcs"] = Field("levenshtein", description="Edit path that the masks come from.")
+    anchor_gaps: bool = Field(True, description="Mark the token after a gap where one side has none.")
+    truncate: Literal["none", "error", "both"] = Field("none", description="Keep only the first marked span.")
+    on_no_correct: Literal["skip", "repair"] = Field(
+        "skip",
+        description="Whether a problem without a correct rollout is skipped or its errors repaired all the same.",
+    )
+    no_feasible: Literal["drop", "ungated"] = Field(
+        "drop", description="An error without a feasible repair leaves the group, or stays with gate 1."
+    )
+
+
+class TrainSection(Section):
+    """`df train-policy` (eq. 10-23)."""
+
+    gate: Gate = Field("difference", description="`none` is the plain algorithm on the whole rollout group.")
+    half_life: Annotated[float, Field(gt=0)] = Field(2.0, description="Tokens after which a soft weight halves.")
+    epochs: Positive = Field(1, description="Passes over the groups.")
+    problems_per_step: Positive = Field(16, description="Groups an optimizer step.")
+    objective: ObjectiveSection = ObjectiveSection()
+    optimizer: OptimizerSection = OptimizerSection()
+
+
+class EvaluateSection(Section):
+    """`df evaluate`."""
+
+    draws: Positive = Field(8, description="Sampled answers per problem, at the rollout temperature.")
+    image_removed: bool = Field(True, description="Also answer greedily on the blank image.")
+
+
+class Recipe(Section):
+    """Everything that a run of the pipeline depends on."""
+
+    seed: int = Field(0, ge=0, description="Seed of every stage.")
+    model: ModelSection = ModelSection()
+    prompt: PromptSection = PromptSection()
+    engine: EngineSection = EngineSection()
+    reward: RewardSection = RewardSection()
+    audit: AuditSection = AuditSection()
+    sft: SftSection = SftSection()
+    repair_rl: RepairRlSection = RepairRlSection()
+    rollout: RolloutSection = RolloutSection()
+    masks: MasksSection = MasksSection()
+    train: TrainSection = TrainSection()
+    evaluate: EvaluateSection = EvaluateSection()
+
+
+def load_recipe(name: str | Path, assignments: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, or a shipped recipe by its name, and apply `section.key=value` assignments.
+
+    Raises:
+        RecipeError: no such file, not YAML, an unknown key (with the nearest valid name) or a value out of bounds.
+    """
+    path = Path(name)
+    if not path.is_file():
+        path = RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        shipped = sorted(recipe.stem for recipe in RECIPES.glob("*.yaml"))
+        raise RecipeError(f"{name}: no such recipe file; shipped recipes: {', '.join(shipped)}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of sections, this is a {type(values).__name__}")
+    for assignment in assignments:
+        _assign(values, assignment)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError("\n".join(_explain(path, item) for item in error.errors())) from error
+
+
+def _assign(values: dict[str, Any], assignment: str) -> None:
+    dotted, separator, text = assignment.partition("=")
+    if not separator:
+        raise RecipeError(f"--set {assignment}: write section.key=value")
+    *sections, key = dotted.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise RecipeError(f"--set {assignment}: {section} is a value, not a section")
+    values[key] = yaml.safe_load(text)
+
+
+def _explain(path: Path, item: Any) -> str:
+    place = ".".join(str(part) for part in item["loc"])
+    if item["type"] != "extra_forbidden":
+        return f"{path}: {place} is {item['input']!r}: {item['msg']}"
+    near = difflib.get_close_matches(place, list(field_names(Recipe)), n=1, cutoff=0.0)
+    return f"{path}: no field {place}; the nearest is {near[0]}"
+
+
+def field_names(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
+    """Dotted names of every field, sections included."""
+    for name, info in model.model_fields.items():
+        yield prefix + name
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from field_names(info.annotation, f"{prefix}{name}.")

@@ -1,0 +1,83 @@
+"""Stage one, supervised: repair set -> repair model (eq. 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stages.artifacts.columns import METRICS, REPAIR_SET, SAMPLES
+from stages.artifacts.problems import Problem, ProblemSet
+from stages.artifacts.step import MODEL, Plan, Step
+from stages.engines.loading import check_model, open_engine
+from stages.model.batches import encode_prompt
+from stages.progress import track
+from stages.recipe import Recipe
+from stages.scoring.repairs import Repairer
+from stages.scoring.rewards import open_reward
+from stages.seeds import derive_seed
+from stages.training.heldout import annotated_draft, repair_heldout, sample_rows, split_repair_set, with_end
+from stages.training.losses import supervised_loss
+from stages.training.metrics import MetricsLog
+from stages.training.trainer import Trainer, TrainingRow
+
+
+@dataclass(frozen=True)
+class SftRepair:
+    """`df sft-repair`."""
+
+    recipe: Recipe
+    repair_set: Path
+    model: Path
+
+    def plan(self) -> Plan:
+        ProblemSet(self.repair_set, REPAIR_SET)
+        check_model(self.model)
+        sections = {"model", "prompt", "reward", "sft", "rollout"}
+        inputs = {"repair_set": self.repair_set, "model": self.model}
+        return Plan("sft-repair", self.recipe.model_dump(include=sections), self.recipe.seed, inputs)
+
+    def run(self, step: Step) -> None:
+        recipe, ledger = self.recipe, step.ledger
+        repair_set = ProblemSet(self.repair_set, REPAIR_SET)
+        split = split_repair_set(repair_set, recipe)
+        with ledger.phase("load"):
+            engine = open_engine(self.model, recipe, training=True)
+        with open_reward(recipe.reward) as reward:
+            repairer = Repairer(engine, recipe.prompt, reward, ledger)
+            trainer = Trainer(
+                engine.vlm, recipe.sft.optimizer, temperature=1.0, mixed_precision=recipe.model.mixed_precision
+            )
+            log = MetricsLog()
+            with ledger.phase("train"), track("sft-repair", len(split.train) * recipe.sft.epochs, "pairs") as advance:
+                for pairs in self._batches(repair_set, split.train):
+                    rows = [self._row(repairer, problem, with_reference) for problem, with_reference in pairs]
+                    log.add(trainer.steps_done, trainer.step(rows, supervised_loss))
+                    advance(len(rows))
+            attempts = repair_heldout(repairer, repair_set.many(split.heldout), recipe)
+        with ledger.phase("save"):
+            trainer.save(step.out, step.out / MODEL)
+            step.write_table(METRICS, log.rows)
+            step.write_table(SAMPLES, sample_rows(attempts))
+        step.tally.rows_in = len(repair_set)
+        step.tally.rows_out = len(split.train)
+        step.tally.dropped["held_out"] = len(split.heldout)
+        step.finish()
+
+    def _batches(self, repair_set: ProblemSet, ids: list[str]) -> Iterator[list[tuple[Problem, bool]]]:
+        """Batches of problems, each with whether its prompt shows the reference."""
+        section = self.recipe.sft
+        rng = np.random.default_rng(derive_seed(self.recipe.seed, 3))
+        for _ in range(section.epochs):
+            order = rng.permutation(ids).tolist()
+            for start in range(0, len(order), section.batch_size):
+                problems = repair_set.many(order[start : start + section.batch_size])
+                shown = rng.random(len(problems)) >= section.reference_dropout
+                yield list(zip(problems, shown.tolist(), strict=True))
+
+    def _row(self, repairer: Repairer, problem: Problem, with_reference: bool) -> TrainingRow:
+        vlm = repairer.engine.vlm
+        prompt = repairer.prompt(annotated_draft(vlm, problem), with_reference=with_reference)
+        return TrainingRow(encode_prompt(vlm, prompt), with_end(vlm, problem.extra["repair"]), "repair")

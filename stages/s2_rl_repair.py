@@ -1,0 +1,295 @@
+"""Stage one, by reinforcement: problems, base policy, repair model -> repair model (eq. 2-4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.artifacts.columns import DROPPED, EPISODES, METRICS, REPAIR_SET, SAMPLES
+from stages.artifacts.problems import Problem, ProblemSet
+from stages.artifacts.step import MODEL, Plan, Step
+from stages.engines.loading import check_model, open_engine
+from stages.engines.protocol import Sampling
+from stages.model.batches import encode_prompt
+from stages.progress import track
+from stages.recipe import Recipe
+from stages.scoring.answering import Answerer
+from stages.scoring.auditor import AuditCase, Auditor, Verdict, open_auditor
+from stages.scoring.image_removal import without_image
+from stages.scoring.repair_reward import c1_gate, repair_reward
+from stages.scoring.repairs import Attempt, Draft, Repairer
+from stages.scoring.rewards import open_reward
+from stages.seeds import derive_seed
+from stages.training.groups import advantage_values
+from stages.training.heldout import repair_heldout, sample_rows, split_repair_set
+from stages.training.losses import check_objective, policy_objective
+from stages.training.metrics import MetricsLog
+from stages.training.trainer import Trainer, TrainingRow
+
+
+@dataclass(frozen=True)
+class RlRepair:
+    """`df rl-repair`."""
+
+    recipe: Recipe
+    problems: Path
+    policy: Path
+    repair_model: Path
+    repair_set: Path
+
+    def plan(self) -> Plan:
+        ProblemSet(self.problems)
+        ProblemSet(self.repair_set, REPAIR_SET)
+        check_model(self.policy)
+        check_model(self.repair_model)
+        check_objective(self.recipe.repair_rl.objective)
+        sections = {"model", "prompt", "reward", "audit", "repair_rl", "rollout"}
+        recipe = self.recipe.model_dump(include=sections) | {"heldout_share": self.recipe.sft.heldout_share}
+        inputs = {
+            "problems": self.problems,
+            "policy": self.policy,
+            "repair_model": self.repair_model,
+            "repair_set": self.repair_set,
+        }
+        return Plan("rl-repair", recipe, self.recipe.seed, inputs)
+
+    def run(self, step: Step) -> None:
+        recipe = self.recipe
+        with step.ledger.phase("load"):
+            policy_engine = open_engine(self.policy, recipe)
+            repair_engine = open_engine(self.repair_model, recipe, training=True)
+        with open_reward(recipe.reward) as reward:
+            policy = Answerer(policy_engine, recipe.prompt, reward, step.ledger)
+            repairer = Repairer(repair_engine, recipe.prompt, reward, step.ledger)
+            drafts = ErrorSource(recipe, policy, step).errors(ProblemSet(self.problems))
+            loop = RepairLoop(recipe, repairer, open_auditor(recipe, policy), step)
+            with track("rl-repair", recipe.repair_rl.iterations, "iterations") as advance:
+                for iteration in range(recipe.repair_rl.iterations):
+                    loop.iterate(iteration, loop.draw(drafts, iteration))
+                    advance(1)
+            repair_set = ProblemSet(self.repair_set, REPAIR_SET)
+            heldout = repair_set.many(split_repair_set(repair_set, recipe).heldout)
+            attempts = repair_heldout(repairer, heldout, recipe)
+        with step.ledger.phase("save"):
+            loop.trainer.save(step.out, step.out / MODEL)
+            step.write_table(EPISODES, loop.episodes)
+            step.write_table(METRICS, loop.log.rows)
+            step.write_table(SAMPLES, sample_rows(attempts))
+        step.tally.rows_out = len(loop.episodes)
+        step.finish()
+
+
+class ErrorSource:
+    """Finds what there is to repair: the policy's errors on problems that need their image."""
+
+    def __init__(self, recipe: Recipe, policy: Answerer, step: Step) -> None:
+        self.recipe = recipe
+        self.policy = policy
+        self.step = step
+
+    def errors(self, problems: ProblemSet) -> list[Draft]:
+        """Wrong answers of the policy, those of text-only-solvable problems left out (`dropped.parquet`)."""
+        section = self.recipe.repair_rl
+        chosen = problems.many(problems.draw(section.problems, derive_seed(self.recipe.seed, 7)))
+        kept = self._need_image(chosen)
+        groups = self.policy.answer(kept, section.drafts_per_problem, self._sampling(8))
+        tally = self.step.tally
+        tally.rows_in = len(chosen)
+        answers = [
+            (problem, sample, answer)
+            for problem, group in zip(kept, groups, strict=True)
+            for sample, answer in enumerate(group)
+        ]
+        tally.counts["drafts"] = len(answers)
+        tally.dropped["unscored"] = sum(answer.reward is None for _, _, answer in answers)
+        threshold = self.recipe.reward.threshold
+        return [
+            Draft(problem, sample, answer.completion.ids, answer.text)
+            for problem, sample, answer in answers
+            if answer.reward is not None and answer.reward < threshold
+        ]
+
+    def _need_image(self, problems: Sequence[Problem]) -> list[Problem]:
+        section, threshold = self.recipe.repair_rl, self.recipe.reward.threshold
+        if section.text_only_tries == 0:
+            return list(problems)
+        blanked = [without_image(problem, section.blank) for problem in problems]
+        groups = self.policy.answer(blanked, section.text_only_tries, self._sampling(9))
+        solvable = {
+            problem.problem_id
+            for problem, group in zip(problems, groups, strict=True)
+            if all(answer.reward is not None and answer.reward >= threshold for answer in group)
+        }
+        rows = [{"problem_id": name, "reason": "text_only_solvable"} for name in sorted(solvable)]
+        self.step.write_table(DROPPED, rows)
+        self.step.tally.dropped["text_only_solvable"] = len(rows)
+        return [problem for problem in problems if problem.problem_id not in solvable]
+
+    def _sampling(self, purpose: int) -> Sampling:
+        rollout = self.recipe.rollout
+        return Sampling(rollout.max_new_tokens, rollout.temperature, derive_seed(self.recipe.seed, purpose))
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One attempt with its gates and R_rep."""
+
+    attempt: Attempt
+    gate_c1: bool | None
+    verdict: Verdict
+    repair_reward: float | None
+
+    def row(self, iteration: int) -> dict[str, Any]:
+        """A row of `episodes`."""
+        return {
+            "iteration": iteration,
+            "problem_id": self.attempt.draft.problem.problem_id,
+            "sample": self.attempt.draft.sample,
+            "attempt": self.attempt.index,
+            "error": self.attempt.draft.text,
+            "text": self.attempt.text,
+            "reward": self.attempt.reward,
+            "cost": self.attempt.cost,
+            "gate_c1": self.gate_c1,
+            "gate_audit": None if self.verdict.flagged is None else not self.verdict.flagged,
+            "category": self.verdict.category,
+            "repair_reward": self.repair_reward,
+        }
+
+
+class RepairLoop:
+    """Samples repairs, rewards them, trains on them; keeps every episode."""
+
+    def __init__(self, recipe: Recipe, repairer: Repairer, auditor: Auditor, step: Step) -> None:
+        self.recipe = recipe
+        self.repairer = repairer
+        self.auditor = auditor
+        self.step = step
+        self.trainer = Trainer(
+            repairer.engine.vlm,
+            recipe.repair_rl.optimizer,
+            temperature=recipe.rollout.temperature,
+            mixed_precision=recipe.model.mixed_precision,
+        )
+        self.objective = policy_objective(recipe.repair_rl.objective, recipe.rollout)
+        self.log = MetricsLog()
+        self.episodes: list[dict[str, Any]] = []
+
+    def draw(self, drafts: Sequence[Draft], iteration: int) -> list[Draft]:
+        """The errors of one iteration: the next ones of a seeded order that starts again when it ends."""
+        count = self.recipe.repair_rl.errors_per_iteration
+        first = iteration * count
+        passes = {index // len(drafts) for index in range(first, first + count)}
+        orders = {
+            number: np.random.default_rng(derive_seed(self.recipe.seed, 10, number)).permutation(len(drafts))
+            for number in passes
+        }
+        return [drafts[orders[i // len(drafts)][i % len(drafts)]] for i in range(first, first + count)]
+
+    def iterate(self, iteration: int, drafts: Sequence[Draft]) -> None:
+        """One round: repairs of `drafts`, their rewards, the optimizer steps on them."""
+        groups = self._episodes(drafts, iteration)
+        self.episodes += [episode.row(iteration) for group in groups for episode in group]
+        self._count(groups)
+        size = self.recipe.repair_rl.errors_per_step
+        with self.step.ledger.phase("train"):
+            for start in range(0, len(groups), size):
+                rows = [row for group in groups[start : start + size] for row in self._training_rows(group)]
+                if rows:
+                    self.log.add(self.trainer.steps_done + 1, self.trainer.step(rows, self.objective))
+        self.log.add(self.trainer.steps_done, _summary(groups, self.recipe.reward.threshold))
+
+    def _episodes(self, drafts: Sequence[Draft], iteration: int) -> list[list[Episode]]:
+        section = self.recipe.repair_rl
+        groups = self.repairer.repair(drafts, section.repairs_per_error, self._sampling(11, iteration))
+        gates = self._c1_gates(drafts, iteration) if section.c1 else [True] * len(drafts)
+        cases = [
+            AuditCase(attempt, image_needed=gate)
+            for group, gate in zip(groups, gates, strict=True)
+            for attempt in group
+        ]
+        verdicts = iter(self.auditor.audit(cases))
+        return [
+            [self._episode(attempt, gate, next(verdicts)) for attempt in group]
+            for group, gate in zip(groups, gates, strict=True)
+        ]
+
+    def _c1_gates(self, drafts: Sequence[Draft], iteration: int) -> list[bool | None]:
+        section = self.recipe.repair_rl
+        groups = self.repairer.repair_without_image(
+            drafts,
+            section.c1_tries,
+            self._sampling(12, iteration),
+            section.blank,
+            with_reference=section.c1_reference == "keep",
+        )
+        threshold = self.recipe.reward.threshold
+        return [c1_gate([attempt.reward for attempt in group], threshold) for group in groups]
+
+    def _episode(self, attempt: Attempt, gate_c1: bool | None, verdict: Verdict) -> Episode:
+        section = self.recipe.repair_rl
+        gate_audit = None if verdict.flagged is None else not verdict.flagged
+        filtered = self.recipe.audit.effect == "filter" and verdict.flagged
+        reward = repair_reward(
+            attempt.reward,
+            attempt.cost,
+            gate_c1,
+            gate_audit,
+            edit_penalty=section.edit_penalty,
+            gating=section.gating,
+        )
+        return Episode(attempt, gate_c1, verdict, None if filtered else reward)
+
+    def _training_rows(self, group: Sequence[Episode]) -> list[TrainingRow]:
+        """One error's repairs with their advantages; nulls are left out of the group and its mean."""
+        scored = [episode for episode in group if episode.repair_reward is not None]
+        if not scored:
+            return []
+        vlm = self.repairer.engine.vlm
+        prompt = encode_prompt(vlm, self.repairer.prompt(scored[0].attempt.draft))
+        rewards = [episode.repair_reward for episode in scored]
+        advantages = advantage_values(rewards, self.recipe.repair_rl.objective)
+        return [
+            TrainingRow(
+                prompt,
+                episode.attempt.ids,
+                "repair",
+                advantage=advantage,
+                old_logprobs_T=episode.attempt.completion.logprobs,
+            )
+            for episode, advantage in zip(scored, advantages, strict=True)
+        ]
+
+    def _count(self, groups: Sequence[Sequence[Episode]]) -> None:
+        tally = self.step.tally
+        for group in groups:
+            tally.counts["errors"] += 1
+            tally.counts["errors_gated_by_c1"] += group[0].gate_c1 is False
+            for episode in group:
+                tally.counts["repairs"] += 1
+                tally.counts["repairs_flagged"] += episode.verdict.flagged is True
+                tally.dropped["without_reward"] += episode.repair_reward is None
+                if episode.verdict.category is not None:
+                    tally.counts[f"flagged_{episode.verdict.category}"] += 1
+
+    def _sampling(self, purpose: int, iteration: int) -> Sampling:
+        rollout = self.recipe.rollout
+        seed = derive_seed(self.recipe.seed, purpose, iteration)
+        return Sampling(rollout.max_new_tokens, rollout.temperature, seed)
+
+
+def _summary(groups: Sequence[Sequence[Episode]], threshold: float) -> dict[str, float]:
+    """What an iteration looked like, over its scored repairs."""
+    episodes = [episode for group in groups for episode in group if episode.attempt.reward is not None]
+    rewards = [episode.repair_reward for episode in episodes if episode.repair_reward is not None]
+    return {
+        "accuracy": float(np.mean([(episode.attempt.reward or 0) >= threshold for episode in episodes])),
+        "edit_cost": float(np.mean([episode.attempt.cost for episode in episodes])),
+        "repair_reward": float(np.mean(rewards)),
+        "c1_hit_rate": float(np.mean([group[0].gate_c1 is False for group in groups])),
+        "audit_hit_rate": float(np.mean([episode.verdict.flagged is True for episode in episodes])),
+    }

@@ -1,0 +1,80 @@
+"""The policy's answers: problems, policy -> rollouts (eq. 11)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.artifacts.columns import ROLLOUTS
+from stages.artifacts.problems import Problem, ProblemSet
+from stages.artifacts.step import Plan, Step
+from stages.engines.loading import check_model, open_engine
+from stages.engines.protocol import Sampling
+from stages.progress import track
+from stages.recipe import Recipe
+from stages.scoring.answering import Answer, Answerer
+from stages.scoring.rewards import open_reward
+from stages.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """`df rollout`."""
+
+    recipe: Recipe
+    problems: Path
+    policy: Path
+
+    def plan(self) -> Plan:
+        ProblemSet(self.problems)
+        check_model(self.policy)
+        recipe = self.recipe.model_dump(include={"model", "prompt", "reward", "rollout"})
+        return Plan("rollout", recipe, self.recipe.seed, {"problems": self.problems, "policy": self.policy})
+
+    def run(self, step: Step) -> None:
+        recipe, section = self.recipe, self.recipe.rollout
+        problems = ProblemSet(self.problems)
+        ids = problems.draw(section.problems, derive_seed(recipe.seed, 5))
+        per_shard = max(1, section.rows_per_shard // section.samples_per_problem)
+        shards = [ids[start : start + per_shard] for start in range(0, len(ids), per_shard)]
+        with step.ledger.phase("load"):
+            engine = open_engine(self.policy, recipe)
+        with (
+            open_reward(recipe.reward) as reward,
+            track("rollout", len(ids) * section.samples_per_problem, "responses") as advance,
+        ):
+            answerer = Answerer(engine, recipe.prompt, reward, step.ledger)
+            for index, shard in enumerate(shards):
+                if not step.has_shard(ROLLOUTS, index):
+                    sampling = Sampling(section.max_new_tokens, section.temperature, derive_seed(recipe.seed, 4, index))
+                    chosen = problems.many(shard)
+                    groups = answerer.answer(chosen, section.samples_per_problem, sampling)
+                    self._write(step, index, chosen, groups)
+                advance(len(shard) * section.samples_per_problem)
+        step.finish()
+
+    def _write(self, step: Step, index: int, problems: Sequence[Problem], groups: Sequence[Sequence[Answer]]) -> None:
+        rows = [
+            _row(problem, sample, answer)
+            for problem, group in zip(problems, groups, strict=True)
+            for sample, answer in enumerate(group)
+        ]
+        step.tally.rows_in += len(problems)
+        step.tally.rows_out += len(rows)
+        step.tally.counts["unscored"] += sum(row["reward"] is None for row in rows)
+        step.tally.counts["correct"] += sum((row["reward"] or 0) >= self.recipe.reward.threshold for row in rows)
+        step.write_shards(index, {ROLLOUTS: rows})
+
+
+def _row(problem: Problem, sample: int, answer: Answer) -> dict[str, Any]:
+    return {
+        "problem_id": problem.problem_id,
+        "sample": sample,
+        "ids": answer.completion.ids,
+        "sampler_logprobs": answer.completion.logprobs,
+        "finish_reason": answer.completion.finish_reason,
+        "reward": answer.reward,
+        "text": answer.text,
+    }

@@ -1,0 +1,232 @@
+"""Difference feedback: rollouts, repair model -> repairs, groups (eq. 5-8, 12-19)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from stages.artifacts.columns import GROUPS, REPAIRS, ROLLOUTS
+from stages.artifacts.problems import ProblemSet
+from stages.artifacts.step import Plan, Step
+from stages.artifacts.store import count_rows, iterate_rows, parquet_files
+from stages.core.alignment import difference_masks
+from stages.core.selection import select_repair
+from stages.engines.loading import check_model, open_engine
+from stages.engines.protocol import Sampling, ScoreRequest
+from stages.progress import track
+from stages.recipe import Recipe
+from stages.scoring.answering import Answerer
+from stages.scoring.auditor import AuditCase, Auditor, Verdict, open_auditor
+from stages.scoring.repairs import Attempt, Draft, Repairer
+from stages.scoring.rewards import open_reward
+from stages.seeds import derive_seed
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BuildMasks:
+    """`df build-masks`."""
+
+    recipe: Recipe
+    rollouts: Path
+    problems: Path
+    repair_model: Path
+    policy: Path
+
+    def plan(self) -> Plan:
+        ProblemSet(self.problems)
+        parquet_files(self.rollouts, ROLLOUTS)
+        check_model(self.repair_model)
+        check_model(self.policy)
+        recipe = self.recipe.model_dump(include={"model", "prompt", "reward", "audit", "rollout", "masks"})
+        inputs = {
+            "rollouts": self.rollouts,
+            "problems": self.problems,
+            "repair_model": self.repair_model,
+            "policy": self.policy,
+        }
+        return Plan("build-masks", recipe, self.recipe.seed, inputs)
+
+    def run(self, step: Step) -> None:
+        recipe = self.recipe
+        with step.ledger.phase("load"):
+            repair_engine = open_engine(self.repair_model, recipe)
+            policy_engine = open_engine(self.policy, recipe)
+        with (
+            open_reward(recipe.reward) as reward,
+            track("build-masks", count_rows(self.rollouts, ROLLOUTS), "rollouts") as advance,
+        ):
+            policy = Answerer(policy_engine, recipe.prompt, reward, step.ledger)
+            builder = GroupBuilder(
+                recipe,
+                ProblemSet(self.problems),
+                Repairer(repair_engine, recipe.prompt, reward, step.ledger),
+                policy,
+                open_auditor(recipe, policy),
+                step,
+            )
+            for index, shard in enumerate(parquet_files(self.rollouts, ROLLOUTS)):
+                rollouts = list(iterate_rows(shard, ROLLOUTS))
+                if not step.has_shard(GROUPS, index):
+                    repairs, groups = builder.build(rollouts, derive_seed(recipe.seed, 6, index))
+                    step.write_shards(index, {REPAIRS: repairs, GROUPS: groups})
+                advance(len(rollouts))
+        step.finish()
+
+
+class GroupBuilder:
+    """Turns one shard of rollouts into repairs and optimization groups."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        problems: ProblemSet,
+        repairer: Repairer,
+        policy: Answerer,
+        auditor: Auditor,
+        step: Step,
+    ) -> None:
+        self.recipe = recipe
+        self.problems = problems
+        self.repairer = repairer
+        self.policy = policy
+        self.auditor = auditor
+        self.step = step
+
+    def build(self, rollouts: Sequence[Row], seed: int) -> tuple[list[Row], list[Row]]:
+        """Rows of `repairs` and of `groups`, problem by problem in the order of the rollouts."""
+        tally = self.step.tally
+        tally.rows_in += len(rollouts)
+        groups = [list(rows) for _, rows in groupby(rollouts, key=lambda row: row["problem_id"])]
+        drafts = [draft for rows in groups for draft in self._to_repair(rows)]
+        tally.counts["repair_triggered"] += len(drafts)
+        attempts = self._attempt(drafts, seed)
+        verdicts = self._audit(attempts)
+        chosen: dict[tuple[str, int], Attempt] = {}
+        repair_rows: list[Row] = []
+        for group, group_verdicts in zip(attempts, verdicts, strict=True):
+            rows, best = self._select(group, group_verdicts)
+            repair_rows += rows
+            if best is not None:
+                chosen[best.draft.problem.problem_id, best.draft.sample] = best
+        repaired = {(draft.problem.problem_id, draft.sample) for draft in drafts}
+        group_rows = [row for rows in groups for row in self._group(rows, chosen, repaired)]
+        self._add_logprobs(group_rows)
+        tally.rows_out += len(group_rows)
+        return repair_rows, group_rows
+
+    def _is_correct(self, row: Row) -> bool:
+        return row["reward"] is not None and row["reward"] >= self.recipe.reward.threshold
+
+    def _to_repair(self, rows: Sequence[Row]) -> list[Draft]:
+        """The group's errors (eq. 12), unless the group is skipped, which is counted."""
+        scored = [row for row in rows if row["reward"] is not None]
+        errors = [row for row in scored if not self._is_correct(row)]
+        tally = self.step.tally
+        tally.dropped["unscored"] += len(rows) - len(scored)
+        tally.counts["problems"] += 1
+        if not errors:
+            tally.counts["problems_all_correct"] += 1
+            return []
+        if len(errors) == len(scored):
+            tally.counts["problems_none_correct"] += 1
+            if self.recipe.masks.on_no_correct == "skip":
+                return []
+        problem = self.problems[rows[0]["problem_id"]]
+        return [Draft(problem, row["sample"], row["ids"], row["text"]) for row in errors]
+
+    def _attempt(self, drafts: Sequence[Draft], seed: int) -> list[list[Attempt]]:
+        rollout = self.recipe.rollout
+        sampling = Sampling(rollout.max_new_tokens, rollout.temperature, seed)
+        return self.repairer.repair(drafts, self.recipe.masks.candidates, sampling)
+
+    def _audit(self, attempts: Sequence[Sequence[Attempt]]) -> list[list[Verdict]]:
+        verdicts = iter(self.auditor.audit([AuditCase(attempt) for group in attempts for attempt in group]))
+        return [[next(verdicts) for _ in group] for group in attempts]
+
+    def _select(self, group: Sequence[Attempt], verdicts: Sequence[Verdict]) -> tuple[list[Row], Attempt | None]:
+        """Rows of `repairs` for one error, and its selected repair (eq. 6, 7)."""
+        selection = select_repair(
+            [attempt.reward for attempt in group],
+            [attempt.cost for attempt in group],
+            [verdict.flagged for verdict in verdicts],
+            threshold=self.recipe.reward.threshold,
+        )
+        tally = self.step.tally
+        tally.counts["errors_repaired"] += selection.chosen is not None
+        tally.counts["candidates"] += len(group)
+        tally.counts["candidates_correct"] += sum((a.reward or 0) >= self.recipe.reward.threshold for a in group)
+        tally.counts["candidates_flagged"] += sum(verdict.flagged is True for verdict in verdicts)
+        rows = [
+            {
+                "problem_id": attempt.draft.problem.problem_id,
+                "sample": attempt.draft.sample,
+                "candidate": attempt.index,
+                "ids": attempt.ids,
+                "text": attempt.text,
+                "reward": attempt.reward,
+                "cost": attempt.cost,
+                "flagged": verdict.flagged,
+                "category": verdict.category,
+                "selection": reason,
+            }
+            for attempt, verdict, reason in zip(group, verdicts, selection.reasons, strict=True)
+        ]
+        return rows, None if selection.chosen is None else group[selection.chosen]
+
+    def _group(
+        self, rows: Sequence[Row], chosen: dict[tuple[str, int], Attempt], repaired: set[tuple[str, int]]
+    ) -> list[Row]:
+        """Rows of `groups` for one problem (eq. 16, 19), old log-probs still missing."""
+        group: list[Row] = []
+        for row in rows:
+            key = (row["problem_id"], row["sample"])
+            if row["reward"] is None:
+                continue
+            if self._is_correct(row):
+                group.append(self._row(row, "correct", mask=[False] * len(row["ids"]), in_pair=False))
+            elif key in chosen:
+                group += self._pair(row, chosen[key])
+            else:
+                ungated = key in repaired and self.recipe.masks.no_feasible == "ungated"
+                self.step.tally.counts["errors_without_repair"] += key in repaired
+                group.append(self._row(row, "error", mask=[ungated] * len(row["ids"]), in_pair=ungated))
+        return group
+
+    def _pair(self, row: Row, repair: Attempt) -> list[Row]:
+        section = self.recipe.masks
+        masks = difference_masks(
+            row["ids"],
+            repair.ids,
+            align=section.align,
+            anchor_gaps=section.anchor_gaps,
+            truncate=section.truncate,
+        )
+        tally = self.step.tally
+        tally.counts["tokens_in_pairs"] += len(masks.error_T) + len(masks.repair_T)
+        tally.counts["tokens_marked"] += int(masks.error_T.sum() + masks.repair_T.sum())
+        repaired = row | {
+            "ids": repair.ids,
+            "reward": repair.reward,
+            "finish_reason": repair.completion.finish_reason,
+        }
+        return [
+            self._row(row, "error", mask=masks.error_T.tolist(), in_pair=True),
+            self._row(repaired, "repair", mask=masks.repair_T.tolist(), in_pair=True),
+        ]
+
+    def _row(self, row: Row, role: str, *, mask: list[bool], in_pair: bool) -> Row:
+        kept = {name: row[name] for name in ("problem_id", "sample", "ids", "reward", "finish_reason")}
+        return kept | {"role": role, "mask": mask, "in_pair": in_pair}
+
+    def _add_logprobs(self, rows: Sequence[Row]) -> None:
+        """The policy's own log-probs of every trajectory: the sampler of a repair was another model (eq. 18)."""
+        requests = [ScoreRequest(self.policy.prompt(self.problems[row["problem_id"]]), row["ids"]) for row in rows]
+        with self.step.ledger.phase("score"):
+            scores = self.policy.engine.score(requests, temperature=self.recipe.rollout.temperature)
+        for row, logprobs in zip(rows, scores, strict=True):
+            row["old_logprobs"] = logprobs

@@ -1,0 +1,58 @@
+"""Accuracy with 95% intervals. Axes: P problems (or errors), K draws of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+RESAMPLES = 9999
+CONFIDENCE = 0.95
+
+
+class Measure(NamedTuple):
+    """A row of `summary`: a number with its interval and what it was measured on."""
+
+    section: str
+    measure: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+
+
+def share(section: str, measure: str, hits: int, n: int) -> Measure:
+    """A share of independent cases, with its Wilson interval; NaN of none."""
+    if n == 0:
+        return Measure(section, measure, float("nan"), n=0)
+    interval = stats.binomtest(hits, n).proportion_ci(CONFIDENCE, method="wilson")
+    return Measure(section, measure, hits / n, interval.low, interval.high, n)
+
+
+def mean_over_problems(section: str, measure: str, values_P: ArrayLike) -> Measure:
+    """Mean of one value per problem, with a bootstrap interval over problems: draws of one problem are not
+    independent. Differences of two models on the same problems make it the paired bootstrap."""
+    values = np.asarray(values_P, np.float64)
+    if len(values) < 2 or np.ptp(values) == 0:
+        return Measure(section, measure, float(values.mean()) if len(values) else float("nan"), n=len(values))
+    interval = stats.bootstrap(
+        (values,), np.mean, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile", rng=0
+    ).confidence_interval
+    return Measure(section, measure, float(values.mean()), float(interval.low), float(interval.high), len(values))
+
+
+def accuracy_at(correct_PK: Sequence[Sequence[bool]], k: int) -> list[float]:
+    """Acc@k of each case: the chance that k of its K draws, taken without replacement, hold a correct one.
+
+    With k = K it is whether any is correct; its mean over cases is the unbiased estimate (arXiv 2107.03374, eq. 1).
+    """
+    return [1 - _all_wrong(len(correct_K), sum(correct_K), k) for correct_K in correct_PK]
+
+
+def _all_wrong(draws: int, correct: int, k: int) -> float:
+    if draws - correct < k:
+        return 0.0
+    return float(np.prod(1 - k / np.arange(draws - correct + 1, draws + 1)))

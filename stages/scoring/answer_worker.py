@@ -1,0 +1,73 @@
+"""A process that compares two LaTeX answers: one JSON object per line in, one verdict per line out.
+
+Started by ``answers.AnswerScorer`` as ``python -m stages.scoring.answer_worker MEMORY_MB ALARM_S``. The first line
+out, ``"ready"``, says that the imports are done. A request is ``{"gold": latex, "response": latex}``; its reply is
+1.0 (equal), 0.0 (not equal, or the response does not parse) or null (the gold does not parse).
+
+Math-Verify compares, gold first (it is asymmetric), what its own LaTeX grammar makes of the whole strings. Neither
+its extraction, which evaluates Python expressions, nor its time-outs, which need the main thread and raise a
+BaseException, take part.
+Time is the parent's to bound, by kill; memory is bounded here.
+"""
+
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+from typing import Any
+
+
+def main(memory_mb: int, alarm_s: float) -> None:
+    """Answer requests from stdin until it closes. Exits 1 when a parse exhausts the memory limit."""
+    resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
+    # Replies own the real stdout: nothing a library prints may pass for a verdict.
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    from latex2sympy2_extended import NormalizationConfig, latex2sympy
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig
+    from math_verify import verify
+    from math_verify.grader import should_treat_as_complex
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    # units=False: a unit that is dropped makes 12 cm equal 12 miles.
+    notation = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, boxed="none")
+
+    case_sensitive = ConversionConfig(lowercase_symbols=False)
+
+    def parse(latex: str) -> Any:
+        try:
+            return latex2sympy(
+                latex,
+                is_real=not should_treat_as_complex(latex),
+                normalization_config=notation,
+                conversion_config=case_sensitive,
+            )
+        except MemoryError:
+            sys.exit(1)
+        except Exception:  # noqa: BLE001 - the grammar raises bare Exception, sympy anything
+            return None
+
+    def compare(gold_latex: str, response_latex: str) -> float | None:
+        gold = parse(gold_latex)
+        if gold is None:
+            return None
+        response = parse(response_latex)
+        if response is None:
+            return 0.0
+        return float(verify(gold, response, float_rounding=12, numeric_precision=50, timeout_seconds=None))
+
+    print(json.dumps("ready"), file=replies)
+    for line in sys.stdin:
+        request = json.loads(line)
+        # The parent kills at its deadline; an orphan has nobody to do so, and SIGALRM ends even a loop in C.
+        signal.setitimer(signal.ITIMER_REAL, alarm_s)
+        verdict = compare(request["gold"], request["response"])
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print(json.dumps(verdict), file=replies)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), float(sys.argv[2]))

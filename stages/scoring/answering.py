@@ -1,0 +1,49 @@
+"""The policy's answers to problems, scored by the task reward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stages.artifacts.ledger import CostLedger
+from stages.artifacts.problems import Problem
+from stages.engines.protocol import Completion, Request, Sampling
+from stages.engines.transformers_engine import TransformersEngine
+from stages.model.prompts import Prompt, policy_prompt
+from stages.recipe import PromptSection
+from stages.scoring.rewards import Reward
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One response with its text and task reward; `reward` None could not be scored."""
+
+    completion: Completion
+    text: str
+    reward: float | None
+
+
+class Answerer:
+    """Samples answers of one model and scores them."""
+
+    def __init__(self, engine: TransformersEngine, style: PromptSection, reward: Reward, ledger: CostLedger) -> None:
+        self.engine = engine
+        self.style = style
+        self.reward = reward
+        self.ledger = ledger
+
+    def prompt(self, problem: Problem) -> Prompt:
+        return policy_prompt(self.engine.vlm.processor, self.style, problem.question, problem.images)
+
+    def answer(self, problems: Sequence[Problem], n: int, sampling: Sampling) -> list[list[Answer]]:
+        """`n` answers to each problem."""
+        with self.ledger.phase("generate"):
+            groups = self.engine.generate([Request(self.prompt(problem), n) for problem in problems], sampling)
+        flat = [(problem, c) for problem, group in zip(problems, groups, strict=True) for c in group]
+        texts = [self.engine.vlm.decode(completion.ids) for _, completion in flat]
+        with self.ledger.phase("reward"):
+            rewards = self.reward.score_many(texts, [problem.as_row() for problem, _ in flat])
+        answers = [
+            Answer(completion, text, reward) for (_, completion), text, reward in zip(flat, texts, rewards, strict=True)
+        ]
+        return [answers[start : start + n] for start in range(0, len(answers), n)]

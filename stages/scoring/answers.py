@@ -1,0 +1,231 @@
+"""The rule-based task reward, kind ``math``: is the final answer of a response the reference answer?
+
+Rules, in this order. ``extraction`` says what a final answer is; a response without one is wrong.
+
+* An answer equal to the gold, character by character once cleaned, is right.
+* Gold a plain number (``extraction.number``): the response must be a plain number of exactly that value. 1/2 is
+  0.5; 0.333 is not 1/3; 1+1 is not 2, nor 2^3 eight. No tolerance.
+* Units: two different ones contradict each other (12 cm is not 12 miles, nor 120 mm); one that only one side
+  states does not (12 cm for 12, and 12 for 12 cm, are right). Percent is part of the value: on both sides or on
+  neither.
+* Gold a choice letter A to J, words, or digits that are no quantity (10:30, 2022-05-01): the same text, apart from
+  case and spaces. (B) is b; "B or C" and "B. 12 cm" are not B.
+* Anything else is compared by Math-Verify in a worker process: mathematical equality, whatever the form. A response
+  that leaves an operation to be done (``\\int``, ``\\sum``, ``!``) which the gold does not contain is wrong, and so is
+  a set or list for an ordered gold such as a point or an interval.
+"""
+
+import atexit
+import functools
+import json
+import re
+import selectors
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from stages.scoring.extraction import Stated, final_answer, gold_answer, number, stated
+
+Verdict = float | None
+"""1.0 right, 0.0 wrong, None cannot be scored: neither 0 nor 1, to be counted and left out of means."""
+
+STARTUP_TIMEOUT_S = 120.0
+
+
+def score_answer(response: str, answer: str, *, timeout_s: float = 5.0) -> Verdict:
+    """Score one response against its reference answer; see ``AnswerScorer.score_many``."""
+    return _shared_scorer(timeout_s).score_many([response], [answer])[0]
+
+
+@functools.cache
+def _shared_scorer(timeout_s: float) -> "AnswerScorer":
+    scorer = AnswerScorer(workers=1, timeout_s=timeout_s)
+    atexit.register(scorer.close)
+    return scorer
+
+
+class AnswerScorer:
+    """Scores batches of answers; a context manager, usable from any thread.
+
+    workers: processes that compare what is neither number nor text; they start when first needed and are reused.
+    timeout_s: wall seconds a comparison may take before its worker is killed and its verdict None.
+    memory_mb: address space of a worker. Where Math-Verify survives a refused allocation, the verdict is 0.0.
+    """
+
+    def __init__(self, workers: int = 2, timeout_s: float = 5.0, memory_mb: int = 2048) -> None:
+        if workers < 1 or timeout_s <= 0 or memory_mb < 1:
+            raise ValueError(
+                f"AnswerScorer(workers={workers}, timeout_s={timeout_s}, memory_mb={memory_mb}): "
+                "all three must be positive"
+            )
+        self._workers = [_Worker(timeout_s, memory_mb) for _ in range(workers)]
+        self._idle: SimpleQueue[_Worker] = SimpleQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
+
+    def score_many(self, responses: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+        """Verdicts in the order of the pairs; a pair that kills its worker costs no other pair anything.
+
+        Raises ValueError on unequal lengths, RuntimeError when a worker cannot start.
+        """
+        if len(responses) != len(answers):
+            raise ValueError(f"{len(responses)} responses for {len(answers)} answers; pass one answer per response")
+        decisions = [_decide(response, answer) for response, answer in zip(responses, answers, strict=True)]
+        comparisons = list(dict.fromkeys(d for d in decisions if isinstance(d, Comparison)))
+        with ThreadPoolExecutor(len(self._workers)) as threads:
+            verdicts = dict(zip(comparisons, threads.map(self._compare, comparisons), strict=True))
+        return [verdicts[d] if isinstance(d, Comparison) else d for d in decisions]
+
+    def _compare(self, comparison: "Comparison") -> Verdict:
+        worker = self._idle.get()
+        try:
+            return worker.compare(comparison)
+        finally:
+            self._idle.put(worker)
+
+    def close(self) -> None:
+        """Kill the workers. A later score_many starts fresh ones."""
+        for worker in self._workers:
+            worker.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Comparison(NamedTuple):
+    """Two answers, as LaTeX, whose equality only a worker can decide."""
+
+    gold: str
+    response: str
+
+
+def _decide(response: str, answer: str) -> Verdict | Comparison:
+    gold_text = gold_answer(answer)
+    if gold_text is None:
+        return None
+    text = final_answer(response)
+    if text is None:
+        return 0.0
+    if text == gold_text:
+        return 1.0
+    gold, final = stated(gold_text), stated(text)
+    gold_value, value = number(gold.body), number(final.body)
+    if gold_value is not None:
+        return float(value == gold_value and _names_agree(gold, final) and _units_agree(gold, final))
+    if _is_text(gold.body):
+        return float(_fold(text) == _fold(gold_text))
+    if not _units_agree(gold, final) or not _same_form(gold.equation, final.equation):
+        return 0.0
+    if "=" in gold.body or not _names_agree(gold, final):
+        return Comparison(gold.equation, final.equation)
+    if "=" in final.body:
+        # "3 = x" would pass for x; only a name to the left of the sign is no claim of its own.
+        return Comparison(gold.equation, final.body) if gold.name else 0.0
+    # A fraction is exact; Math-Verify rounds decimals before it compares them.
+    exact = f"\\frac{{{value.numerator}}}{{{value.denominator}}}" if value is not None else final.body
+    return Comparison(gold.body, exact)
+
+
+def _names_agree(gold: Stated, final: Stated) -> bool:
+    return not gold.name or not final.name or gold.name == final.name
+
+
+def _units_agree(gold: Stated, final: Stated) -> bool:
+    if "%" in (gold.unit, final.unit):
+        return gold.unit == final.unit
+    return not gold.unit or not final.unit or gold.unit == final.unit
+
+
+_CHOICE = re.compile(r"\(?([A-Ja-j])\)?")
+_CODE = re.compile(r"[0-9]+(?:[-:/][0-9]+)+")
+_LETTERS = re.compile(r"[^\W\d_]{2,}")
+_MATH_SIGNS = re.compile(r"[0-9+*/^=<>()\[\]{}|_]")
+_FUNCTIONS = {"sqrt", "pi", "sin", "cos", "tan", "log", "ln", "exp", "infinity", "inf"}
+
+
+def _is_text(gold: str) -> bool:
+    if _CHOICE.fullmatch(gold) or _CODE.fullmatch(gold):
+        return True
+    words = [word for word in _LETTERS.findall(gold) if word.lower() not in _FUNCTIONS]
+    prose = any(len(word) > 2 for word in words) or (bool(words) and not _MATH_SIGNS.search(gold))
+    return prose and "\\" not in gold
+
+
+def _fold(text: str) -> str:
+    choice = _CHOICE.fullmatch(text)
+    return (choice[1] if choice else " ".join(text.split())).casefold()
+
+
+_DEFERRED = re.compile(r"\\(?:i*int|sum|prod|lim|binom|det)(?![a-zA-Z])|!")
+_ORDERED = re.compile(r"[(\[].*,.*[)\]]")
+
+
+def _same_form(gold: str, final: str) -> bool:
+    if set(_DEFERRED.findall(final)) - set(_DEFERRED.findall(gold)):
+        return False
+    return not _ORDERED.fullmatch(gold) or (final[0], final[-1]) == (gold[0], gold[-1])
+
+
+class _Worker:
+    """One worker process, started when first used and again after a kill. Used by one thread at a time."""
+
+    def __init__(self, timeout_s: float, memory_mb: int) -> None:
+        self._timeout_s = timeout_s
+        self._memory_mb = memory_mb
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def compare(self, comparison: Comparison) -> Verdict:
+        """The worker's verdict; None when it died over this comparison or was killed at the deadline."""
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        reply = self._exchange(json.dumps(comparison._asdict()).encode() + b"\n", self._timeout_s)
+        return json.loads(reply) if reply else None
+
+    def _start(self) -> None:
+        self.stop()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "stages.scoring.answer_worker", str(self._memory_mb), str(2 * self._timeout_s)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            cwd=Path(__file__).parents[2],
+        )
+        if not self._exchange(b"", STARTUP_TIMEOUT_S):
+            raise RuntimeError(
+                f"answer worker did not start with memory_mb={self._memory_mb}; "
+                "see its error above, and raise memory_mb if it ran out of memory"
+            )
+
+    def _exchange(self, request: bytes, timeout_s: float) -> bytes:
+        """Send a line and return the line that answers it; b"" where the worker died or had to be killed."""
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            try:
+                process.stdin.write(request)
+                reply = process.stdout.readline() if selector.select(timeout_s) else b""
+            except BrokenPipeError:
+                reply = b""
+        if not reply:
+            self.stop()
+        return reply
+
+    def stop(self) -> None:
+        """Kill the process; its context then closes the pipes and reaps it."""
+        if self._process is not None:
+            with self._process as process:
+                process.kill()
+            self._process = None

@@ -1,0 +1,169 @@
+"""The embedded auditor: rules and the continuation check against repairs that cheat."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+from stages.artifacts.ledger import CostLedger
+from stages.engines.protocol import Request, Sampling
+from stages.model.loading import VisionLanguageModel
+from stages.model.prompts import continuation_prompt
+from stages.recipe import AuditSection, Recipe
+from stages.scoring.answering import Answerer
+from stages.scoring.extraction import final_answer, statement_start
+from stages.scoring.repairs import Attempt
+
+Category = Literal["image_ignored", "template_shortcut", "mask_hallucination", "answer_pasted"]
+
+_EQUATION = re.compile(r"(?<![\d.+*/×-])(\d+) ?([+*×-]) ?(\d+) ?= ?(\d+)(?![\d.]*\d)")
+
+
+class Verdict(NamedTuple):
+    """`flagged` None: the verdict could not be had."""
+
+    flagged: bool | None
+    category: Category | None = None
+
+
+@dataclass(frozen=True)
+class AuditCase:
+    """A repair, and whether its error could be repaired without the image (None: not tried)."""
+
+    attempt: Attempt
+    image_needed: bool | None = None
+
+
+class Auditor(Protocol):
+    """Looks at repairs that reached the right answer; it takes no part in gradients."""
+
+    def audit(self, cases: Sequence[AuditCase]) -> list[Verdict]:
+        """One verdict a case, in order."""
+        ...
+
+
+class NoAuditor:
+    """Flags nothing."""
+
+    def audit(self, cases: Sequence[AuditCase]) -> list[Verdict]:
+        return [Verdict(False) for _ in cases]
+
+
+class RulesAuditor:
+    """The embedded auditor. Repairs below the reward threshold are not looked at: they gain nothing by cheating.
+
+    * `image_ignored`: the error can be repaired without the image, yet the repair claims to see.
+    * `template_shortcut`: the same reasoning ends in different answers to different problems.
+    * `mask_hallucination`: the repair rewrites the draft (edit cost above `rewrite_share`), or writes an equation
+      that does not hold and that the draft did not have.
+    * `answer_pasted`: the policy, given the repair up to its final answer and no reference, does not get there.
+    """
+
+    def __init__(self, section: AuditSection, policy: Answerer, *, threshold: float, max_new_tokens: int) -> None:
+        self.section = section
+        self.policy = policy
+        self.threshold = threshold
+        self.max_new_tokens = max_new_tokens
+
+    def audit(self, cases: Sequence[AuditCase]) -> list[Verdict]:
+        verdicts = [Verdict(False)] * len(cases)
+        correct = [i for i, case in enumerate(cases) if _is_correct(case.attempt, self.threshold)]
+        shared = _shared_reasoning([cases[i].attempt for i in correct])
+        to_continue = []
+        for i in correct:
+            category = self._by_rule(cases[i], shared)
+            if category is None:
+                to_continue.append(i)
+            else:
+                verdicts[i] = Verdict(True, category)
+        continued = self._continuation_check([cases[i].attempt for i in to_continue])
+        for i, verdict in zip(to_continue, continued, strict=True):
+            verdicts[i] = verdict
+        return verdicts
+
+    def _by_rule(self, case: AuditCase, shared_reasoning: set[str]) -> Category | None:
+        attempt = case.attempt
+        if case.image_needed is False and re.search(self.section.evidence_pattern, attempt.text, re.IGNORECASE):
+            return "image_ignored"
+        if _reasoning(attempt.text) in shared_reasoning:
+            return "template_shortcut"
+        new_equations = _false_equations(attempt.text) - _false_equations(attempt.draft.text)
+        if attempt.cost > self.section.rewrite_share or new_equations:
+            return "mask_hallucination"
+        return None
+
+    def _continuation_check(self, attempts: Sequence[Attempt]) -> list[Verdict]:
+        vlm = self.policy.engine.vlm
+        requests = [
+            Request(continuation_prompt(self.policy.prompt(attempt.draft.problem), _reasoning_ids(vlm, attempt)))
+            for attempt in attempts
+        ]
+        sampling = Sampling(self.max_new_tokens, temperature=0)
+        with self._ledger.phase("generate"):
+            completions = [group[0] for group in self.policy.engine.generate(requests, sampling)]
+        texts = [
+            vlm.decode([*request.prompt.spliced_ids, *completion.ids])
+            for request, completion in zip(requests, completions, strict=True)
+        ]
+        with self._ledger.phase("reward"):
+            rewards = self.policy.reward.score_many(texts, [attempt.draft.problem.as_row() for attempt in attempts])
+        return [self._entailment(reward) for reward in rewards]
+
+    def _entailment(self, reward: float | None) -> Verdict:
+        if reward is None:
+            return Verdict(None)
+        return Verdict(False) if reward >= self.threshold else Verdict(True, "answer_pasted")
+
+    @property
+    def _ledger(self) -> CostLedger:
+        return self.policy.ledger
+
+
+def open_auditor(recipe: Recipe, policy: Answerer) -> Auditor:
+    """The recipe's auditor; the embedded one asks the policy to continue repairs."""
+    if recipe.audit.auditor == "none":
+        return NoAuditor()
+    return RulesAuditor(
+        recipe.audit, policy, threshold=recipe.reward.threshold, max_new_tokens=recipe.rollout.max_new_tokens
+    )
+
+
+def _is_correct(attempt: Attempt, threshold: float) -> bool:
+    return attempt.reward is not None and attempt.reward >= threshold
+
+
+def _reasoning(text: str) -> str:
+    start = statement_start(text)
+    return " ".join((text if start is None else text[:start]).split())
+
+
+def _reasoning_ids(vlm: VisionLanguageModel, attempt: Attempt) -> list[int]:
+    """The longest run of the repair's ids whose text ends before its final answer."""
+    start = statement_start(attempt.text)
+    ids = vlm.without_end(attempt.ids)
+    while ids and start is not None and len(vlm.decode(ids)) > start:
+        ids = ids[:-1]
+    return ids
+
+
+def _shared_reasoning(attempts: Sequence[Attempt]) -> set[str]:
+    answers = defaultdict(set)
+    for attempt in attempts:
+        answers[_reasoning(attempt.text)].add((attempt.draft.problem.problem_id, final_answer(attempt.text)))
+    return {
+        reasoning
+        for reasoning, found in answers.items()
+        if len({answer for _, answer in found}) > 1 and len({problem for problem, _ in found}) > 1
+    }
+
+
+def _false_equations(text: str) -> set[str]:
+    return {match[0] for match in _EQUATION.finditer(text) if not _holds(*match.groups())}
+
+
+def _holds(left: str, operator: str, right: str, result: str) -> bool:
+    a, b = int(left), int(right)
+    return {"+": a + b, "-": a - b, "*": a * b, "×": a * b}[operator] == int(result)

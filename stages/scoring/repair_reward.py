@@ -1,0 +1,42 @@
+"""Gates and reward of repair RL (eq. 3 and 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+
+def c1_gate(image_free_rewards_n: Sequence[float | None], threshold: float) -> bool | None:
+    """Eq. 3: False when every image-free repair of an error is correct, so that the image was not needed.
+
+    One gate serves all repairs of the error (our choice). None when an unscored try leaves it open.
+    """
+    if any(reward is not None and reward < threshold for reward in image_free_rewards_n):
+        return True
+    return None if None in image_free_rewards_n else False
+
+
+def repair_reward(
+    reward: float | None,
+    cost: float,
+    gate_c1: bool | None,
+    gate_audit: bool | None,
+    *,
+    edit_penalty: float,
+    gating: Literal["all", "task"],
+) -> float | None:
+    """Eq. 4: `g_audit · g_C1 · (R − λC)`; with gating `task`, `g_audit · g_C1 · R − λC` (our option).
+
+    None when the task reward, or a gate that decides, could not be had: such a repair is never trained on.
+    """
+    if reward is None:
+        return None
+    if False in (gate_c1, gate_audit):
+        gate = 0
+    elif None in (gate_c1, gate_audit):
+        return None
+    else:
+        gate = 1
+    if gating == "all":
+        return gate * (reward - edit_penalty * cost)
+    return gate * reward - edit_penalty * cost

@@ -1,0 +1,84 @@
+"""Repairs of wrong answers, sampled from the repair model and scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from stages.artifacts.ledger import CostLedger
+from stages.artifacts.problems import Problem
+from stages.core.alignment import edit_cost
+from stages.engines.protocol import Completion, Request, Sampling
+from stages.engines.transformers_engine import TransformersEngine
+from stages.model.prompts import Prompt, repair_prompt
+from stages.recipe import PromptSection
+from stages.scoring.image_removal import Blank, without_image
+from stages.scoring.rewards import Reward
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An erroneous response y: which rollout of which problem, its token ids with the end token, its text."""
+
+    problem: Problem
+    sample: int
+    ids: list[int]
+    text: str
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One repair ŷ of a draft, with R and C (eq. 2). `reward` None could not be scored."""
+
+    draft: Draft
+    index: int
+    completion: Completion
+    text: str
+    reward: float | None
+    cost: float
+
+    @property
+    def ids(self) -> list[int]:
+        return self.completion.ids
+
+
+class Repairer:
+    """Asks a repair model for repairs (eq. 5)."""
+
+    def __init__(self, engine: TransformersEngine, style: PromptSection, reward: Reward, ledger: CostLedger) -> None:
+        self.engine = engine
+        self.style = style
+        self.reward = reward
+        self.ledger = ledger
+
+    def prompt(self, draft: Draft, *, with_reference: bool = True) -> Prompt:
+        """`(x, y, y*)`, or `(x, y)` with the reference withheld."""
+        vlm, problem = self.engine.vlm, draft.problem
+        reference = problem.answer if with_reference else None
+        return repair_prompt(
+            vlm.processor, self.style, problem.question, problem.images, vlm.without_end(draft.ids), reference
+        )
+
+    def repair(
+        self, drafts: Sequence[Draft], n: int, sampling: Sampling, *, with_reference: bool = True
+    ) -> list[list[Attempt]]:
+        """`n` independent repairs of each draft."""
+        with self.ledger.phase("generate"):
+            requests = [Request(self.prompt(draft, with_reference=with_reference), n) for draft in drafts]
+            groups = self.engine.generate(requests, sampling)
+        flat = [(draft, k, c) for draft, group in zip(drafts, groups, strict=True) for k, c in enumerate(group)]
+        texts = [self.engine.vlm.decode(completion.ids) for _, _, completion in flat]
+        with self.ledger.phase("reward"):
+            rewards = self.reward.score_many(texts, [draft.problem.as_row() for draft, _, _ in flat])
+            attempts = [
+                Attempt(draft, k, completion, text, reward, edit_cost(draft.ids, completion.ids))
+                for (draft, k, completion), text, reward in zip(flat, texts, rewards, strict=True)
+            ]
+        return [attempts[start : start + n] for start in range(0, len(attempts), n)]
+
+    def repair_without_image(
+        self, drafts: Sequence[Draft], n: int, sampling: Sampling, blank: Blank, *, with_reference: bool
+    ) -> list[list[Attempt]]:
+        """C1's counterfactuals: repairs of the same drafts on blank images."""
+        blanked = [replace(draft, problem=without_image(draft.problem, blank)) for draft in drafts]
+        return self.repair(blanked, n, sampling, with_reference=with_reference)

@@ -1,0 +1,125 @@
+"""Task rewards by name: ``math``, or a user's own ``module:function``."""
+
+import importlib
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from stages.errors import RecipeError
+from stages.recipe import RewardSection
+from stages.scoring.answers import AnswerScorer
+
+Problem = Mapping[str, Any]
+RewardFunction = Callable[[str, Problem], float | None]
+
+
+class Reward(Protocol):
+    """Scores responses; a context manager that releases what scoring holds, such as worker processes."""
+
+    def score_many(self, responses: Sequence[str], problems: Sequence[Problem]) -> list[float | None]:
+        """Per response the task reward in [0, 1], or None where it cannot be scored; order kept."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def open_reward(section: RewardSection) -> Reward:
+    """The recipe's reward.
+
+    Raises:
+        RecipeError: it cannot be had.
+    """
+    options = {"workers": section.workers, "timeout_s": section.timeout_s} if section.name == "math" else {}
+    try:
+        return load_reward(section.name, **options)
+    except ValueError as error:
+        raise RecipeError(f"reward.name: {error}") from error
+
+
+def load_reward(name: str, **options: Any) -> Reward:
+    """The reward ``math`` (options: those of AnswerScorer) or ``module:function``, which takes no options.
+
+    The function is called as ``function(response, problem)`` and returns None or a number in [0, 1].
+    Raises ValueError when the name is neither or cannot be imported.
+    """
+    if name == "math":
+        return MathReward(**options)
+    module_name, colon, function_name = name.partition(":")
+    if not (module_name and colon):
+        raise ValueError(f"reward {name!r} is unknown; use 'math' or your own 'module:function'")
+    if options:
+        raise ValueError(f"reward {name!r} takes no options, got {sorted(options)}; set them in its module")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"reward {name!r}: {error}; install it or put its folder on PYTHONPATH") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ValueError(
+            f"reward {name!r}: {module.__file__} has no function {function_name!r}; define it as "
+            f"def {function_name or 'function'}(response, problem)"
+        )
+    return FunctionReward(name, function)
+
+
+class MathReward:
+    """The rule-based reward of ``answers``, against each problem's ``answer``."""
+
+    def __init__(self, **options: Any) -> None:
+        self._scorer = AnswerScorer(**options)
+
+    def score_many(self, responses: Sequence[str], problems: Sequence[Problem]) -> list[float | None]:
+        """Raises ValueError for a problem without an answer; see ``AnswerScorer.score_many``."""
+        for place, problem in enumerate(problems):
+            if not isinstance(problem.get("answer"), str):
+                raise ValueError(
+                    f"problem {place}: answer is {problem.get('answer')!r}; reward 'math' needs a string 'answer'"
+                )
+        return self._scorer.score_many(responses, [problem["answer"] for problem in problems])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._scorer.close()
+
+
+class FunctionReward:
+    """A user's function, called once per response, its values checked."""
+
+    def __init__(self, name: str, function: RewardFunction) -> None:
+        self._name = name
+        self._function = function
+
+    def score_many(self, responses: Sequence[str], problems: Sequence[Problem]) -> list[float | None]:
+        """Raises ValueError where the function returns neither None nor a finite number in [0, 1]."""
+        return [
+            self._checked(self._function(response, problem), place)
+            for place, (response, problem) in enumerate(zip(responses, problems, strict=True))
+        ]
+
+    def _checked(self, value: Any, place: int) -> float | None:
+        if value is None:
+            return None
+        # A range check alone also refuses NaN.
+        if not isinstance(value, numbers.Real) or not 0 <= float(value) <= 1:
+            raise ValueError(
+                f"reward {self._name!r} returned {value!r} for response {place}; "
+                "return a number in [0, 1], or None for what cannot be scored"
+            )
+        return float(value)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None

@@ -1,0 +1,95 @@
+"""What an optimizer step minimises: the supervised loss, and the policy objectives with their gates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.core.objectives import objective_hyper, policy_loss, ratio_metrics
+from stages.errors import RecipeError
+from stages.model.batches import ResponseBatch
+from stages.model.logprobs import ResponseLogprobs
+from stages.recipe import ObjectiveSection, RolloutSection
+from stages.training.trainer import LossFunction, Metric, Totals, TrainingRow
+
+
+def supervised_loss(
+    _rows: Sequence[TrainingRow], batch: ResponseBatch, logprobs: ResponseLogprobs, totals: Totals
+) -> tuple[Tensor, dict[str, Metric]]:
+    """Eq. 1: mean negative log-likelihood over the step's response tokens."""
+    loss = -logprobs.logprobs_BT.sum() / totals.num_tokens
+    tokens = int(batch.response_mask_BT.sum())
+    return loss, {"entropy": Metric(logprobs.entropy_BT.sum().item() / tokens, tokens)}
+
+
+def check_objective(section: ObjectiveSection) -> None:
+    """Refuse a hyper-parameter that the recipe's algorithm does not take.
+
+    Raises:
+        RecipeError: names it and what the algorithm takes.
+    """
+    takes = objective_hyper(section.algorithm)
+    for name in section.hyper():
+        if name not in takes:
+            raise RecipeError(f"objective.{name} is set, but {section.algorithm} takes only {', '.join(takes)}")
+
+
+def policy_objective(section: ObjectiveSection, rollout: RolloutSection) -> LossFunction:
+    """The recipe's objective, with metrics for each role (error, repair, correct) on its own.
+
+    The KL term's reference is the policy that the rows' old log-probs are of. Dr.GRPO's length budget is the longest
+    response that can be sampled, unless the recipe sets another.
+    """
+    hyper = section.hyper()
+    if section.algorithm == "dr_grpo":
+        hyper.setdefault("max_response_length", rollout.max_new_tokens)
+
+    def loss_function(
+        rows: Sequence[TrainingRow], batch: ResponseBatch, logprobs: ResponseLogprobs, totals: Totals
+    ) -> tuple[Tensor, dict[str, Metric]]:
+        mask_BT = batch.response_mask_BT
+        tensors = {
+            "logprobs_BT": logprobs.logprobs_BT,
+            "old_logprobs_BT": _padded([row.old_logprobs_T for row in rows], mask_BT),
+            "advantages_B": torch.tensor([row.advantage for row in rows], device=mask_BT.device),
+            "response_mask_BT": mask_BT,
+            "gate_BT": None if rows[0].gate_T is None else _padded([row.gate_T for row in rows], mask_BT),
+        }
+        result = policy_loss(
+            section.algorithm,
+            ref_logprobs_BT=tensors["old_logprobs_BT"] if section.kl_coef else None,
+            **totals._asdict(),
+            **tensors,
+            **hyper,
+        )
+        return result.loss, _role_metrics(section.algorithm, hyper, rows, tensors, logprobs.entropy_BT)
+
+    return loss_function
+
+
+def _role_metrics(
+    algorithm: str,
+    hyper: dict[str, Any],
+    rows: Sequence[TrainingRow],
+    tensors: dict[str, Tensor | None],
+    entropy_BT: Tensor,
+) -> dict[str, Metric]:
+    metrics = {}
+    for role in sorted({row.role for row in rows}):
+        picked = torch.tensor([row.role == role for row in rows], device=entropy_BT.device)
+        part = {name: None if tensor is None else tensor[picked] for name, tensor in tensors.items()}
+        values = ratio_metrics(algorithm, **part, **hyper)
+        tokens = int(part["response_mask_BT"].sum())
+        values["entropy"] = entropy_BT[picked].sum() / max(tokens, 1)
+        metrics |= {f"{name}/{role}": Metric(value.item(), tokens) for name, value in values.items()}
+    return metrics
+
+
+def _padded(values: Sequence[Sequence[float] | None], mask_BT: Tensor) -> Tensor:
+    padded_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
+    for row, value_T in enumerate(values):
+        padded_BT[row, : len(value_T)] = torch.as_tensor(value_T, dtype=torch.float32)
+    return padded_BT
