@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import typer
 
@@ -16,7 +17,7 @@ from df_cli.system_df import meant_for_system, run_system_df
 from df_cli.train_policy import train_policy
 from stages.errors import DifferenceFeedbackError
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "sft-repair": sft_repair,
     "rl-repair": rl_repair,
     "rollout": rollout,

@@ -11,7 +11,7 @@ RecipeOption = Annotated[str, typer.Option("--recipe", help="Recipe file, or the
 SetOption = Annotated[
     list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one field of the recipe; repeatable.")
 ]
-SeedOption = Annotated[int | None, typer.Option(help="Seed of this step; the recipe's if not given.")]
+SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed of this step; the recipe's if not given.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Output folder of this step.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there already.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check inputs and recipe, print the plan, stop.")]

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
 from stages.recipe import Recipe, load_recipe
 
@@ -39,7 +40,7 @@ def run_stage(stage: Stage, out: Path, *, overwrite: bool, dry_run: bool) -> Non
 def summary_table(outcome: Outcome) -> Table:
     """Rows in and out, what was dropped and why, what it counted and cost, where it lies."""
     manifest = outcome.manifest or {}
-    table = Table(title=manifest["step"], show_header=False, title_justify="left")
+    table = Table("", Column(overflow="fold"), title=manifest["step"], show_header=False, title_justify="left")
     table.add_row("rows in", str(manifest["rows_in"]))
     table.add_row("rows out", str(manifest["rows_out"]))
     for reason, rows in sorted(manifest["dropped"].items()):
@@ -48,7 +49,7 @@ def summary_table(outcome: Outcome) -> Table:
         table.add_row(name.replace("_", " "), str(value))
     for phase, seconds in manifest["device_seconds"].items():
         table.add_row(f"device-seconds: {phase}", f"{seconds:.1f}")
-    table.add_row("output", str(outcome.out))
+    table.add_row("output", escape(str(outcome.out)))
     return table
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def meant_for_system(arguments: Sequence[str], commands: Collection[str], options: Collection[str]) -> bool:
-    """Whether `df ARGUMENTS` is the disk-free command: an option that is not ours, or an existing path.
+    """Whether `df ARGUMENTS` is the disk-free command: an option that is not ours, or a path.
 
     A command's name always wins, whatever files lie about.
     """
@@ -19,15 +19,26 @@ def meant_for_system(arguments: Sequence[str], commands: Collection[str], option
     first = arguments[0]
     if first.startswith("-"):
         return first.partition("=")[0] not in options
-    return Path(first).exists()
+    return os.sep in first or Path(first).exists()
 
 
 def run_system_df(arguments: Sequence[str]) -> None:
     """Replace this process by the next `df` on PATH; exit with 127 where there is none."""
-    own = Path(sys.argv[0]).resolve()
-    for folder in os.get_exec_path():
-        found = shutil.which("df", path=folder)
-        if found is not None and Path(found).resolve() != own:
-            os.execv(found, ["df", *arguments])
+    found = _next_df()
+    if found is not None:
+        os.execv(found, ["df", *arguments])
     sys.stderr.write("df: no disk-free command on PATH; the commands of Difference Feedback: df --help\n")
     sys.exit(127)
+
+
+def _next_df() -> str | None:
+    """The `df` after this one, each counted once: two installs of this package must not call each other for ever."""
+    by_target: dict[Path, str] = {}
+    for folder in os.get_exec_path():
+        found = shutil.which("df", path=folder)
+        if found is not None:
+            by_target.setdefault(Path(found).resolve(), found)
+    targets = list(by_target)
+    own = Path(sys.argv[0]).resolve()
+    later = targets[targets.index(own) + 1 :] if own in by_target else targets
+    return by_target[later[0]] if later else None

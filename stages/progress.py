@@ -26,7 +26,7 @@ def track(label: str, total: int, unit: str) -> Iterator[Advance]:
 
             def advance(amount: int) -> None:
                 done = progress.tasks[0].completed + amount
-                rate = f"{done / (time.monotonic() - started):.1f} {unit}/s"
+                rate = f"{done / max(time.monotonic() - started, 1e-9):.1f} {unit}/s"
                 progress.update(task, advance=amount, rate=rate)
 
             yield advance
@@ -46,12 +46,13 @@ class _LineLog:
         self.started = self.reported = time.monotonic()
 
     def advance(self, amount: int) -> None:
-        self.done += amount
+        before, self.done = self.done, self.done + amount
         now = time.monotonic()
-        if now - self.reported < INTERVAL_S and self.done < self.total:
+        completed = before < self.total <= self.done
+        if now - self.reported < INTERVAL_S and not completed:
             return
         self.reported = now
         rate = self.done / max(now - self.started, 1e-9)
-        left = (self.total - self.done) / rate
+        left = max(self.total - self.done, 0) / max(rate, 1e-9)
         line = f"{self.label}: {self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, {left:.0f} s left"
         print(line, file=sys.stderr, flush=True)

@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stages.errors import RecipeError
 
 RECIPES = Path(__file__).parent / "recipes"
 
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from error
+    return text
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Temperature = Annotated[float, Field(gt=0, le=10)]
+Pattern = Annotated[str, AfterValidator(_pattern)]
 Algorithm = Literal["grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo"]
 Gate = Literal["difference", "soft", "none"]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_defaults(cls, values: Any) -> Any:
+        """A section with nothing under it, as when every line is commented out."""
+        return {} if values is None else values
 
 
 class ModelSection(Section):
@@ -81,7 +98,7 @@ class AuditSection(Section):
         "reward",
         description="`reward`: a flagged repair's R_rep is gated (eq. 4); `filter`: it leaves the batch.",
     )
-    evidence_pattern: str = Field(
+    evidence_pattern: Pattern = Field(
         r"\b(image|picture|figure|photo|diagram|graph|chart|shown|shows|see|seen|visible)\b",
         description="Regular expression (any case) of text that claims visual evidence.",
     )
@@ -122,14 +139,20 @@ class OptimizerSection(Section):
     rows_per_micro_batch: Positive = Field(8, description="Rows of one forward and backward pass.")
 
 
+class SftOptimizerSection(OptimizerSection):
+    """The same with a peak for supervised training."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-5, description="Peak learning rate.")
+
+
 class SftSection(Section):
     """`df sft-repair` (eq. 1)."""
 
     epochs: Positive = Field(3, description="Passes over the repair set.")
     batch_size: Positive = Field(32, description="Pairs an optimizer step.")
     reference_dropout: Share = Field(0.2, description="Share of prompts that leave the reference out.")
-    heldout_share: Share = Field(0.1, description="Share of the set that is never trained on.")
-    optimizer: OptimizerSection = OptimizerSection(learning_rate=1e-5)
+    heldout_share: Share = Field(0.1, description="Share at the end of the set that is never trained on.")
+    optimizer: SftOptimizerSection = SftOptimizerSection()
 
 
 class RepairRlSection(Section):
@@ -230,7 +253,7 @@ def load_recipe(name: str | Path, assignments: Sequence[str] = ()) -> Recipe:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not YAML: {error}") from error
+        raise RecipeError(f"{path}: not YAML: {_one_line(error)}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of sections, this is a {type(values).__name__}")
     for assignment in assignments:
@@ -238,7 +261,8 @@ def load_recipe(name: str | Path, assignments: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError("\n".join(_explain(path, item) for item in error.errors())) from error
+        lines = [_explain(path, assignments, item) for item in error.errors()]
+        raise RecipeError("\n".join(lines)) from error
 
 
 def _assign(values: dict[str, Any], assignment: str) -> None:
@@ -247,18 +271,37 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
         raise RecipeError(f"--set {assignment}: write section.key=value")
     *sections, key = dotted.split(".")
     for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
+        inner = values.get(section)
+        if not isinstance(inner, dict | None):
             raise RecipeError(f"--set {assignment}: {section} is a value, not a section")
-    values[key] = yaml.safe_load(text)
+        values[section] = dict(inner or {})  # a copy: a YAML alias may share it with another section
+        values = values[section]
+    try:
+        values[key] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {assignment}: {text!r} is not YAML: {_one_line(error)}; quote it") from error
 
 
-def _explain(path: Path, item: Any) -> str:
-    place = ".".join(str(part) for part in item["loc"])
+def _explain(path: Path, assignments: Sequence[str], item: Any) -> str:
+    field = ".".join(str(part) for part in item["loc"])
+    place = _origin(path, assignments, field)
     if item["type"] != "extra_forbidden":
-        return f"{path}: {place} is {item['input']!r}: {item['msg']}"
-    near = difflib.get_close_matches(place, list(field_names(Recipe)), n=1, cutoff=0.0)
-    return f"{path}: no field {place}; the nearest is {near[0]}"
+        return f"{place}: {field} is {item['input']!r}: {item['msg']}"
+    near = difflib.get_close_matches(field, list(field_names(Recipe)), n=1, cutoff=0.0)
+    return f"{place}: no field {field}; the nearest is {near[0]}"
+
+
+def _origin(path: Path, assignments: Sequence[str], field: str) -> str:
+    """Where a field's value came from: the last `--set` of it, around it or in it, else the file."""
+    for assignment in reversed(assignments):
+        assigned = assignment.partition("=")[0] + "."
+        if f"{field}.".startswith(assigned) or assigned.startswith(f"{field}."):
+            return f"--set {assignment}"
+    return str(path)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def field_names(model: type[BaseModel], prefix: str = "") -> Iterable[str]:

@@ -42,7 +42,7 @@ class SftRepair:
     def run(self, step: Step) -> None:
         recipe, ledger = self.recipe, step.ledger
         repair_set = ProblemSet(self.repair_set, REPAIR_SET)
-        split = split_repair_set(repair_set, recipe)
+        split = split_repair_set(repair_set, recipe.sft.heldout_share)
         with ledger.phase("load"):
             engine = open_engine(self.model, recipe, training=True)
         with open_reward(recipe.reward) as reward:

@@ -72,7 +72,7 @@ class RlRepair:
                     loop.iterate(iteration, loop.draw(drafts, iteration))
                     advance(1)
             repair_set = ProblemSet(self.repair_set, REPAIR_SET)
-            heldout = repair_set.many(split_repair_set(repair_set, recipe).heldout)
+            heldout = repair_set.many(split_repair_set(repair_set, recipe.sft.heldout_share).heldout)
             attempts = repair_heldout(repairer, heldout, recipe)
         with step.ledger.phase("save"):
             loop.trainer.save(step.out, step.out / MODEL)

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from stages.errors import DataError
 
@@ -63,27 +64,41 @@ class TableSpec:
                     f"cast it or write it again with {self.producer}"
                 )
 
-    def check_nulls(self, table: pa.Table, place: str) -> None:
-        """Refuse a null where it has no meaning.
+    def check_nulls(self, table: pa.Table, place: str, first_row: int = 0) -> None:
+        """Refuse a null where it has no meaning; `first_row` is where the table starts in its file.
 
         Raises:
-            DataError: names the column and its first null row.
+            DataError: names the column and its first null row, counted from 0.
         """
         for column in self.columns:
-            values = table[column.name]
-            if column.null is None and values.null_count:
-                row = values.is_null().index(True).as_py()
-                raise DataError(f"{place} row {row}: {column.name} is null; give it a value or drop the row")
+            if column.null is not None or column.name not in table.column_names:
+                continue
+            row = _first_null(table[column.name])
+            if row is not None:
+                place_of_row = f"{place} row {first_row + row}"
+                raise DataError(f"{place_of_row}: {column.name} is null; give it a value or drop the row")
+
+
+def _first_null(values: pa.ChunkedArray) -> int | None:
+    """The first row that is null or a list with a null in it."""
+    rows = pc.indices_nonzero(pc.is_null(values)).to_pylist()
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        inside = pc.is_null(pc.list_flatten(values))
+        rows += pc.filter(pc.list_parent_indices(values), inside).to_pylist()
+    return min(rows, default=None)
 
 
 def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:
     if pa.types.is_list(wanted):
         is_list = pa.types.is_list(found) or pa.types.is_large_list(found)
-        return is_list and _same_type(found.value_type, wanted.value_type)
+        return bool(is_list and _same_type(found.value_type, wanted.value_type))
     if pa.types.is_string(wanted):
-        return pa.types.is_string(found) or pa.types.is_large_string(found)
+        return bool(pa.types.is_string(found) or pa.types.is_large_string(found))
+    if pa.types.is_binary(wanted):
+        return bool(pa.types.is_binary(found) or pa.types.is_large_binary(found))
     if pa.types.is_struct(wanted):
-        return pa.types.is_struct(found) and {field.name for field in wanted} <= {field.name for field in found}
+        types = {field.name: field.type for field in found} if pa.types.is_struct(found) else {}
+        return all(field.name in types and _same_type(types[field.name], field.type) for field in wanted)
     return bool(found == wanted)
 
 

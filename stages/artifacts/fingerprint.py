@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 MANIFEST = "manifest.json"
-_MODEL_SUFFIXES = {".safetensors", ".json", ".jinja", ".txt", ".model"}
+_MODEL_SUFFIXES = {".safetensors", ".json", ".jinja", ".txt", ".model", ".py"}
 
 
 def file_sha256(path: Path) -> str:

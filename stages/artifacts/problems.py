@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from stages.artifacts.columns import PROBLEMS, TableSpec
 from stages.artifacts.store import parquet_files
@@ -48,17 +48,14 @@ class ProblemSet:
         """Index the file or folder.
 
         Raises:
-            DataError: wrong columns, a null, or an id that stands twice.
+            DataError: wrong columns, a null outside the images, or an id that stands twice.
         """
         self._spec = spec
         self._rows: dict[str, tuple[Path, int, int]] = {}
         for file in parquet_files(path, spec):
-            parquet = pq.ParquetFile(file)
-            for group in range(parquet.num_row_groups):
-                ids = parquet.read_row_group(group, columns=["problem_id"])["problem_id"].to_pylist()
-                self._index(file, group, ids)
+            self._index(file)
         if not self._rows:
-            raise DataError(f"{path}: no problems in it")
+            raise DataError(f"{path}: no rows in it; {spec.name} is written by {spec.producer}")
         self._read_group = lru_cache(maxsize=4)(self._read_group_uncached)
 
     def __len__(self) -> int:
@@ -75,7 +72,7 @@ class ProblemSet:
         """The problem of this id.
 
         Raises:
-            DataError: no such problem, or an image that cannot be decoded.
+            DataError: no such problem, or an image that is null or cannot be decoded.
         """
         if problem_id not in self._rows:
             raise DataError(f"no problem {problem_id}; give the problems that the other inputs were made from")
@@ -95,27 +92,47 @@ class ProblemSet:
     def many(self, problem_ids: Sequence[str]) -> list[Problem]:
         return [self[problem_id] for problem_id in problem_ids]
 
-    def _index(self, file: Path, group: int, ids: list[str]) -> None:
-        for index, problem_id in enumerate(ids):
-            if problem_id in self._rows:
-                raise DataError(
-                    f"{file}: problem_id {problem_id} stands twice; ids join the artifacts, make them unique"
-                )
-            self._rows[problem_id] = (file, group, index)
+    def _index(self, file: Path) -> None:
+        parquet = pq.ParquetFile(file)
+        light = [column.name for column in self._spec.columns if column.name != "images"]
+        first_row = 0
+        for group in range(parquet.num_row_groups):
+            table = parquet.read_row_group(group, columns=light)
+            self._spec.check_nulls(table, str(file), first_row)
+            first_row += len(table)
+            for index, problem_id in enumerate(table["problem_id"].to_pylist()):
+                if problem_id in self._rows:
+                    raise DataError(
+                        f"{file}: problem_id {problem_id} stands twice; ids join the artifacts, make them unique"
+                    )
+                self._rows[problem_id] = (file, group, index)
 
     def _read_group_uncached(self, file: Path, group: int) -> list[dict[str, Any]]:
-        table = pq.ParquetFile(file).read_row_group(group, columns=[column.name for column in self._spec.columns])
-        self._spec.check_nulls(table, str(file))
-        return table.to_pylist()
+        parquet = pq.ParquetFile(file)
+        first_row = sum(parquet.metadata.row_group(earlier).num_rows for earlier in range(group))
+        table = parquet.read_row_group(group, columns=[column.name for column in self._spec.columns])
+        self._spec.check_nulls(table, str(file), first_row)
+        rows: list[dict[str, Any]] = table.to_pylist()
+        return rows
 
 
 def _decode(image: dict[str, Any], place: str) -> Image.Image:
     if not image.get("bytes"):
         raise DataError(f"{place}: no bytes; embed the image in the file (datasets: cast_column(..., Image()))")
     try:
-        return ImageOps.exif_transpose(Image.open(io.BytesIO(image["bytes"]))).convert("RGB")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        return _to_rgb(ImageOps.exif_transpose(Image.open(io.BytesIO(image["bytes"]))))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{place}: cannot be decoded ({error}); replace it or drop the row") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """As a viewer shows it: transparent parts on white, 16-bit greys scaled. PIL would blacken and clip them."""
+    if image.has_transparency_data:
+        opaque = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert("RGB")
+    if image.mode.startswith("I;16"):
+        image = image.point(lambda value: value / 256).convert("L")
+    return image.convert("RGB")
 
 
 def encode_image(image: Image.Image) -> dict[str, Any]:

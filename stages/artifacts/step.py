@@ -15,7 +15,7 @@ from typing import Any
 from stages.artifacts.columns import TableSpec
 from stages.artifacts.fingerprint import MANIFEST, file_sha256, fingerprint
 from stages.artifacts.ledger import CostLedger
-from stages.artifacts.store import write_rows
+from stages.artifacts.store import PARTIAL, write_rows
 from stages.errors import ArtifactError
 
 SCHEMA_VERSION = 1
@@ -37,7 +37,14 @@ class Plan:
     inputs: Mapping[str, Path]
 
     def record(self) -> dict[str, Any]:
-        """The plan with the fingerprints of its inputs, as JSON."""
+        """The plan with the fingerprints of its inputs, as JSON.
+
+        Raises:
+            ArtifactError: an input is a step that is not complete.
+        """
+        for path in self.inputs.values():
+            if _read_plan(path) is not None:
+                read_manifest(path)
         inputs = {name: {"path": str(path), "sha256": fingerprint(path)} for name, path in self.inputs.items()}
         return {
             "schema_version": SCHEMA_VERSION,
@@ -79,18 +86,19 @@ class Step:
         Raises:
             ArtifactError: the folder holds something else, or an output made from other inputs.
         """
+        _refuse_inputs_inside(out, plan)
         record = plan.record()
         step = cls(out, record, CostLedger(devices))
-        existing = _read_json(out / PLAN)
+        existing = _read_plan(out)
         if existing is None:
-            if out.exists() and any(out.iterdir()):
-                raise ArtifactError(f"{out}: not empty and not made by df; name another folder with --out")
+            if out.exists() and not (out.is_dir() and _is_empty(out)):
+                raise ArtifactError(f"{out}: not an empty folder and not made by df; name another with --out")
             step._begin()
             return step
         changed = sorted(_differences(existing, record))
         complete = (out / MANIFEST).is_file()
         if (changed or complete) and overwrite:
-            shutil.rmtree(out)
+            _clear(out)
             step._begin()
             return step
         if changed:
@@ -125,7 +133,7 @@ class Step:
 
     def finish(self, **counts: float) -> dict[str, Any]:
         """Write the manifest, which makes the step complete, and return it."""
-        files = sorted(file for file in self.out.rglob("*") if file.is_file() and file.name not in (PLAN, PROGRESS))
+        files = sorted(file for file in self.out.rglob("*") if file.is_file() and not self._is_bookkeeping(file))
         self.manifest = self.plan | {
             "rows_in": self.tally.rows_in,
             "rows_out": self.tally.rows_out,
@@ -143,13 +151,17 @@ class Step:
         (self.out / PROGRESS).unlink(missing_ok=True)
         return self.manifest
 
+    def _is_bookkeeping(self, file: Path) -> bool:
+        """Not output: the step's own notes, and what an interrupted write left behind."""
+        return file in (self.out / PLAN, self.out / PROGRESS) or file.suffix == PARTIAL
+
     def _begin(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
         _write_json(self.out / PLAN, self.plan)
 
     def _resume(self) -> None:
         progress = _read_json(self.out / PROGRESS)
-        if progress is None:
+        if progress is None or not all((self.out / name).is_file() for name in progress["shards"]):
             return
         self._shards = progress["shards"]
         self.ledger.device_seconds.update(progress["device_seconds"])
@@ -179,10 +191,42 @@ def model_folder(path: Path) -> Path:
     Raises:
         ArtifactError: a step that is not complete.
     """
-    if (path / PLAN).is_file():
+    if _read_plan(path) is not None:
         read_manifest(path)
         return path / MODEL
     return path
+
+
+def _refuse_inputs_inside(out: Path, plan: Plan) -> None:
+    """Writing there would change, and --overwrite delete, what the step reads."""
+    for name, path in plan.inputs.items():
+        if path.exists() and path.resolve().is_relative_to(out.resolve()):
+            raise ArtifactError(f"{out}: {name} {path} lies in the output folder; name another with --out")
+
+
+def _is_empty(folder: Path) -> bool:
+    """Nothing in it, or only what a start that was stopped at once left."""
+    return all(file.name == PLAN + PARTIAL for file in folder.iterdir())
+
+
+def _clear(out: Path) -> None:
+    """Empty a step's folder; stopped halfway it is an unfinished step without a shard, not one that looks complete."""
+    for name in (MANIFEST, PROGRESS):
+        (out / name).unlink(missing_ok=True)
+    for entry in out.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != PLAN:
+            entry.unlink()
+
+
+def _read_plan(folder: Path) -> dict[str, Any] | None:
+    """The plan of a step's folder; None where there is none, or somebody else's file of that name."""
+    try:
+        plan = _read_json(folder / PLAN)
+    except ValueError:
+        return None
+    return plan if isinstance(plan, dict) and {"schema_version", "step", "inputs"} <= plan.keys() else None
 
 
 def _shard_name(spec: TableSpec, index: int) -> str:
@@ -207,10 +251,13 @@ def _versions() -> dict[str, str]:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return value
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     partial.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(partial, path)

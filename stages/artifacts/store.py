@@ -14,6 +14,8 @@ from stages.artifacts.columns import TableSpec
 from stages.errors import DataError
 
 ROWS_PER_GROUP = 256
+PARTIAL = ".partial"
+"""Ends the name of a file that is still being written."""
 
 
 def write_rows(path: Path, spec: TableSpec, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -24,7 +26,7 @@ def write_rows(path: Path, spec: TableSpec, rows: Sequence[Mapping[str, Any]]) -
     """
     table = pa.Table.from_pylist(list(rows), schema=spec.schema())
     spec.check_nulls(table, str(path))
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     pq.write_table(table, partial, row_group_size=ROWS_PER_GROUP, compression="zstd")
     os.replace(partial, path)
 
@@ -37,7 +39,8 @@ def parquet_files(path: Path, spec: TableSpec) -> list[Path]:
     """
     files = sorted(path.glob(f"{spec.name}-*.parquet")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
-        raise DataError(f"{path}: no {spec.name} there; {spec.name} is written by {spec.producer}")
+        wanted = f"no {spec.name}-*.parquet in this folder" if path.is_dir() else "no such file or folder"
+        raise DataError(f"{path}: {wanted}; {spec.name} is written by {spec.producer}")
     for file in files:
         try:
             schema = pq.read_schema(file)
@@ -55,9 +58,11 @@ def iterate_rows(path: Path, spec: TableSpec) -> Iterator[dict[str, Any]]:
     """
     for file in parquet_files(path, spec):
         names = [column.name for column in spec.columns]
+        first_row = 0
         for batch in pq.ParquetFile(file).iter_batches(ROWS_PER_GROUP, columns=names):
             table = pa.Table.from_batches([batch])
-            spec.check_nulls(table, str(file))
+            spec.check_nulls(table, str(file), first_row)
+            first_row += len(table)
             yield from table.to_pylist()
 
 

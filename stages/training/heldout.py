@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.engines.protocol import Sampling
 from stages.model.loading import VisionLanguageModel
@@ -23,12 +21,14 @@ class Split(NamedTuple):
     heldout: list[str]
 
 
-def split_repair_set(repair_set: ProblemSet, recipe: Recipe) -> Split:
-    """The ids that are trained on and those held out, the same for every stage with this seed."""
-    rng = np.random.default_rng(derive_seed(recipe.seed, 1))
-    ids = rng.permutation(repair_set.ids).tolist()
-    count = round(len(ids) * recipe.sft.heldout_share)
-    return Split(ids[count:], ids[:count])
+def split_repair_set(repair_set: ProblemSet, heldout_share: float) -> Split:
+    """Ids that are trained on, and the last of the file, which are held out.
+
+    The order is the annotator's: end the file with problems whose images occur nowhere before.
+    """
+    count = round(len(repair_set) * heldout_share)
+    ids = repair_set.ids
+    return Split(ids[: len(ids) - count], ids[len(ids) - count :])
 
 
 def annotated_draft(vlm: VisionLanguageModel, problem: Problem) -> Draft:

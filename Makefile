@@ -1,0 +1,82 @@
+# make all     the pipeline on the embedded digits example, then its result table
+# make test    every test
+# make check   formatting, lint, types, import layers
+#
+# make all RECIPE=my.yaml RUN=runs/mine ROUNDS=4 DATA=/data/mine BASE=org/model SET="rollout.problems=512"
+
+RECIPE ?= digits
+RUN ?= runs/$(basename $(notdir $(RECIPE)))
+ROUNDS ?= 3
+DATA ?= data/digits
+BASE ?= $(DATA)/base
+TRAIN ?= $(DATA)/problems_train.parquet
+TEST ?= $(DATA)/problems_test.parquet
+REPAIR_SET ?= $(DATA)/repair_set.parquet
+SET ?=
+
+PYTHON ?= python3
+BIN := .venv/bin
+DF := $(BIN)/df
+OPTIONS = --recipe $(RECIPE) $(foreach assignment,$(SET),--set $(assignment)) --overwrite
+RECIPE_FILE := $(wildcard $(RECIPE) stages/recipes/$(RECIPE).yaml)
+
+SFT := $(RUN)/1-sft-repair
+RL := $(RUN)/2-rl-repair
+round = $(RUN)/round-$(1)
+# The policy that round n starts from.
+policy = $(if $(filter 1,$(1)),$(BASE),$(call round,$(shell expr $(1) - 1))/train-policy)
+FINAL := $(call round,$(ROUNDS))/train-policy
+
+.PHONY: all test check clean
+.DELETE_ON_ERROR:
+
+all: $(RUN)/summary.parquet
+
+$(RUN)/summary.parquet: $(FINAL)/manifest.json $(RUN)/evaluate-base/manifest.json $(RUN)/evaluate-final/manifest.json
+	$(DF) summarize $(RUN)
+
+$(SFT)/manifest.json: $(RECIPE_FILE) $(REPAIR_SET) | .venv/installed
+	$(DF) sft-repair --repair-set $(REPAIR_SET) --model $(BASE) --out $(@D) $(OPTIONS)
+
+$(RL)/manifest.json: $(SFT)/manifest.json $(TRAIN)
+	$(DF) rl-repair --problems $(TRAIN) --policy $(BASE) --repair-model $(SFT) --repair-set $(REPAIR_SET) --out $(@D) $(OPTIONS)
+
+# A round: roll out the newest policy, repair its errors, train on the difference.
+define round_rules
+$(call round,$(1))/rollout/manifest.json: $(if $(filter 1,$(1)),$(RL),$(call policy,$(1)))/manifest.json
+	$(DF) rollout --problems $(TRAIN) --policy $(call policy,$(1)) --seed $(1) --out $$(@D) $(OPTIONS)
+
+$(call round,$(1))/build-masks/manifest.json: $(call round,$(1))/rollout/manifest.json
+	$(DF) build-masks --rollouts $(call round,$(1))/rollout --problems $(TRAIN) --repair-model $(RL) --policy $(call policy,$(1)) --seed $(1) --out $$(@D) $(OPTIONS)
+
+$(call round,$(1))/train-policy/manifest.json: $(call round,$(1))/build-masks/manifest.json
+	$(DF) train-policy --groups $(call round,$(1))/build-masks --problems $(TRAIN) --policy $(call policy,$(1)) --seed $(1) --out $$(@D) $(OPTIONS)
+endef
+$(foreach number,$(shell seq $(ROUNDS)),$(eval $(call round_rules,$(number))))
+
+$(RUN)/evaluate-base/manifest.json: $(RECIPE_FILE) $(TEST) | .venv/installed
+	$(DF) evaluate --problems $(TEST) --model $(BASE) --out $(@D) $(OPTIONS)
+
+$(RUN)/evaluate-final/manifest.json: $(FINAL)/manifest.json $(TEST)
+	$(DF) evaluate --problems $(TEST) --model $(FINAL) --out $(@D) $(OPTIONS)
+
+test: .venv/installed-dev
+	$(BIN)/pytest
+
+check: .venv/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(RUN)
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@

@@ -1,0 +1,211 @@
+"""The schemas as they are on disk, frozen by hand, and what a wrong file is told."""
+
+import io
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from stages.artifacts.columns import PROBLEMS, REPAIR_SET, ROLLOUTS, SCORES, TABLES
+from stages.artifacts.problems import encode_image
+from stages.artifacts.store import write_rows
+from stages.errors import DataError
+
+IMAGES = "list<element: struct<bytes: binary, path: string>>"
+IDS, FLOATS, MASK = "list<element: int32>", "list<element: float>", "list<element: bool>"
+PROBLEM = [
+    ("problem_id", "string"),
+    ("question", "string"),
+    ("images", IMAGES),
+    ("answer", "string"),
+    ("kind", "string"),
+]
+FROZEN = {
+    "problems": PROBLEM,
+    "repair_set": [*PROBLEM, ("error", "string"), ("repair", "string")],
+    "rollouts": [
+        ("problem_id", "string"),
+        ("sample", "int32"),
+        ("ids", IDS),
+        ("sampler_logprobs", FLOATS),
+        ("finish_reason", "string"),
+        ("reward", "float"),
+        ("text", "string"),
+    ],
+    "repairs": [
+        ("problem_id", "string"),
+        ("sample", "int32"),
+        ("candidate", "int32"),
+        ("ids", IDS),
+        ("text", "string"),
+        ("reward", "float"),
+        ("cost", "float"),
+        ("flagged", "bool"),
+        ("category", "string"),
+        ("selection", "string"),
+    ],
+    "groups": [
+        ("problem_id", "string"),
+        ("sample", "int32"),
+        ("role", "string"),
+        ("in_pair", "bool"),
+        ("ids", IDS),
+        ("reward", "float"),
+        ("mask", MASK),
+        ("old_logprobs", FLOATS),
+        ("finish_reason", "string"),
+    ],
+    "episodes": [
+        ("iteration", "int32"),
+        ("problem_id", "string"),
+        ("sample", "int32"),
+        ("attempt", "int32"),
+        ("error", "string"),
+        ("text", "string"),
+        ("reward", "float"),
+        ("cost", "float"),
+        ("gate_c1", "bool"),
+        ("gate_audit", "bool"),
+        ("category", "string"),
+        ("repair_reward", "float"),
+    ],
+    "dropped": [("problem_id", "string"), ("reason", "string")],
+    "metrics": [("step", "int32"), ("metric", "string"), ("value", "double")],
+    "samples": [
+        ("problem_id", "string"),
+        ("attempt", "int32"),
+        ("answer", "string"),
+        ("error", "string"),
+        ("text", "string"),
+        ("reward", "float"),
+        ("cost", "float"),
+    ],
+    "scores": [
+        ("problem_id", "string"),
+        ("kind", "string"),
+        ("mode", "string"),
+        ("draw", "int32"),
+        ("text", "string"),
+        ("reward", "float"),
+    ],
+    "summary": [
+        ("section", "string"),
+        ("measure", "string"),
+        ("value", "double"),
+        ("low", "double"),
+        ("high", "double"),
+        ("n", "int64"),
+    ],
+}
+NULLABLE = {
+    "problems": {"kind"},
+    "repair_set": {"kind"},
+    "rollouts": {"reward"},
+    "repairs": {"reward", "flagged", "category"},
+    "groups": set(),
+    "episodes": {"reward", "gate_c1", "gate_audit", "category", "repair_reward"},
+    "dropped": set(),
+    "metrics": set(),
+    "samples": {"reward"},
+    "scores": {"kind", "reward"},
+    "summary": {"low", "high", "n"},
+}
+
+
+def problem(problem_id="p0", **changes):
+    image = encode_image(Image.new("RGB", (4, 2), (200, 10, 10)))
+    return {"problem_id": problem_id, "question": "Sum?", "images": [image], "answer": "7", "kind": None} | changes
+
+
+def test_every_table_is_frozen():
+    assert {spec.name for spec in TABLES} == FROZEN.keys()
+
+
+@pytest.mark.parametrize("spec", TABLES, ids=lambda spec: spec.name)
+def test_columns_on_disk_are_the_frozen_ones(spec, tmp_path):
+    write_rows(tmp_path / "empty.parquet", spec, [])
+    schema = pq.read_schema(tmp_path / "empty.parquet")
+
+    assert [(field.name, str(field.type)) for field in schema] == FROZEN[spec.name]
+    assert {column.name for column in spec.columns if column.null} == NULLABLE[spec.name]
+
+
+@pytest.mark.parametrize("spec", TABLES, ids=lambda spec: spec.name)
+def test_every_table_and_column_is_described(spec):
+    assert spec.producer
+    assert spec.consumers
+    assert all(column.meaning for column in spec.columns)
+
+
+def test_missing_column_is_named_with_what_is_there_and_who_writes_it():
+    schema = pa.schema([field for field in ROLLOUTS.schema() if field.name != "ids"])
+    with pytest.raises(DataError, match=r"x\.parquet: no column ids .*it has problem_id, sample, .* by df rollout"):
+        ROLLOUTS.check_schema(schema, "x.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("problem_id", pa.int64()),
+        ("images", pa.list_(pa.binary())),
+        ("images", pa.list_(pa.struct([("bytes", pa.string()), ("path", pa.string())]))),
+        ("images", pa.list_(pa.struct([("bytes", pa.binary())]))),
+    ],
+)
+def test_wrong_type_is_named_with_the_right_one(name, wrong):
+    schema = PROBLEMS.schema()
+    schema = schema.set(schema.get_field_index(name), pa.field(name, wrong))
+    with pytest.raises(DataError, match=rf"x\.parquet: column {name} is .*, not .*; cast it"):
+        PROBLEMS.check_schema(schema, "x.parquet")
+
+
+def test_large_variants_and_further_columns_pass():
+    image = pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string()), ("width", pa.int32())])
+    types = {"images": pa.large_list(image)}
+    fields = [(name, types.get(name, pa.large_string())) for name in PROBLEMS.schema().names]
+
+    PROBLEMS.check_schema(pa.schema([*fields, ("source", pa.string())]), "x.parquet")
+
+
+def test_null_without_meaning_is_refused_with_its_row():
+    rows = [problem("p0"), problem("p1", answer=None)]
+    table = pa.Table.from_pylist(rows, schema=PROBLEMS.schema())
+    with pytest.raises(DataError, match=r"x\.parquet row 11: answer is null; give it a value or drop the row"):
+        PROBLEMS.check_nulls(table, "x.parquet", first_row=10)
+
+
+def test_null_inside_a_list_is_refused_with_its_row():
+    lists = pa.chunked_array([pa.array([[1.0], []], pa.list_(pa.float32())), pa.array([[1.0, None]], ROLLOUTS_FLOATS)])
+    table = pa.table({"sampler_logprobs": lists})
+    with pytest.raises(DataError, match="row 2: sampler_logprobs is null"):
+        ROLLOUTS.check_nulls(table, "x.parquet")
+
+
+ROLLOUTS_FLOATS = ROLLOUTS.schema().field("sampler_logprobs").type
+
+
+def test_null_with_a_meaning_passes(tmp_path):
+    row = {"problem_id": "p", "kind": None, "mode": "greedy", "draw": 0, "text": "", "reward": None}
+    write_rows(tmp_path / "scores.parquet", SCORES, [row])
+
+    assert pq.read_table(tmp_path / "scores.parquet").to_pylist() == [row]
+
+
+@pytest.mark.parametrize("spec", [PROBLEMS, REPAIR_SET], ids=lambda spec: spec.name)
+def test_datasets_shows_the_images(spec, tmp_path):
+    file = tmp_path / "problems.parquet"
+    write_rows(file, spec, [problem(error="6", repair="7"), problem("p1", images=[], error="6", repair="7")])
+
+    loaded = datasets.load_dataset("parquet", data_files=str(file), split="train", cache_dir=str(tmp_path / "cache"))
+
+    assert [len(images) for images in loaded["images"]] == [1, 0]
+    shown = loaded[0]["images"][0]
+    assert isinstance(shown, Image.Image)
+    assert shown.size == (4, 2)
+    assert shown.getpixel((0, 0)) == (200, 10, 10)
+
+
+def test_encoded_image_is_a_png():
+    assert Image.open(io.BytesIO(problem()["images"][0]["bytes"])).format == "PNG"

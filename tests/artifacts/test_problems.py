@@ -1,0 +1,176 @@
+"""Problems: ids that join, images as a viewer shows them, draws that repeat."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from stages.artifacts.columns import PROBLEMS, REPAIR_SET
+from stages.artifacts.problems import ProblemSet, encode_image
+from stages.artifacts.store import write_rows
+from stages.errors import DataError
+
+RED = (255, 0, 0)
+
+
+def row(problem_id="p0", image=None, **changes):
+    image = encode_image(Image.new("RGB", (2, 2))) if image is None else image
+    return {"problem_id": problem_id, "question": "q", "images": [image], "answer": "1", "kind": "sum"} | changes
+
+
+def saved(image, image_format, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def problem_set(tmp_path, *rows, spec=PROBLEMS, group=256):
+    file = tmp_path / f"{spec.name}.parquet"
+    table = pa.Table.from_pylist(list(rows), schema=spec.schema())
+    pq.write_table(table, file, row_group_size=group)
+    return ProblemSet(file, spec)
+
+
+def decoded(tmp_path, image):
+    (found,) = problem_set(tmp_path, row(image=image))["p0"].images
+    assert found.mode == "RGB"
+    return found
+
+
+def test_problems_come_back_in_order_across_row_groups_and_shards(tmp_path):
+    for shard in range(2):
+        rows = [row(f"p{shard}{index}", answer=f"{shard}{index}") for index in range(3)]
+        table = pa.Table.from_pylist(rows, schema=PROBLEMS.schema())
+        pq.write_table(table, tmp_path / f"problems-{shard:05d}.parquet", row_group_size=2)
+    problems = ProblemSet(tmp_path)
+
+    assert len(problems) == 6
+    assert problems.ids == ["p00", "p01", "p02", "p10", "p11", "p12"]
+    assert [problem.answer for problem in problems] == ["00", "01", "02", "10", "11", "12"]
+    assert [problem.answer for problem in problems.many(["p12", "p01"])] == ["12", "01"]
+
+
+def test_a_repair_sets_columns_reach_the_reward_function(tmp_path):
+    problem = problem_set(tmp_path, row(error="6", repair="7"), spec=REPAIR_SET)["p0"]
+
+    expected = {"problem_id": "p0", "question": "q", "answer": "1", "kind": "sum", "error": "6", "repair": "7"}
+    assert problem.as_row() == expected
+
+
+def test_an_id_that_stands_twice_is_named_across_shards(tmp_path):
+    for shard in range(2):
+        write_rows(tmp_path / f"problems-{shard:05d}.parquet", PROBLEMS, [row("same")])
+    with pytest.raises(DataError, match=r"problems-00001\.parquet: problem_id same stands twice; .*make them unique"):
+        ProblemSet(tmp_path)
+
+
+def test_an_id_that_is_missing_is_named_with_the_remedy(tmp_path):
+    with pytest.raises(DataError, match="no problem gone; give the problems that the other inputs were made from"):
+        problem_set(tmp_path, row())["gone"]
+
+
+def test_no_rows_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"problems\.parquet: no rows in it"):
+        problem_set(tmp_path)
+
+
+def test_a_null_answer_is_refused_before_any_work(tmp_path):
+    rows = [row(f"p{index}") for index in range(5)] + [row("p5", answer=None)]
+    with pytest.raises(DataError, match=r"problems\.parquet row 5: answer is null"):
+        problem_set(tmp_path, *rows, group=2)
+
+
+@pytest.mark.parametrize("images", [None, [None]])
+def test_a_null_image_is_placed_by_its_row(images, tmp_path):
+    problems = problem_set(tmp_path, row("p0"), row("p1"), row("p2", images=images), group=2)
+    with pytest.raises(DataError, match=r"problems\.parquet row 2: images is null"):
+        problems["p2"]
+
+
+def test_a_problem_may_have_no_image_or_several(tmp_path):
+    two = [encode_image(Image.new("RGB", (width, 1))) for width in (3, 5)]
+    problems = problem_set(tmp_path, row("none", images=[]), row("two", images=two))
+
+    assert problems["none"].images == ()
+    assert [image.width for image in problems["two"].images] == [3, 5]
+
+
+@pytest.mark.parametrize("data", [None, b""])
+def test_an_image_without_bytes_is_named_with_the_remedy(data, tmp_path):
+    image = {"bytes": data, "path": "/photos/1.png"}
+    with pytest.raises(DataError, match=r"problem p0 image 0: no bytes; embed the image"):
+        decoded(tmp_path, image)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x00",
+        b"not an image",
+        saved(Image.effect_noise((40, 40), 50), "PNG")["bytes"][:200],  # OSError
+        b"P6 2\x8f5 4 255\n",  # ValueError
+    ],
+)
+def test_an_image_that_cannot_be_decoded_is_named_with_the_remedy(data, tmp_path):
+    with pytest.raises(DataError, match=r"problem p0 image 0: cannot be decoded \(.*\); replace it or drop the row"):
+        decoded(tmp_path, {"bytes": data, "path": None})
+
+
+def test_an_exif_rotation_is_applied(tmp_path):
+    pixels = np.zeros((2, 4, 3), np.uint8)
+    pixels[:, 0] = RED  # the left edge; orientation 6 turns it to the top
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = decoded(tmp_path, saved(Image.fromarray(pixels), "PNG", exif=exif))
+
+    assert image.size == (2, 4)
+    assert [image.getpixel((0, y)) for y in range(4)] == [RED, (0, 0, 0), (0, 0, 0), (0, 0, 0)]
+
+
+def test_cmyk_keeps_its_colour(tmp_path):
+    red, green, blue = decoded(tmp_path, saved(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG")).getpixel((8, 8))
+
+    assert red > 200
+    assert green < 60
+    assert blue < 60
+
+
+def test_grey_is_grey(tmp_path):
+    assert decoded(tmp_path, saved(Image.new("L", (2, 2), 90), "PNG")).getpixel((0, 0)) == (90, 90, 90)
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
+    image = Image.fromarray(np.full((2, 2), 0x8000, np.uint16))
+    assert decoded(tmp_path, saved(image, "PNG")).getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_transparent_parts_are_white(tmp_path):
+    image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    image.putpixel((1, 0), (*RED, 255))
+    shown = decoded(tmp_path, saved(image, "PNG"))
+
+    assert [shown.getpixel((x, 0)) for x in range(2)] == [(255, 255, 255), RED]
+
+
+def test_encoding_keeps_the_pixels(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    assert np.array_equal(np.asarray(decoded(tmp_path, encode_image(Image.fromarray(pixels)))), pixels)
+
+
+def test_draws_repeat_by_seed_and_never_repeat_a_problem(tmp_path):
+    problems = problem_set(tmp_path, *[row(f"p{index}") for index in range(40)])
+    drawn = problems.draw(20, seed=3)
+
+    assert drawn == problems.draw(20, seed=3)
+    assert drawn != problems.draw(20, seed=4)
+    assert len(set(drawn)) == 20
+    assert set(drawn) < set(problems.ids)
+    assert all(type(problem_id) is str for problem_id in drawn)
+
+
+@pytest.mark.parametrize("count", [None, 3, 99])
+def test_a_draw_of_all_keeps_the_order(count, tmp_path):
+    assert problem_set(tmp_path, *[row(f"p{index}") for index in range(3)]).draw(count, seed=1) == ["p0", "p1", "p2"]
