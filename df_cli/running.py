@@ -33,6 +33,8 @@ def run_stage(stage: Stage, out: Path, *, overwrite: bool, dry_run: bool) -> Non
         console.print_json(data=outcome.plan)
     elif outcome.ran:
         console.print(summary_table(outcome))
+        if (out / "summary.parquet").is_file():
+            console.print(measures_table(read_measures(out / "summary.parquet")))
     else:
         console.print(f"{out}: complete and up to date, nothing to do", markup=False)
 
@@ -51,6 +53,15 @@ def summary_table(outcome: Outcome) -> Table:
         table.add_row(f"device-seconds: {phase}", f"{seconds:.1f}")
     table.add_row("output", escape(str(outcome.out)))
     return table
+
+
+def read_measures(path: Path) -> list[Measure]:
+    """Rows of a `summary` artifact."""
+    from stages.artifacts.columns import SUMMARY
+    from stages.artifacts.store import iterate_rows
+    from stages.scoring.accuracy import Measure
+
+    return [Measure(**row) for row in iterate_rows(path, SUMMARY)]
 
 
 def measures_table(measures: Iterable[Measure]) -> Table:

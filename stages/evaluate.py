@@ -14,11 +14,11 @@ from stages.artifacts.store import iterate_rows
 from stages.engines.loading import check_model, open_engine
 from stages.engines.protocol import Sampling
 from stages.progress import track
-from stages.recipe import Recipe
+from stages.recipe import SAMPLING_FIELDS, Recipe
 from stages.scoring.answering import Answerer
 from stages.scoring.image_removal import without_image
 from stages.scoring.rewards import open_reward
-from stages.scoring.score_summary import summarize_scores
+from stages.scoring.score_summary import summarize_by_kind, summarize_scores
 from stages.seeds import derive_seed
 
 
@@ -42,9 +42,8 @@ class Evaluate:
     def plan(self) -> Plan:
         ProblemSet(self.problems)
         check_model(self.model)
-        sections = {"model": True, "prompt": True, "reward": True, "evaluate": True}
-        rollout = {"temperature": True, "max_new_tokens": True}
-        recipe = self.recipe.model_dump(include=sections | {"rollout": rollout, "repair_rl": {"blank"}})
+        sections = ("model", "prompt", "reward", "evaluate")
+        recipe = self.recipe.subset(*sections, rollout=SAMPLING_FIELDS, repair_rl={"blank"})
         return Plan("evaluate", recipe, self.recipe.seed, {"problems": self.problems, "model": self.model})
 
     def run(self, step: Step) -> None:
@@ -63,7 +62,8 @@ class Evaluate:
                     step.write_shards(index, {SCORES: self._rows(answerer, problems, mode, step)})
                 advance(len(problems) * mode.draws)
         scores = list(iterate_rows(step.out, SCORES))
-        measures = summarize_scores(self.model.name, scores, recipe.reward.threshold)
+        threshold = recipe.reward.threshold
+        measures = summarize_scores("overall", scores, threshold) + summarize_by_kind("by kind", scores, threshold)
         step.write_table(SUMMARY, [measure._asdict() for measure in measures])
         step.tally.rows_in = len(problems)
         step.finish()

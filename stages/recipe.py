@@ -221,6 +221,10 @@ class EvaluateSection(Section):
     image_removed: bool = Field(True, description="Also answer greedily on the blank image.")
 
 
+SAMPLING_FIELDS = {"temperature", "max_new_tokens"}
+"""Fields of `rollout` that every sampling stage depends on."""
+
+
 class Recipe(Section):
     """Everything that a run of the pipeline depends on."""
 
@@ -237,6 +241,11 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
 
+    def subset(self, *sections: str, **fields: set[str]) -> dict[str, Any]:
+        """Whole sections, and single fields of others: what a stage's output depends on."""
+        include: dict[str, Any] = dict.fromkeys(sections, True) | fields
+        return self.model_dump(include=include)
+
 
 def load_recipe(name: str | Path, assignments: Sequence[str] = ()) -> Recipe:
     """Read a recipe file, or a shipped recipe by its name, and apply `section.key=value` assignments.
@@ -251,9 +260,10 @@ def load_recipe(name: str | Path, assignments: Sequence[str] = ()) -> Recipe:
         shipped = sorted(recipe.stem for recipe in RECIPES.glob("*.yaml"))
         raise RecipeError(f"{name}: no such recipe file; shipped recipes: {', '.join(shipped)}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not YAML: {_one_line(error)}") from error
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of sections, this is a {type(values).__name__}")
     for assignment in assignments:

@@ -14,7 +14,7 @@ from stages.artifacts.step import MODEL, Plan, Step
 from stages.engines.loading import check_model, open_engine
 from stages.model.batches import encode_prompt
 from stages.progress import track
-from stages.recipe import Recipe
+from stages.recipe import SAMPLING_FIELDS, Recipe
 from stages.scoring.repairs import Repairer
 from stages.scoring.rewards import open_reward
 from stages.seeds import derive_seed
@@ -35,9 +35,9 @@ class SftRepair:
     def plan(self) -> Plan:
         ProblemSet(self.repair_set, REPAIR_SET)
         check_model(self.model)
-        sections = {"model", "prompt", "reward", "sft", "rollout"}
+        recipe = self.recipe.subset("model", "prompt", "reward", "sft", rollout=SAMPLING_FIELDS)
         inputs = {"repair_set": self.repair_set, "model": self.model}
-        return Plan("sft-repair", self.recipe.model_dump(include=sections), self.recipe.seed, inputs)
+        return Plan("sft-repair", recipe, self.recipe.seed, inputs)
 
     def run(self, step: Step) -> None:
         recipe, ledger = self.recipe, step.ledger

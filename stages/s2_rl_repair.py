@@ -16,7 +16,7 @@ from stages.engines.loading import check_model, open_engine
 from stages.engines.protocol import Sampling
 from stages.model.batches import encode_prompt
 from stages.progress import track
-from stages.recipe import Recipe
+from stages.recipe import SAMPLING_FIELDS, Recipe
 from stages.scoring.answering import Answerer
 from stages.scoring.auditor import AuditCase, Auditor, Verdict, open_auditor
 from stages.scoring.image_removal import without_image
@@ -47,8 +47,8 @@ class RlRepair:
         check_model(self.policy)
         check_model(self.repair_model)
         check_objective(self.recipe.repair_rl.objective)
-        sections = {"model", "prompt", "reward", "audit", "repair_rl", "rollout"}
-        recipe = self.recipe.model_dump(include=sections) | {"heldout_share": self.recipe.sft.heldout_share}
+        sections = ("model", "prompt", "reward", "audit", "repair_rl")
+        recipe = self.recipe.subset(*sections, rollout=SAMPLING_FIELDS, sft={"heldout_share"})
         inputs = {
             "problems": self.problems,
             "policy": self.policy,
@@ -246,13 +246,12 @@ class RepairLoop:
 
     def _training_rows(self, group: Sequence[Episode]) -> list[TrainingRow]:
         """One error's repairs with their advantages; nulls are left out of the group and its mean."""
-        scored = [episode for episode in group if episode.repair_reward is not None]
+        scored = [(episode, episode.repair_reward) for episode in group if episode.repair_reward is not None]
         if not scored:
             return []
         vlm = self.repairer.engine.vlm
-        prompt = encode_prompt(vlm, self.repairer.prompt(scored[0].attempt.draft))
-        rewards = [episode.repair_reward for episode in scored]
-        advantages = advantage_values(rewards, self.recipe.repair_rl.objective)
+        prompt = encode_prompt(vlm, self.repairer.prompt(group[0].attempt.draft))
+        advantages = advantage_values([reward for _, reward in scored], self.recipe.repair_rl.objective)
         return [
             TrainingRow(
                 prompt,
@@ -261,7 +260,7 @@ class RepairLoop:
                 advantage=advantage,
                 old_logprobs_T=episode.attempt.completion.logprobs,
             )
-            for episode, advantage in zip(scored, advantages, strict=True)
+            for (episode, _), advantage in zip(scored, advantages, strict=True)
         ]
 
     def _count(self, groups: Sequence[Sequence[Episode]]) -> None:

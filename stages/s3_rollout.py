@@ -30,7 +30,7 @@ class Rollout:
     def plan(self) -> Plan:
         ProblemSet(self.problems)
         check_model(self.policy)
-        recipe = self.recipe.model_dump(include={"model", "prompt", "reward", "rollout"})
+        recipe = self.recipe.subset("model", "prompt", "reward", "rollout")
         return Plan("rollout", recipe, self.recipe.seed, {"problems": self.problems, "policy": self.policy})
 
     def run(self, step: Step) -> None:

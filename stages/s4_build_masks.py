@@ -17,7 +17,7 @@ from stages.core.selection import select_repair
 from stages.engines.loading import check_model, open_engine
 from stages.engines.protocol import Sampling, ScoreRequest
 from stages.progress import track
-from stages.recipe import Recipe
+from stages.recipe import SAMPLING_FIELDS, Recipe
 from stages.scoring.answering import Answerer
 from stages.scoring.auditor import AuditCase, Auditor, Verdict, open_auditor
 from stages.scoring.repairs import Attempt, Draft, Repairer
@@ -42,7 +42,7 @@ class BuildMasks:
         parquet_files(self.rollouts, ROLLOUTS)
         check_model(self.repair_model)
         check_model(self.policy)
-        recipe = self.recipe.model_dump(include={"model", "prompt", "reward", "audit", "rollout", "masks"})
+        recipe = self.recipe.subset("model", "prompt", "reward", "audit", "masks", rollout=SAMPLING_FIELDS)
         inputs = {
             "rollouts": self.rollouts,
             "problems": self.problems,

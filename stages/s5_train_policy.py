@@ -19,7 +19,7 @@ from stages.model.batches import encode_prompt
 from stages.model.loading import VisionLanguageModel
 from stages.model.prompts import policy_prompt
 from stages.progress import track
-from stages.recipe import Recipe
+from stages.recipe import SAMPLING_FIELDS, Recipe
 from stages.seeds import derive_seed
 from stages.training.groups import Trajectory, optimization_group
 from stages.training.losses import check_objective, policy_objective
@@ -43,7 +43,7 @@ class TrainPolicy:
         parquet_files(self.groups, GROUPS)
         check_model(self.policy)
         check_objective(self.recipe.train.objective)
-        recipe = self.recipe.model_dump(include={"model", "prompt", "rollout", "train"})
+        recipe = self.recipe.subset("model", "prompt", "train", rollout=SAMPLING_FIELDS)
         inputs = {"groups": self.groups, "problems": self.problems, "policy": self.policy}
         budget = {"budget_device_seconds": self.budget_device_seconds}
         return Plan("train-policy", recipe | budget, self.recipe.seed, inputs)
@@ -122,7 +122,7 @@ class GroupSource:
 
     def _rows(self, group: Sequence[Trajectory]) -> list[TrainingRow]:
         keep_all = self.recipe.train.objective.kl_coef > 0
-        needed = [t for t in group if keep_all or (t.advantage != 0 and t.gate_T.any())]
+        needed = [t for t in group if keep_all or (t.advantage != 0 and any(t.gate_T))]
         if not needed:
             return []
         problem = self.problems[needed[0].row["problem_id"]]

@@ -37,6 +37,7 @@ from worked import QUESTIONS, Slips, gold_answer, no_slips, reading, worked_answ
 
 SEED = 27482
 PROMPTS = load_recipe("digits").prompt
+TRAIN_PROBLEMS, TEST_PROBLEMS = 2400, 600
 TEMPERATURE = 0.7
 BATCH = 64
 Row = dict[str, Any]
@@ -216,16 +217,21 @@ def report(vlm: VisionLanguageModel, rows: list[Row]) -> None:
         print(f"base on test, {key}: pass@1 {right[key] / count / 8:.3f} pass@8 {solved[key] / count:.3f} n={count}")
 
 
+def generators() -> dict[str, np.random.Generator]:
+    """An independent stream for each thing that is made."""
+    names = ["words", "base", "train", "repair", "test"]
+    return dict(zip(names, np.random.default_rng(SEED).spawn(len(names)), strict=True))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     out = parser.parse_args().out
     torch.set_num_threads(1)
     started = time.time()
-    rngs = dict(zip(["words", "base", "train", "repair", "test"], np.random.default_rng(SEED).spawn(5), strict=True))
-    pools = load_pools(SEED)
-    train = make_problems("train", pools["train"], 2400, rngs["train"])
-    test = make_problems("test", pools["test"], 600, rngs["test"])
+    rngs, pools = generators(), load_pools(SEED)
+    train = make_problems("train", pools["train"], TRAIN_PROBLEMS, rngs["train"])
+    test = make_problems("test", pools["test"], TEST_PROBLEMS, rngs["test"])
     for name, rows in (("train", train), ("test", test)):
         write_rows(out / f"problems_{name}.parquet", PROBLEMS, rows)
     vlm = tiny_qwen2_5_vl(train_tokenizer(tokenizer_texts(rngs["words"])), seed=SEED)

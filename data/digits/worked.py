@@ -6,7 +6,7 @@ of the answer, as it does in a person's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,26 +21,22 @@ LOOKALIKE = {0: 6, 1: 7, 2: 3, 3: 8, 4: 9, 5: 6, 6: 5, 7: 1, 8: 3, 9: 4}
 """What a careless reader takes each digit for."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Slips:
     """Where an answer goes wrong: each reading and each step with its own probability, at random."""
 
     reading: float
     step: float
     rng: np.random.Generator
-    kinds: list[str] = field(default_factory=list)
-    """What went wrong, in order: `reading` or `step`."""
 
     def read(self, digit: int) -> int:
         if self.rng.random() >= self.reading:
             return digit
-        self.kinds.append("reading")
         return LOOKALIKE[digit]
 
     def step_to(self, value: int) -> int:
         if self.rng.random() >= self.step:
             return value
-        self.kinds.append("step")
         return value + 1 if value == 0 or self.rng.random() < 0.5 else value - 1
 
 

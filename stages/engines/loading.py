@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from stages.artifacts.step import model_folder
 from stages.engines.transformers_engine import TransformersEngine
 from stages.model.loading import check_model_folder, load_model
@@ -13,7 +11,7 @@ from stages.recipe import Recipe
 
 
 def open_engine(path: Path, recipe: Recipe, *, training: bool = False) -> TransformersEngine:
-    """Load a checkpoint, or a training step's, onto the GPU if there is one.
+    """Load a checkpoint, or a training step's.
 
     For training the weights are float32 whatever the recipe's dtype, which is then the autocast's: updates of 1e-6
     vanish in bfloat16 weights.
@@ -21,7 +19,6 @@ def open_engine(path: Path, recipe: Recipe, *, training: bool = False) -> Transf
     section = recipe.model
     vlm = load_model(
         model_folder(path),
-        device="cuda" if torch.cuda.is_available() else "cpu",
         dtype="float32" if training else section.dtype,
         min_pixels=section.min_pixels,
         max_pixels=section.max_pixels,

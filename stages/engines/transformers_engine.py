@@ -58,20 +58,22 @@ class TransformersEngine:
         recorder = _SampledLogprobs(self.vlm.banned_ids, sampling.temperature or 1.0)
         output_BS = self.vlm.model.generate(
             **inputs,
-            generation_config=GenerationConfig(
-                max_new_tokens=sampling.max_new_tokens,
-                do_sample=sampling.temperature > 0,
-                top_k=0,
-                top_p=1.0,
-                temperature=1.0,
-                eos_token_id=list(self.vlm.end_ids),
-                pad_token_id=self.vlm.pad_id,
-            ),
+            generation_config=self._generation_config(sampling),
             logits_processor=LogitsProcessorList([recorder]),
         )
         response_BT = output_BS[:, inputs["input_ids"].shape[1] :]
         logprobs_BT = recorder.finish(output_BS)
         return [self._completion(*row) for row in zip(response_BT.tolist(), logprobs_BT.tolist(), strict=True)]
+
+    def _generation_config(self, sampling: Sampling) -> GenerationConfig:
+        """Plain sampling, or plain greedy decoding; the temperature is applied where the log-probs are taken."""
+        plain = {"do_sample": False} if sampling.temperature == 0 else {"do_sample": True, "top_k": 0, "top_p": 1.0}
+        return GenerationConfig(
+            max_new_tokens=sampling.max_new_tokens,
+            eos_token_id=list(self.vlm.end_ids),
+            pad_token_id=self.vlm.pad_id,
+            **plain,
+        )
 
     def _completion(self, ids: list[int], logprobs: list[float]) -> Completion:
         length = next((i + 1 for i, token in enumerate(ids) if token in self.vlm.end_ids), None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from stages.errors import ModelError
 
@@ -30,7 +30,10 @@ class VisionLanguageModel:
     """A loaded model with everything that turns problems into its tokens and back."""
 
     model: Any
+    """Its `generation_config` is neutral: see `wrap_model`."""
     processor: Any
+    generation_config: GenerationConfig
+    """The checkpoint's own, which is saved with it again."""
     end_ids: tuple[int, ...]
     """Ids that end a response."""
     banned_ids: tuple[int, ...]
@@ -60,19 +63,21 @@ class VisionLanguageModel:
     def save(self, folder: Path) -> None:
         """Write a plain Hugging Face checkpoint: safetensors, configuration, processor and tokenizer."""
         self.model.save_pretrained(folder)
+        self.generation_config.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
 
 def load_model(
     path: Path | str,
     *,
-    device: str | torch.device,
     dtype: str = "float32",
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     trust_remote_code: bool = False,
 ) -> VisionLanguageModel:
-    """Load the checkpoint at `path` onto `device`; `dtype` is a key of `DTYPES`.
+    """Load the checkpoint at `path`; `dtype` is a key of `DTYPES`.
+
+    It goes onto the GPU if there is one, layer by layer onto all of them if there are several, else onto the CPU.
 
     Raises:
         ModelError: the folder has no configuration, or its model is not an image-text-to-text model.
@@ -83,13 +88,21 @@ def load_model(
         path, trust_remote_code=trust_remote_code, **{k: v for k, v in pixels.items() if v is not None}
     )
     model = AutoModelForImageTextToText.from_pretrained(
-        path, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, use_safetensors=True
+        path,
+        dtype=DTYPES[dtype],
+        device_map=_device_map(),
+        trust_remote_code=trust_remote_code,
+        use_safetensors=True,
     )
-    return wrap_model(model.to(device).eval(), processor)
+    return wrap_model(model.eval(), processor)
 
 
 def wrap_model(model: Any, processor: Any) -> VisionLanguageModel:
-    """Bundle a model and its processor with the ids that end a response and those that may not be sampled."""
+    """Bundle a model and its processor with the ids that end a response and those that may not be sampled.
+
+    A checkpoint's own sampling defaults (repetition penalty, top-k) would change the sampled distribution behind the
+    log-probs' back, so the model is left with none.
+    """
     end_ids = model.generation_config.eos_token_id
     if end_ids is None:
         end_ids = processor.tokenizer.eos_token_id
@@ -98,9 +111,11 @@ def wrap_model(model: Any, processor: Any) -> VisionLanguageModel:
             f"{model.name_or_path}: neither generation_config nor the tokenizer names an end token; "
             "set eos_token_id in generation_config.json"
         )
+    generation_config, model.generation_config = model.generation_config, GenerationConfig()
     return VisionLanguageModel(
         model=model,
         processor=processor,
+        generation_config=generation_config,
         end_ids=tuple(end_ids) if isinstance(end_ids, list) else (end_ids,),
         banned_ids=_banned_ids(model, processor),
     )
@@ -126,6 +141,12 @@ def check_model_folder(path: Path | str) -> None:
         )
     if not list(folder.glob("*.safetensors")):
         raise ModelError(f"{path}: no *.safetensors file; convert the weights, other formats are not read")
+
+
+def _device_map() -> str:
+    if torch.cuda.device_count() > 1:
+        return "auto"
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _banned_ids(model: Any, processor: Any) -> tuple[int, ...]:

@@ -22,8 +22,7 @@ def correct_by_problem(scores: Iterable[Mapping[str, Any]], mode: str, threshold
 
 
 def summarize_scores(section: str, scores: list[dict[str, Any]], threshold: float) -> list[Measure]:
-    """Greedy, sampled and image-free accuracy, over all problems and by kind, and Acc@k of the draws."""
-    kinds = {row["problem_id"]: row["kind"] for row in scores}
+    """Greedy, sampled and image-free accuracy over all problems, and Acc@k of the draws."""
     greedy = correct_by_problem(scores, "greedy", threshold)
     sampled = correct_by_problem(scores, "sampled", threshold)
     image_removed = correct_by_problem(scores, "image_removed", threshold)
@@ -32,12 +31,22 @@ def summarize_scores(section: str, scores: list[dict[str, Any]], threshold: floa
     measures += [_share(section, "greedy accuracy", greedy)]
     if image_removed:
         measures += [_share(section, "greedy accuracy, image removed", image_removed)]
-    for kind in sorted({kind for kind in kinds.values() if kind is not None}):
-        measures += [
+    return measures
+
+
+def summarize_by_kind(section: str, scores: list[dict[str, Any]], threshold: float) -> list[Measure]:
+    """Sampled and greedy accuracy of each kind of problem that has a name."""
+    kinds = {row["problem_id"]: row["kind"] for row in scores}
+    greedy = correct_by_problem(scores, "greedy", threshold)
+    sampled = correct_by_problem(scores, "sampled", threshold)
+    return [
+        measure
+        for kind in sorted({kind for kind in kinds.values() if kind is not None})
+        for measure in (
             _sampled(section, f"sampled accuracy, {kind}", _of_kind(sampled, kinds, kind)),
             _share(section, f"greedy accuracy, {kind}", _of_kind(greedy, kinds, kind)),
-        ]
-    return measures
+        )
+    ]
 
 
 def _of_kind(correct: Correct, kinds: Mapping[str, str | None], kind: str) -> Correct:

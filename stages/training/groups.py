@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from stages.core.advantages import group_advantages, overlong_penalty
@@ -20,7 +19,7 @@ class Trajectory:
 
     row: Mapping[str, Any]
     advantage: float
-    gate_T: np.ndarray
+    gate_T: list[float]
 
 
 def optimization_group(
@@ -40,7 +39,7 @@ def optimization_group(
         return []
     advantages = _advantages(rows, train.objective, rollout.max_new_tokens)
     return [
-        Trajectory(row, advantage, gate_weights(row["mask"], train.gate, half_life=train.half_life))
+        Trajectory(row, advantage, gate_weights(row["mask"], train.gate, half_life=train.half_life).tolist())
         for row, advantage in zip(rows, advantages, strict=True)
     ]
 
@@ -55,5 +54,4 @@ def _advantages(rows: Sequence[Mapping[str, Any]], objective: ObjectiveSection, 
 
 def advantage_values(rewards_G: torch.Tensor | Sequence[float], objective: ObjectiveSection) -> list[float]:
     """Group advantages with the objective's own scale: Dr.GRPO does not divide by the deviation."""
-    scale = "none" if objective.algorithm == "dr_grpo" else "std"
-    return group_advantages(rewards_G, scale=scale).tolist()
+    return group_advantages(rewards_G, scale="none" if objective.algorithm == "dr_grpo" else "std").tolist()

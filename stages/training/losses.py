@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,18 +51,20 @@ def policy_objective(section: ObjectiveSection, rollout: RolloutSection) -> Loss
         rows: Sequence[TrainingRow], batch: ResponseBatch, logprobs: ResponseLogprobs, totals: Totals
     ) -> tuple[Tensor, dict[str, Metric]]:
         mask_BT = batch.response_mask_BT
-        tensors = {
-            "logprobs_BT": logprobs.logprobs_BT,
-            "old_logprobs_BT": _padded([row.old_logprobs_T for row in rows], mask_BT),
-            "advantages_B": torch.tensor([row.advantage for row in rows], device=mask_BT.device),
-            "response_mask_BT": mask_BT,
-            "gate_BT": None if rows[0].gate_T is None else _padded([row.gate_T for row in rows], mask_BT),
-        }
+        gates = [row.gate_T for row in rows if row.gate_T is not None]
+        tensors = PolicyTensors(
+            logprobs_BT=logprobs.logprobs_BT,
+            old_logprobs_BT=_padded([row.old_logprobs_T for row in rows], mask_BT),
+            advantages_B=torch.tensor([row.advantage for row in rows], device=mask_BT.device),
+            response_mask_BT=mask_BT,
+            gate_BT=_padded(gates, mask_BT) if gates else torch.ones(mask_BT.shape, device=mask_BT.device),
+        )
         result = policy_loss(
             section.algorithm,
-            ref_logprobs_BT=tensors["old_logprobs_BT"] if section.kl_coef else None,
-            **totals._asdict(),
-            **tensors,
+            ref_logprobs_BT=tensors.old_logprobs_BT if section.kl_coef else None,
+            num_sequences=totals.num_sequences,
+            num_tokens=totals.num_tokens,
+            **tensors._asdict(),
             **hyper,
         )
         return result.loss, _role_metrics(section.algorithm, hyper, rows, tensors, logprobs.entropy_BT)
@@ -70,25 +72,35 @@ def policy_objective(section: ObjectiveSection, rollout: RolloutSection) -> Loss
     return loss_function
 
 
+class PolicyTensors(NamedTuple):
+    """What an objective reads of a micro-batch; names are `policy_loss`'s."""
+
+    logprobs_BT: Tensor
+    old_logprobs_BT: Tensor
+    advantages_B: Tensor
+    response_mask_BT: Tensor
+    gate_BT: Tensor
+
+
 def _role_metrics(
     algorithm: str,
     hyper: dict[str, Any],
     rows: Sequence[TrainingRow],
-    tensors: dict[str, Tensor | None],
+    tensors: PolicyTensors,
     entropy_BT: Tensor,
 ) -> dict[str, Metric]:
-    metrics = {}
+    metrics: dict[str, Metric] = {}
     for role in sorted({row.role for row in rows}):
         picked = torch.tensor([row.role == role for row in rows], device=entropy_BT.device)
-        part = {name: None if tensor is None else tensor[picked] for name, tensor in tensors.items()}
-        values = ratio_metrics(algorithm, **part, **hyper)
-        tokens = int(part["response_mask_BT"].sum())
+        part = PolicyTensors(*(tensor[picked] for tensor in tensors))
+        values = ratio_metrics(algorithm, **part._asdict(), **hyper)
+        tokens = int(part.response_mask_BT.sum())
         values["entropy"] = entropy_BT[picked].sum() / max(tokens, 1)
         metrics |= {f"{name}/{role}": Metric(value.item(), tokens) for name, value in values.items()}
     return metrics
 
 
-def _padded(values: Sequence[Sequence[float] | None], mask_BT: Tensor) -> Tensor:
+def _padded(values: Sequence[Sequence[float]], mask_BT: Tensor) -> Tensor:
     padded_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
     for row, value_T in enumerate(values):
         padded_BT[row, : len(value_T)] = torch.as_tensor(value_T, dtype=torch.float32)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -27,15 +26,15 @@ OPTIMIZER_STATE = "optimizer.safetensors"
 class TrainingRow:
     """One trajectory: what the model was given, and the response that is trained on.
 
-    Arrays have the response's length T; SFT leaves them out.
+    The last two have the response's length T; SFT leaves both out, ungated training the gate.
     """
 
     prompt: EncodedPrompt
     ids: Sequence[int]
     role: str
     advantage: float = 1.0
-    gate_T: np.ndarray | None = None
-    old_logprobs_T: Sequence[float] | None = None
+    gate_T: Sequence[float] | None = None
+    old_logprobs_T: Sequence[float] = ()
 
 
 class Totals(NamedTuple):

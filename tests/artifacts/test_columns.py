@@ -177,13 +177,11 @@ def test_null_without_meaning_is_refused_with_its_row():
 
 
 def test_null_inside_a_list_is_refused_with_its_row():
-    lists = pa.chunked_array([pa.array([[1.0], []], pa.list_(pa.float32())), pa.array([[1.0, None]], ROLLOUTS_FLOATS)])
+    floats = pa.list_(pa.float32())
+    lists = pa.chunked_array([pa.array([[1.0], []], floats), pa.array([[1.0, None]], floats)])
     table = pa.table({"sampler_logprobs": lists})
     with pytest.raises(DataError, match="row 2: sampler_logprobs is null"):
         ROLLOUTS.check_nulls(table, "x.parquet")
-
-
-ROLLOUTS_FLOATS = ROLLOUTS.schema().field("sampler_logprobs").type
 
 
 def test_null_with_a_meaning_passes(tmp_path):

@@ -1,0 +1,391 @@
+"""A step's folder: complete once its manifest exists, never overwritten unasked, resumed at the first missing shard."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stages.artifacts.columns import DROPPED, METRICS
+from stages.artifacts.fingerprint import MANIFEST, fingerprint
+from stages.artifacts.stage import execute
+from stages.artifacts.step import PLAN, PROGRESS, Plan, Step, model_folder, read_manifest
+from stages.artifacts.store import PARTIAL, iterate_rows
+from stages.errors import ArtifactError
+
+ROOT = Path(__file__).parents[2]
+ROWS = [{"step": 1, "metric": "loss", "value": 0.5}]
+LOST = [{"problem_id": "p", "reason": "text_only_solvable"}]
+
+
+@pytest.fixture
+def source(tmp_path):
+    file = tmp_path / "input.parquet"
+    file.write_bytes(b"first")
+    return file
+
+
+def plan(source, *, seed=1, temperature=0.7, step="rollout"):
+    return Plan(step, {"rollout": {"temperature": temperature, "problems": None}}, seed, {"problems": source})
+
+
+def write_shard(step, index):
+    step.tally.rows_in += 2
+    step.tally.rows_out += 1
+    step.tally.dropped["unscored"] += 1
+    step.tally.counts["correct"] += 3
+    step.ledger.device_seconds["generate"] += 10.0
+    step.write_shards(index, {METRICS: ROWS})
+
+
+def complete(out, a_plan, shards=1):
+    step = Step.open(out, a_plan)
+    for index in range(shards):
+        write_shard(step, index)
+    step.finish()
+    return step
+
+
+def listing(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+class OneShard:
+    """The smallest stage."""
+
+    def __init__(self, source):
+        self.source = source
+        self.runs = 0
+
+    def plan(self):
+        return plan(self.source)
+
+    def run(self, step):
+        self.runs += 1
+        write_shard(step, 0)
+        step.finish()
+
+
+def test_the_manifest_comes_last(tmp_path, source):
+    step = Step.open(tmp_path / "out", plan(source))
+    write_shard(step, 0)
+    assert listing(tmp_path / "out").keys() == {PLAN, PROGRESS, "metrics-00000.parquet"}
+    with pytest.raises(ArtifactError, match=r"out: no manifest\.json, .* not complete; run its command again"):
+        read_manifest(tmp_path / "out")
+
+    step.finish(extra=2)
+
+    assert listing(tmp_path / "out").keys() == {PLAN, MANIFEST, "metrics-00000.parquet"}
+    assert read_manifest(tmp_path / "out") == step.manifest
+
+
+def test_the_manifest_says_what_was_done(tmp_path, source):
+    step = Step.open(tmp_path / "out", plan(source), devices=4)
+    write_shard(step, 0)
+    manifest = step.finish(best=0.5)
+
+    assert manifest["schema_version"] == 1
+    assert manifest["step"] == "rollout"
+    assert manifest["recipe"] == {"rollout": {"temperature": 0.7, "problems": None}}
+    assert manifest["seed"] == 1
+    assert manifest["inputs"] == {"problems": {"path": str(source), "sha256": hashlib.sha256(b"first").hexdigest()}}
+    assert (manifest["rows_in"], manifest["rows_out"], manifest["dropped"]) == (2, 1, {"unscored": 1})
+    assert manifest["counts"] == {"correct": 3, "best": 0.5}
+    assert (manifest["devices"], manifest["device_seconds"]) == (4, {"generate": 10.0})
+    assert {"torch", "transformers"} <= manifest["versions"].keys()
+
+
+def test_the_manifests_checksums_are_the_files(tmp_path, source):
+    out = tmp_path / "out"
+    step = Step.open(out, plan(source))
+    write_shard(step, 0)
+    step.write_table(DROPPED, LOST)
+    (out / "model").mkdir()
+    (out / "model" / PLAN).write_text("a model's own file of that name")
+    files = step.finish()["files"]
+
+    assert files.keys() == {"metrics-00000.parquet", "dropped.parquet", f"model/{PLAN}"}
+    for name, entry in files.items():
+        content = (out / name).read_bytes()
+        assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def test_what_an_interrupted_write_left_is_not_output(tmp_path, source):
+    out = tmp_path / "out"
+    step = Step.open(out, plan(source))
+    write_shard(step, 0)
+    (out / (MANIFEST + PARTIAL)).write_text("{")
+
+    assert step.finish()["files"].keys() == {"metrics-00000.parquet"}
+
+
+def test_a_complete_step_with_the_same_plan_is_left_alone(tmp_path, source):
+    complete(tmp_path / "out", plan(source))
+    before = listing(tmp_path / "out")
+    again = Step.open(tmp_path / "out", plan(source))
+
+    assert again.manifest == read_manifest(tmp_path / "out")
+    assert listing(tmp_path / "out") == before
+
+
+def test_a_stage_runs_once_and_a_dry_run_touches_nothing(tmp_path, source):
+    stage, out = OneShard(source), tmp_path / "out"
+    planned = execute(stage, out, dry_run=True)
+    assert (planned.ran, planned.manifest, out.exists()) == (False, None, False)
+
+    first, second = execute(stage, out), execute(stage, out)
+
+    assert (first.ran, second.ran, stage.runs) == (True, False, 1)
+    assert first.plan == second.plan == planned.plan
+    assert first.manifest == second.manifest
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"temperature": 0.8}, "recipe.rollout.temperature"),
+        ({"seed": 2}, "seed"),
+        ({"step": "evaluate"}, "step"),
+        ({"seed": 2, "temperature": 0.8}, "recipe.rollout.temperature, seed"),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_exactly_the_changed_fields_are_named(changes, names, finished, tmp_path, source):
+    step = Step.open(tmp_path / "out", plan(source))
+    write_shard(step, 0)
+    if finished:
+        step.finish()
+    before = listing(tmp_path / "out")
+    with pytest.raises(ArtifactError, match=f"out: made with other {names}; give --overwrite .* or another --out"):
+        Step.open(tmp_path / "out", plan(source, **changes))
+
+    assert listing(tmp_path / "out") == before
+
+
+def test_changed_input_bytes_are_named(tmp_path, source):
+    complete(tmp_path / "out", plan(source))
+    source.write_bytes(b"second")
+    with pytest.raises(ArtifactError, match=r"made with other inputs\.problems; "):
+        Step.open(tmp_path / "out", plan(source))
+
+
+def test_further_and_missing_inputs_are_named(tmp_path, source):
+    complete(tmp_path / "out", plan(source))
+    other = Plan("rollout", plan(source).recipe, 1, {"policy": source})
+    with pytest.raises(ArtifactError, match=r"made with other inputs\.policy, inputs\.problems; "):
+        Step.open(tmp_path / "out", other)
+
+
+def test_an_input_that_moved_is_the_same_input(tmp_path, source):
+    complete(tmp_path / "out", plan(source))
+    moved = source.rename(tmp_path / "elsewhere.parquet")
+
+    assert Step.open(tmp_path / "out", plan(moved)).manifest is not None
+
+
+@pytest.mark.parametrize("changes", [{}, {"seed": 2}])
+def test_overwrite_replaces_a_complete_output(changes, tmp_path, source):
+    out = tmp_path / "out"
+    step = complete(out, plan(source), shards=2)
+    (out / "model").mkdir()
+    (out / "model" / "config.json").write_text("{}")
+    step.finish()
+    again = Step.open(out, plan(source, **changes), overwrite=True)
+
+    assert again.manifest is None
+    assert not again.has_shard(METRICS, 0)
+    assert listing(out).keys() == {PLAN}
+    assert Step.open(out, plan(source, **changes)).manifest is None
+
+
+def test_overwrite_replaces_a_stopped_run_of_another_plan(tmp_path, source):
+    write_shard(Step.open(tmp_path / "out", plan(source)), 0)
+    again = Step.open(tmp_path / "out", plan(source, seed=2), overwrite=True)
+
+    assert not again.has_shard(METRICS, 0)
+    assert again.tally.rows_in == 0
+    assert listing(tmp_path / "out").keys() == {PLAN}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_stopped_run_goes_on_with_its_tallies_and_costs(overwrite, tmp_path, source):
+    stopped = Step.open(tmp_path / "out", plan(source))
+    write_shard(stopped, 0)
+    write_shard(stopped, 1)
+
+    step = Step.open(tmp_path / "out", plan(source), overwrite=overwrite)
+    assert [step.has_shard(METRICS, index) for index in range(3)] == [True, True, False]
+    write_shard(step, 2)
+    manifest = step.finish()
+
+    assert (manifest["rows_in"], manifest["rows_out"]) == (6, 3)
+    assert (manifest["dropped"], manifest["counts"]) == ({"unscored": 3}, {"correct": 9})
+    assert manifest["device_seconds"] == {"generate": 30.0}
+    assert len(list(iterate_rows(tmp_path / "out", METRICS))) == 3
+
+
+def test_a_shard_without_a_note_is_written_again_and_counted_once(tmp_path, source):
+    stopped = Step.open(tmp_path / "out", plan(source))
+    write_shard(stopped, 0)
+    noted = (tmp_path / "out" / PROGRESS).read_bytes()
+    write_shard(stopped, 1)
+    (tmp_path / "out" / PROGRESS).write_bytes(noted)  # killed between the shard's rename and its note
+
+    step = Step.open(tmp_path / "out", plan(source))
+    assert not step.has_shard(METRICS, 1)
+    write_shard(step, 1)
+
+    assert step.finish()["rows_in"] == 4
+
+
+def test_a_shard_that_went_missing_starts_the_step_again(tmp_path, source):
+    stopped = Step.open(tmp_path / "out", plan(source))
+    write_shard(stopped, 0)
+    write_shard(stopped, 1)
+    (tmp_path / "out" / "metrics-00000.parquet").unlink()
+    step = Step.open(tmp_path / "out", plan(source))
+
+    assert not step.has_shard(METRICS, 0)
+    assert step.tally.rows_in == 0
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from stages.artifacts.columns import METRICS
+from stages.artifacts.step import Plan, Step
+step = Step.open(Path(sys.argv[1]), Plan("rollout", {}, 0, {}))
+index = 0
+while True:
+    if not step.has_shard(METRICS, index):
+        step.tally.rows_in += 1
+        step.write_shards(index, {METRICS: [{"step": index, "metric": "m", "value": 0.0}] * 50})
+    print(index, flush=True)
+    index += 1
+"""
+
+
+def test_a_killed_process_goes_on_where_it_was(tmp_path):
+    """SIGKILL at whatever instant: every noted shard is readable and tallied once."""
+    for after in (3, 7, 12):
+        command = [sys.executable, "-c", KILLED, str(tmp_path / "out")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+            while int(process.stdout.readline()) < after:
+                pass
+            time.sleep(0.003)
+            os.kill(process.pid, signal.SIGKILL)
+    step = Step.open(tmp_path / "out", Plan("rollout", {}, 0, {}))
+    progress = json.loads((tmp_path / "out" / PROGRESS).read_text())
+
+    assert len(progress["shards"]) > 12
+    assert step.tally.rows_in == len(progress["shards"])
+    for index, name in enumerate(sorted(progress["shards"])):
+        assert {row["step"] for row in iterate_rows(tmp_path / "out" / name, METRICS)} == {index}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["thesis.tex", PLAN, MANIFEST])
+def test_a_folder_not_made_by_df_survives(overwrite, name, tmp_path, source):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text('{"weeks": 12}')
+    with pytest.raises(ArtifactError, match="out: not an empty folder and not made by df; name another with --out"):
+        Step.open(out, plan(source), overwrite=overwrite)
+
+    assert listing(out) == {name: b'{"weeks": 12}'}
+
+
+def test_an_output_that_is_a_file_is_refused(source):
+    with pytest.raises(ArtifactError, match="not an empty folder"):
+        Step.open(source, plan(source.with_name("other")), overwrite=True)
+
+    assert source.read_bytes() == b"first"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_output_folder_that_holds_an_input_is_refused(overwrite, tmp_path, source):
+    out = tmp_path / "out"
+    complete(out, plan(source))
+    before = listing(out)
+    for inside in (out, out / "metrics-00000.parquet"):
+        with pytest.raises(ArtifactError, match=r"out: problems .* lies in the output folder; name another with --out"):
+            Step.open(out, plan(inside), overwrite=overwrite)
+
+    assert listing(out) == before
+
+
+def test_an_incomplete_step_is_refused_as_an_input(tmp_path, source):
+    write_shard(Step.open(tmp_path / "first", plan(source)), 0)
+    with pytest.raises(ArtifactError, match=r"first: no manifest\.json"):
+        plan(tmp_path / "first").record()
+
+
+def test_a_steps_fingerprint_ignores_its_timings(tmp_path, source):
+    first, second = complete(tmp_path / "first", plan(source)), Step.open(tmp_path / "second", plan(source))
+    write_shard(second, 0)
+    second.ledger.device_seconds["load"] = 99.0
+    second.finish()
+
+    assert first.manifest["device_seconds"] != second.manifest["device_seconds"]
+    assert fingerprint(tmp_path / "first") == fingerprint(tmp_path / "second")
+    second.write_table(DROPPED, LOST)
+    second.finish()
+    assert fingerprint(tmp_path / "first") != fingerprint(tmp_path / "second")
+
+
+def test_a_checkpoints_fingerprint_is_its_files(tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    for folder in (first, second):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(b"w")
+    (second / "README.md").write_text("a note does not change a model")
+    assert fingerprint(first) == fingerprint(second)
+
+    (second / "model.safetensors").write_bytes(b"v")
+    assert fingerprint(first) != fingerprint(second)
+
+
+def test_a_hub_name_is_its_own_fingerprint():
+    assert fingerprint(Path("org/model")) == "org/model"
+
+
+def test_the_model_of_a_training_step_is_in_it(tmp_path, source):
+    complete(tmp_path / "out", plan(source))
+
+    assert model_folder(tmp_path / "out") == tmp_path / "out" / "model"
+    assert model_folder(tmp_path / "checkpoint") == tmp_path / "checkpoint"
+    assert model_folder(Path("org/model")) == Path("org/model")
+
+
+def test_the_model_of_an_incomplete_step_is_refused(tmp_path, source):
+    Step.open(tmp_path / "out", plan(source))
+    with pytest.raises(ArtifactError, match=r"out: no manifest\.json, so this step is not complete"):
+        model_folder(tmp_path / "out")
+
+
+def test_a_manifest_of_another_schema_version_is_refused(tmp_path, source):
+    step = complete(tmp_path / "out", plan(source))
+    (tmp_path / "out" / MANIFEST).write_text(json.dumps(step.manifest | {"schema_version": 0}))
+    with pytest.raises(ArtifactError, match="out: schema version 0, this is 1; run its command again"):
+        read_manifest(tmp_path / "out")
+
+
+def test_a_stopped_overwrite_does_not_look_complete(tmp_path, source, monkeypatch):
+    out = tmp_path / "out"
+    complete(out, plan(source))
+    (out / "model").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda _: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            Step.open(out, plan(source), overwrite=True)
+    step = Step.open(out, plan(source))
+
+    assert (out / "model").exists()
+    assert step.manifest is None
+    assert not step.has_shard(METRICS, 0)

@@ -1,0 +1,202 @@
+"""What a user is told: one line with value, place and remedy, exit code 1, and nothing written."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from df_cli.main import main
+from stages.artifacts.columns import GROUPS, PROBLEMS, REPAIR_SET, ROLLOUTS
+from stages.artifacts.problems import encode_image
+from stages.artifacts.step import Plan, Step
+from stages.artifacts.store import write_rows
+
+ROOT = Path(__file__).parents[2]
+PROBLEM = {
+    "problem_id": "p0",
+    "question": "Sum?",
+    "images": [encode_image(Image.new("RGB", (4, 4)))],
+    "answer": "7",
+    "kind": None,
+}
+PAIR = PROBLEM | {"error": "6", "repair": "7"}
+ROLLOUT = {
+    "problem_id": "p0",
+    "sample": 0,
+    "ids": [1],
+    "sampler_logprobs": [-1.0],
+    "finish_reason": "stop",
+    "reward": 0.0,
+    "text": "6",
+}
+GROUP = {
+    "problem_id": "p0",
+    "sample": 0,
+    "role": "error",
+    "in_pair": True,
+    "ids": [1],
+    "reward": 0.0,
+    "mask": [True],
+    "old_logprobs": [-1.0],
+    "finish_reason": "stop",
+}
+MODEL_FILES = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "model.safetensors")
+OPTIONS = {
+    "sft-repair": "--repair-set repair_set.parquet --model model",
+    "rl-repair": "--problems problems.parquet --policy model --repair-model model --repair-set repair_set.parquet",
+    "rollout": "--problems problems.parquet --policy model",
+    "build-masks": "--rollouts rollouts --problems problems.parquet --repair-model model --policy model",
+    "train-policy": "--groups groups --problems problems.parquet --policy model",
+    "evaluate": "--problems problems.parquet --model model",
+}
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """Inputs of every command; the checkpoint is one by its file names only."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("rollouts", "groups", "model"):
+        (tmp_path / folder).mkdir()
+    write_rows(tmp_path / "problems.parquet", PROBLEMS, [PROBLEM])
+    write_rows(tmp_path / "repair_set.parquet", REPAIR_SET, [PAIR, PAIR | {"problem_id": "p1"}])
+    write_rows(tmp_path / "rollouts" / "rollouts-00000.parquet", ROLLOUTS, [ROLLOUT])
+    write_rows(tmp_path / "groups" / "groups-00000.parquet", GROUPS, [GROUP])
+    for name in MODEL_FILES:
+        (tmp_path / "model" / name).write_text("{}")
+    return tmp_path
+
+
+@pytest.fixture
+def df(monkeypatch, capsys):
+    """Run the entry point here (torch is imported once); gives exit code, stdout and stderr."""
+
+    def run(line, *more):
+        monkeypatch.setattr("sys.argv", ["df", *line.split(), *more])
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+        out, err = capsys.readouterr()
+        return exit_info.value.code, out, err
+
+    return run
+
+
+def listing(folder):
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*"))
+
+
+def df_process(*arguments, cwd):
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from df_cli.main import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=cwd, timeout=120, check=False
+    )
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_a_dry_run_prints_the_plan_as_json_and_touches_nothing(command, workspace, df):
+    before = listing(workspace)
+    code, out, err = df(f"{command} {OPTIONS[command]} --out out --dry-run --seed 5 --set rollout.temperature=0.9")
+
+    plan = json.loads(out)
+    assert (code, err) == (0, "")
+    assert (plan["step"], plan["seed"]) == (command, 5)
+    assert plan["recipe"]["rollout"]["temperature"] == 0.9
+    assert {Path(entry["path"]).name for entry in plan["inputs"].values()} <= set(before)
+    assert listing(workspace) == before
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_a_missing_input_is_named_with_its_producer(command, workspace, df):
+    option, value = OPTIONS[command].split()[:2]
+    before = listing(workspace)
+    code, out, err = df(f"{command} {OPTIONS[command]} {option} gone.parquet --out out")
+
+    assert (code, out) == (1, "")
+    spec = Path(value).stem
+    producer = {"rollouts": "df rollout", "groups": "df build-masks"}.get(spec, "you, or data/digits/build.py")
+    assert err == f"error: gone.parquet: no such file or folder; {spec} is written by {producer}\n"
+    assert listing(workspace) == before
+
+
+@pytest.mark.parametrize("missing", MODEL_FILES)
+def test_an_incomplete_model_folder_is_named_with_what_is_missing(missing, workspace, df):
+    (workspace / "model" / missing).unlink()
+    before = listing(workspace)
+    code, out, err = df(f"rollout {OPTIONS['rollout']} --out out")
+
+    assert (code, out) == (1, "")
+    (line,) = err.splitlines()
+    assert line.startswith("error: model: ")
+    assert missing.replace("model.safetensors", "*.safetensors") in line
+    assert listing(workspace) == before
+
+
+def test_a_model_folder_that_is_not_there_is_named(workspace, df):
+    code, _, err = df("rollout --problems problems.parquet --policy nowhere --out out")
+
+    assert code == 1
+    assert err == "error: nowhere: no such model folder; give a folder with config.json or a hub name org/model\n"
+    assert not (workspace / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["build-masks", "train-policy", "evaluate"])
+def test_the_output_of_an_incomplete_step_is_refused(command, workspace, df):
+    options = OPTIONS[command].split()
+    first = {"build-masks": "rollouts", "train-policy": "groups", "evaluate": "model"}[command]
+    stopped = Step.open(workspace / "stopped", Plan("earlier", {}, 0, {}))
+    stopped.write_shards(0, {ROLLOUTS: [ROLLOUT], GROUPS: [GROUP]})
+    line = " ".join("stopped" if value == first else value for value in options)
+    code, _, err = df(f"{command} {line} --out out")
+
+    assert code == 1
+    assert err == "error: stopped: no manifest.json, so this step is not complete; run its command again\n"
+    assert not (workspace / "out").exists()
+
+
+def test_an_output_folder_of_something_else_is_refused(workspace, df):
+    (workspace / "out").mkdir()
+    (workspace / "out" / "notes.txt").touch()
+    for flag in ("", "--overwrite"):
+        code, _, err = df(f"rollout {OPTIONS['rollout']} --out out {flag}")
+        assert code == 1
+        assert err == "error: out: not an empty folder and not made by df; name another with --out\n"
+
+    assert listing(workspace / "out") == ["notes.txt"]
+
+
+def test_a_run_that_is_not_there_is_named(workspace, df):
+    code, out, err = df("summarize", str(workspace / "gone"))
+
+    assert (code, out) == (1, "")
+    (line,) = err.splitlines()
+    assert "no manifest.json" in line
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--set", "rollout.temprature=1"], "no field rollout.temprature; the nearest is rollout.temperature"),
+        (["--set", "rollout.temperature=99"], "rollout.temperature is 99: Input should be less than or equal to 10"),
+        (["--set", "prompt.instruction={"], "'{' is not YAML: "),
+        (["--recipe", "digit"], "digit: no such recipe file; shipped recipes: "),
+    ],
+)
+def test_a_bad_recipe_is_told_before_anything_is_loaded(extra, message, workspace):
+    before = listing(workspace)
+    done = df_process("rollout", *OPTIONS["rollout"].split(), "--out", "out", *extra, cwd=workspace)
+
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert line.startswith(f"error: {' '.join(extra) if extra[0] == '--set' else extra[1]}: ")
+    assert message in line
+    assert listing(workspace) == before
+
+
+def test_a_process_exits_with_1_and_no_traceback(workspace):
+    done = df_process("rollout", *OPTIONS["rollout"].split(), "--policy", "gone", "--out", "out", cwd=workspace)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: gone: no such model folder; ")
+    assert len(done.stderr.splitlines()) == 1

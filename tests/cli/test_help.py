@@ -1,0 +1,72 @@
+"""`df --help`: the pipeline in order, at once, without the libraries that take seconds to import."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from df_cli.main import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+PIPELINE = ["sft-repair", "rl-repair", "rollout", "build-masks", "train-policy", "evaluate", "summarize"]
+HEAVY = {"torch", "transformers", "datasets", "pyarrow", "numpy", "PIL"}
+
+
+def df(*arguments):
+    """Run the command as its script does, in a process of its own; the heavy imports it made end its stderr."""
+    code = (
+        "import atexit, sys; from df_cli.main import main; "
+        f"atexit.register(lambda: print(sorted({HEAVY} & sys.modules.keys()), file=sys.stderr)); main()"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
+    )
+
+
+def test_commands_stand_in_pipeline_order():
+    help_text = df("--help").stdout
+    listed = re.findall(r"^│ ([a-z]+(?:-[a-z]+)*) ", help_text, flags=re.MULTILINE)
+
+    assert listed == list(COMMANDS)
+    assert [name for name in listed if name in PIPELINE] == PIPELINE
+
+
+def test_help_comes_at_once_and_without_torch():
+    started = time.perf_counter()
+    done = df("--help")
+
+    assert time.perf_counter() - started < 3
+    assert done.returncode == 0
+    assert done.stderr == "[]\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help(command):
+    done = df(command, "--help")
+
+    assert done.returncode == 0
+    assert f" {command} [OPTIONS]" in done.stdout
+    assert " ".join(COMMANDS[command].__doc__.split()[:3]) in done.stdout
+    assert done.stderr == "[]\n"
+
+
+def test_no_arguments_show_the_commands():
+    shown = df().stdout
+
+    assert all(command in shown for command in COMMANDS)
+
+
+def test_usage_errors_exit_with_2():
+    cases = {
+        ("nonsense",): "No such command 'nonsense'",
+        ("rollout",): "Missing option",
+        ("rollout", "--problms", "x"): "No such option: --problms",
+        ("rollout", "--seed", "-1"): "Invalid value for '--seed'",
+    }
+    for arguments, message in cases.items():
+        done = df(*arguments)
+        assert done.returncode == 2, arguments
+        assert message in done.stderr

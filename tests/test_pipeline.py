@@ -1,0 +1,196 @@
+"""All five stages, evaluation and summary on a cut-down digits set; what they wrote is checked by other means."""
+
+import math
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from stages.artifacts.columns import EPISODES, GROUPS, METRICS, REPAIRS, ROLLOUTS, SAMPLES, SCORES
+from stages.artifacts.stage import execute
+from stages.artifacts.step import read_manifest
+from stages.artifacts.store import iterate_rows
+from stages.evaluate import Evaluate
+from stages.model.loading import load_model
+from stages.recipe import load_recipe
+from stages.s1_sft_repair import SftRepair
+from stages.s2_rl_repair import RlRepair
+from stages.s3_rollout import Rollout
+from stages.s4_build_masks import BuildMasks
+from stages.s5_train_policy import TrainPolicy
+from stages.summary import summarize_run
+
+SMALL = [
+    "sft.epochs=1",
+    "repair_rl.problems=40",
+    "repair_rl.iterations=2",
+    "repair_rl.errors_per_iteration=12",
+    "repair_rl.errors_per_step=6",
+    "repair_rl.repairs_per_error=4",
+    "rollout.problems=30",
+    "rollout.rows_per_shard=80",
+    "train.problems_per_step=8",
+    "evaluate.draws=2",
+]
+RECIPE = load_recipe("digits", SMALL)
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: Path
+    stages: dict[str, Any]
+
+    def rows(self, step: str, spec: Any) -> list[dict[str, Any]]:
+        folder = self.folder / step
+        single = folder / f"{spec.name}.parquet"
+        return list(iterate_rows(single if single.is_file() else folder, spec))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, digits: Path) -> Run:
+    """The pipeline, one round, in the folders that `make all` uses."""
+    out = tmp_path_factory.mktemp("run")
+    train, repair_set, base = digits / "problems_train.parquet", digits / "repair_set.parquet", digits / "base"
+    test = out / "test.parquet"
+    pq.write_table(pq.read_table(digits / "problems_test.parquet").slice(0, 40), test)
+    sft, rl, first = out / "1-sft-repair", out / "2-rl-repair", out / "round-1"
+    policy = first / "train-policy"
+    stages = {
+        "1-sft-repair": SftRepair(RECIPE, repair_set, base),
+        "2-rl-repair": RlRepair(RECIPE, train, base, sft, repair_set),
+        "round-1/rollout": Rollout(RECIPE, train, base),
+        "round-1/build-masks": BuildMasks(RECIPE, first / "rollout", train, rl, base),
+        "round-1/train-policy": TrainPolicy(RECIPE, first / "build-masks", train, base),
+        "evaluate-base": Evaluate(RECIPE, test, base),
+        "evaluate-final": Evaluate(RECIPE, test, policy),
+    }
+    for name, stage in stages.items():
+        assert execute(stage, out / name).ran
+    return Run(out, stages)
+
+
+@pytest.fixture(scope="module")
+def answers(digits: Path) -> dict[str, str]:
+    table = pq.read_table(digits / "problems_train.parquet", columns=["problem_id", "answer"])
+    return dict(zip(table["problem_id"].to_pylist(), table["answer"].to_pylist(), strict=True))
+
+
+def stated(text: str) -> str | None:
+    found = re.findall(r"The answer is (\d+)\.", text)
+    return found[-1] if found else None
+
+
+def test_sft_trains_a_loadable_model_and_repairs_what_it_held_out(run, digits):
+    losses = [row["value"] for row in run.rows("1-sft-repair", METRICS) if row["metric"] == "loss"]
+    assert len(losses) == math.ceil(900 / RECIPE.sft.batch_size)
+    assert sum(losses[-5:]) < sum(losses[:5])
+    samples = run.rows("1-sft-repair", SAMPLES)
+    held_out = pq.read_table(digits / "repair_set.parquet")["problem_id"].to_pylist()[-100:]
+    assert [row["problem_id"] for row in samples] == [name for name in held_out for _ in range(2)]
+    assert all((stated(row["text"]) == row["answer"]) == (row["reward"] == 1) for row in samples)
+    before = load_model(digits / "base").model.state_dict()
+    after = load_model(run.folder / "1-sft-repair" / "model").model.state_dict()
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_every_episode_has_the_reward_of_equation_4(run, answers):
+    episodes = run.rows("2-rl-repair", EPISODES)
+    section = RECIPE.repair_rl
+    assert len(episodes) == section.iterations * section.errors_per_iteration * section.repairs_per_error
+    for row in episodes:
+        correct = float(stated(row["text"]) == answers[row["problem_id"]])
+        assert row["reward"] == correct
+        assert stated(row["error"]) != answers[row["problem_id"]]
+        gate = row["gate_c1"] and row["gate_audit"]
+        assert row["repair_reward"] == pytest.approx(gate * (correct - 0.5 * row["cost"]), abs=1e-6)
+
+
+def test_an_error_is_gated_by_c1_as_a_whole(run):
+    gates = defaultdict(set)
+    for row in run.rows("2-rl-repair", EPISODES):
+        gates[row["iteration"], row["problem_id"], row["sample"]].add(row["gate_c1"])
+    assert all(len(found) == 1 for found in gates.values())
+
+
+def test_rollouts_are_scored_and_their_tokens_have_log_probs(run, answers):
+    rollouts = run.rows("round-1/rollout", ROLLOUTS)
+    assert len(rollouts) == 30 * RECIPE.rollout.samples_per_problem
+    for row in rollouts:
+        assert len(row["ids"]) == len(row["sampler_logprobs"]) <= RECIPE.rollout.max_new_tokens
+        assert max(row["sampler_logprobs"]) <= 0
+        assert row["reward"] == float(stated(row["text"]) == answers[row["problem_id"]])
+    assert len(list((run.folder / "round-1/rollout").glob("rollouts-*.parquet"))) == 3
+
+
+def test_the_selected_repair_is_the_cheapest_that_is_right_and_not_flagged(run):
+    by_error = defaultdict(list)
+    for row in run.rows("round-1/build-masks", REPAIRS):
+        by_error[row["problem_id"], row["sample"]].append(row)
+    assert by_error
+    for candidates in by_error.values():
+        assert [row["candidate"] for row in candidates] == [0, 1]
+        feasible = [row for row in candidates if row["reward"] == 1 and not row["flagged"]]
+        chosen = [row for row in candidates if row["selection"] == "chosen"]
+        assert len(chosen) == bool(feasible)
+        if chosen:
+            assert chosen[0]["cost"] == min(row["cost"] for row in feasible)
+
+
+def test_groups_pair_errors_with_repairs_and_mark_from_the_first_difference_on(run):
+    groups = run.rows("round-1/build-masks", GROUPS)
+    pairs = defaultdict(dict)
+    for row in groups:
+        assert len(row["ids"]) == len(row["mask"]) == len(row["old_logprobs"])
+        if row["in_pair"]:
+            pairs[row["problem_id"], row["sample"]][row["role"]] = row
+        else:
+            assert not any(row["mask"])
+            assert row["role"] in ("correct", "error")
+    assert len(pairs) == read_manifest(run.folder / "round-1/build-masks")["counts"]["errors_repaired"] > 0
+    for pair in pairs.values():
+        error, repair = pair["error"], pair["repair"]
+        assert error["reward"] == 0
+        assert repair["reward"] == 1
+        shared = next(
+            (i for i, (a, b) in enumerate(zip(error["ids"], repair["ids"], strict=False)) if a != b),
+            min(len(error["ids"]), len(repair["ids"])),
+        )
+        for row in (error, repair):
+            assert not any(row["mask"][:shared])
+            assert row["mask"][shared : shared + 1] in ([True], [])
+
+
+def test_the_first_optimizer_step_starts_from_ratio_one(run):
+    metrics = {(row["step"], row["metric"]): row["value"] for row in run.rows("round-1/train-policy", METRICS)}
+    for role in ("error", "repair"):
+        assert metrics[1, f"ratio_mean/{role}"] == pytest.approx(1, abs=1e-4)
+        assert metrics[1, f"ratio_max/{role}"] == pytest.approx(1, abs=1e-3)
+        assert 0 < metrics[1, f"gate_density/{role}"] < 0.5
+    assert metrics[1, "grad_norm"] > 0
+
+
+def test_the_summary_reports_the_gain_that_the_scores_show(run):
+    measures = {(m.section, m.measure): m.value for m in summarize_run(run.folder)}
+    accuracy = []
+    for name in ("evaluate-base", "evaluate-final"):
+        rewards = [row["reward"] for row in run.rows(name, SCORES) if row["mode"] == "sampled"]
+        accuracy.append(sum(rewards) / len(rewards))
+    assert measures["base policy", "sampled accuracy"] == pytest.approx(accuracy[0])
+    assert measures["final policy", "sampled accuracy"] == pytest.approx(accuracy[1])
+    assert measures["gain, final over base", "sampled accuracy"] == pytest.approx(accuracy[1] - accuracy[0])
+    assert (run.folder / "summary.parquet").is_file()
+
+
+def test_a_second_run_does_nothing(run):
+    def state() -> dict[str, int]:
+        return {str(path): path.stat().st_mtime_ns for path in run.folder.rglob("*")}
+
+    before = state()
+    assert not any(execute(stage, run.folder / name).ran for name, stage in run.stages.items())
+    assert state() == before
