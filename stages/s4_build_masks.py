@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
 from stages.artifacts.columns import GROUPS, REPAIRS, ROLLOUTS
+from stages.artifacts.overlay import MarkedToken, PairView, overlay_page
 from stages.artifacts.problems import ProblemSet
 from stages.artifacts.step import Plan, Step
 from stages.artifacts.store import count_rows, iterate_rows, parquet_files
@@ -25,6 +26,8 @@ from stages.scoring.rewards import open_reward
 from stages.seeds import derive_seed
 
 Row = dict[str, Any]
+PAGE = "samples.html"
+PAGE_PAIRS = 20
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class BuildMasks:
                 rollouts = list(iterate_rows(shard, ROLLOUTS))
                 if not step.has_shard(GROUPS, index):
                     repairs, groups = builder.build(rollouts, derive_seed(recipe.seed, 6, index))
+                    if index == 0:
+                        (step.out / PAGE).write_text(builder.page(groups), encoding="utf-8")
                     step.write_shards(index, {REPAIRS: repairs, GROUPS: groups})
                 advance(len(rollouts))
         step.finish()
@@ -118,6 +123,23 @@ class GroupBuilder:
         self._add_logprobs(group_rows)
         tally.rows_out += len(group_rows)
         return repair_rows, group_rows
+
+    def page(self, groups: Sequence[Row]) -> str:
+        """The first pairs, to be looked at."""
+        paired = [row for row in groups if row["in_pair"]]
+        pairs = [(error, repair) for error, repair in pairwise(paired) if repair["role"] == "repair"]
+        return overlay_page([self._view(error, repair) for error, repair in pairs[:PAGE_PAIRS]])
+
+    def _view(self, error: Row, repair: Row) -> PairView:
+        problem = self.problems[error["problem_id"]]
+        tokens = [
+            [
+                MarkedToken(self.policy.engine.vlm.tokenizer.decode([token]), marked)
+                for token, marked in zip(row["ids"], row["mask"], strict=True)
+            ]
+            for row in (error, repair)
+        ]
+        return PairView(problem.question, problem.answer, problem.images, *tokens)
 
     def _is_correct(self, row: Row) -> bool:
         return row["reward"] is not None and row["reward"] >= self.recipe.reward.threshold

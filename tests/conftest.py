@@ -1,0 +1,83 @@
+"""Real parts for the tests: the digits data set with its trained base policy, and tiny random models."""
+
+import copy
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DIGITS = Path(os.environ.get("DIGITS_DATA", ROOT / "data" / "digits"))
+sys.path.insert(0, str(ROOT / "data" / "digits"))
+
+
+@pytest.fixture(scope="session")
+def digits_dir():
+    return DIGITS
+
+
+@pytest.fixture(scope="session")
+def base_dir():
+    return DIGITS / "base"
+
+
+@pytest.fixture(scope="session")
+def recipe():
+    from stages.recipe import load_recipe
+
+    return load_recipe("digits")
+
+
+@pytest.fixture(scope="session")
+def problems():
+    """Twenty problems: every kind of question, strips of three and of four digits."""
+    from stages.artifacts.problems import ProblemSet
+
+    problem_set = ProblemSet(DIGITS / "problems_test.parquet")
+    return problem_set.many(problem_set.ids[:20])
+
+
+@pytest.fixture(scope="session")
+def repair_problems():
+    """Forty problems of the repair set, `extra` with an error of the base policy and its repair."""
+    from stages.artifacts.columns import REPAIR_SET
+    from stages.artifacts.problems import ProblemSet
+
+    problem_set = ProblemSet(DIGITS / "repair_set.parquet", REPAIR_SET)
+    return problem_set.many(problem_set.ids[:40])
+
+
+@pytest.fixture(scope="session")
+def tiny_vlm():
+    """A random Qwen2.5-VL, in evaluation mode; tests that change it take a copy."""
+    import stages.model  # noqa: F401, before transformers
+    from tiny_model import tiny_qwen2_5_vl, train_tokenizer
+
+    texts = ["user\nassistant\nWhat is the sum of the digits?", "The digits are 1, 2. 1 + 2 = 3. The answer is 3."]
+    vlm = tiny_qwen2_5_vl(train_tokenizer(texts * 20), seed=0)
+    vlm.model.eval()
+    return vlm
+
+
+@pytest.fixture(scope="session")
+def base_vlm(base_dir):
+    """The trained base policy; tests that change it take a copy."""
+    from stages.model.loading import load_model
+
+    return load_model(base_dir)
+
+
+@pytest.fixture(scope="session")
+def copy_of():
+    """A function that copies a model with weights of its own."""
+    return lambda vlm: replace(vlm, model=copy.deepcopy(vlm.model))
+
+
+@pytest.fixture
+def step(tmp_path):
+    """An output folder that is being filled."""
+    from stages.artifacts.step import Plan, Step
+
+    return Step.open(tmp_path / "out", Plan("test", {}, 0, {}))
