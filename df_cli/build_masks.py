@@ -7,35 +7,20 @@ from typing import Annotated
 
 import typer
 
-from df_cli.options import (
-    DryRunOption,
-    OutOption,
-    OverwriteOption,
-    PolicyOption,
-    ProblemsOption,
-    RecipeOption,
-    RepairModelOption,
-    SeedOption,
-    SetOption,
-)
-from df_cli.running import read_recipe, run_stage
+from df_cli import options
+from df_cli.stage_command import Stage, stage_command
+from stages.recipe import Recipe
 
 
+@stage_command
 def build_masks(
+    recipe: Recipe,
     rollouts: Annotated[Path, typer.Option("--rollouts", help="Output of df rollout.")],
-    problems: ProblemsOption,
-    repair_model: RepairModelOption,
-    policy: PolicyOption,
-    out: OutOption,
-    recipe: RecipeOption = "digits",
-    assignments: SetOption = [],  # noqa: B006, typer copies it
-    seed: SeedOption = None,
-    overwrite: OverwriteOption = False,
-    dry_run: DryRunOption = False,
-) -> None:
+    problems: options.Problems,
+    repair_model: options.RepairModel,
+    policy: options.Policy,
+) -> Stage:
     """Repair the errors, align, write masks and optimization groups (eq. 5-8, 12-19)."""
-    settings = read_recipe(recipe, assignments, seed)
     from stages.s4_build_masks import BuildMasks
 
-    stage = BuildMasks(settings, rollouts, problems, repair_model, policy)
-    run_stage(stage, out, overwrite=overwrite, dry_run=dry_run)
+    return BuildMasks(recipe, rollouts, problems, repair_model, policy)

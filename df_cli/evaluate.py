@@ -7,30 +7,18 @@ from typing import Annotated
 
 import typer
 
-from df_cli.options import (
-    DryRunOption,
-    OutOption,
-    OverwriteOption,
-    ProblemsOption,
-    RecipeOption,
-    SeedOption,
-    SetOption,
-)
-from df_cli.running import read_recipe, run_stage
+from df_cli import options
+from df_cli.stage_command import Stage, stage_command
+from stages.recipe import Recipe
 
 
+@stage_command
 def evaluate(
-    problems: ProblemsOption,
+    recipe: Recipe,
+    problems: options.Problems,
     model: Annotated[Path, typer.Option("--model", help="A checkpoint, or the output of a training step.")],
-    out: OutOption,
-    recipe: RecipeOption = "digits",
-    assignments: SetOption = [],  # noqa: B006, typer copies it
-    seed: SeedOption = None,
-    overwrite: OverwriteOption = False,
-    dry_run: DryRunOption = False,
-) -> None:
+) -> Stage:
     """Score a model: greedy, sampled, and with the image removed."""
-    settings = read_recipe(recipe, assignments, seed)
     from stages.evaluate import Evaluate
 
-    run_stage(Evaluate(settings, problems, model), out, overwrite=overwrite, dry_run=dry_run)
+    return Evaluate(recipe, problems, model)

@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-from df_cli.options import (
-    DryRunOption,
-    OutOption,
-    OverwriteOption,
-    PolicyOption,
-    ProblemsOption,
-    RecipeOption,
-    RepairModelOption,
-    RepairSetOption,
-    SeedOption,
-    SetOption,
-)
-from df_cli.running import read_recipe, run_stage
+from df_cli import options
+from df_cli.stage_command import Stage, stage_command
+from stages.recipe import Recipe
 
 
+@stage_command
 def rl_repair(
-    problems: ProblemsOption,
-    policy: PolicyOption,
-    repair_model: RepairModelOption,
-    repair_set: RepairSetOption,
-    out: OutOption,
-    recipe: RecipeOption = "digits",
-    assignments: SetOption = [],  # noqa: B006, typer copies it
-    seed: SeedOption = None,
-    overwrite: OverwriteOption = False,
-    dry_run: DryRunOption = False,
-) -> None:
+    recipe: Recipe,
+    problems: options.Problems,
+    policy: options.Policy,
+    repair_model: options.RepairModel,
+    repair_set: options.RepairSet,
+) -> Stage:
     """Train the repair model by reinforcement: right answer, few edits, needs the image (eq. 2-4)."""
-    settings = read_recipe(recipe, assignments, seed)
     from stages.s2_rl_repair import RlRepair
 
-    stage = RlRepair(settings, problems, policy, repair_model, repair_set)
-    run_stage(stage, out, overwrite=overwrite, dry_run=dry_run)
+    return RlRepair(recipe, problems, policy, repair_model, repair_set)

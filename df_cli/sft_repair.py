@@ -7,32 +7,18 @@ from typing import Annotated
 
 import typer
 
-from df_cli.options import (
-    DryRunOption,
-    OutOption,
-    OverwriteOption,
-    RecipeOption,
-    RepairSetOption,
-    SeedOption,
-    SetOption,
-)
-from df_cli.running import read_recipe, run_stage
+from df_cli import options
+from df_cli.stage_command import Stage, stage_command
+from stages.recipe import Recipe
 
 
+@stage_command
 def sft_repair(
-    repair_set: RepairSetOption,
-    model: Annotated[
-        Path, typer.Option("--model", help="The policy's checkpoint, which the repair model starts from.")
-    ],
-    out: OutOption,
-    recipe: RecipeOption = "digits",
-    assignments: SetOption = [],  # noqa: B006, typer copies it
-    seed: SeedOption = None,
-    overwrite: OverwriteOption = False,
-    dry_run: DryRunOption = False,
-) -> None:
+    recipe: Recipe,
+    repair_set: options.RepairSet,
+    model: Annotated[Path, typer.Option("--model", help="The policy, which the repair model starts from.")],
+) -> Stage:
     """Train the repair model on annotated repairs (eq. 1)."""
-    settings = read_recipe(recipe, assignments, seed)
     from stages.s1_sft_repair import SftRepair
 
-    run_stage(SftRepair(settings, repair_set, model), out, overwrite=overwrite, dry_run=dry_run)
+    return SftRepair(recipe, repair_set, model)

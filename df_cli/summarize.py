@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from df_cli.running import measures_table
+from df_cli.report import measures_table
 
 
 def summarize(run: Annotated[Path, typer.Argument(help="Folder of a run, as `make all` writes it.")]) -> None:

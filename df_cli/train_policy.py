@@ -7,37 +7,23 @@ from typing import Annotated
 
 import typer
 
-from df_cli.options import (
-    DryRunOption,
-    OutOption,
-    OverwriteOption,
-    PolicyOption,
-    ProblemsOption,
-    RecipeOption,
-    SeedOption,
-    SetOption,
-)
-from df_cli.running import read_recipe, run_stage
+from df_cli import options
+from df_cli.stage_command import Stage, stage_command
+from stages.recipe import Recipe
 
 
+@stage_command
 def train_policy(
+    recipe: Recipe,
     groups: Annotated[Path, typer.Option("--groups", help="Output of df build-masks.")],
-    problems: ProblemsOption,
-    policy: PolicyOption,
-    out: OutOption,
-    recipe: RecipeOption = "digits",
-    assignments: SetOption = [],  # noqa: B006, typer copies it
+    problems: options.Problems,
+    policy: options.Policy,
     budget_device_seconds: Annotated[
         float | None,
         typer.Option(min=0, help="Train until this much is spent, whatever train.epochs says (compute matching)."),
     ] = None,
-    seed: SeedOption = None,
-    overwrite: OverwriteOption = False,
-    dry_run: DryRunOption = False,
-) -> None:
+) -> Stage:
     """Train the policy on the tokens that were wrong (eq. 10-23)."""
-    settings = read_recipe(recipe, assignments, seed)
     from stages.s5_train_policy import TrainPolicy
 
-    stage = TrainPolicy(settings, groups, problems, policy, budget_device_seconds)
-    run_stage(stage, out, overwrite=overwrite, dry_run=dry_run)
+    return TrainPolicy(recipe, groups, problems, policy, budget_device_seconds)

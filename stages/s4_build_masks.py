@@ -27,7 +27,7 @@ from stages.seeds import derive_seed
 
 Row = dict[str, Any]
 PAGE = "samples.html"
-PAGE_PAIRS = 20
+PAGE_PROBLEMS = 20
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,11 @@ class GroupBuilder:
         return repair_rows, group_rows
 
     def page(self, groups: Sequence[Row]) -> str:
-        """The first pairs, to be looked at."""
-        paired = [row for row in groups if row["in_pair"]]
-        pairs = [(error, repair) for error, repair in pairwise(paired) if repair["role"] == "repair"]
-        return overlay_page([self._view(error, repair) for error, repair in pairs[:PAGE_PAIRS]])
+        """A pair of each of the first problems that have one, to be looked at."""
+        pairs = {
+            repair["problem_id"]: (error, repair) for error, repair in pairwise(groups) if repair["role"] == "repair"
+        }
+        return overlay_page([self._view(*pair) for pair in list(pairs.values())[:PAGE_PROBLEMS]])
 
     def _view(self, error: Row, repair: Row) -> PairView:
         problem = self.problems[error["problem_id"]]

@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "data" / "digits"))
 
 
 @pytest.fixture(scope="session")
-def digits_dir():
+def digits():
     return DIGITS
 
 

@@ -166,9 +166,7 @@ def test_batching_changes_no_result(open_engine, base_vlm, problems, recipe, row
     assert [c.ids for c in flat(engine.generate(requests, greedy))] == [
         c.ids for c in flat(reference.generate(requests, greedy))
     ]
-    for own, other in zip(
-        engine.score(scored, temperature=0.7), reference.score(scored, temperature=0.7), strict=True
-    ):
+    for own, other in zip(engine.score(scored, temperature=0.7), reference.score(scored, temperature=0.7), strict=True):
         assert own == pytest.approx(other, abs=1e-4)
 
 

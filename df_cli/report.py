@@ -1,8 +1,8 @@
-"""From parsed options to a step that ran, and what a user reads about it."""
+"""What a user reads when a command is done."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,33 +10,24 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from stages.recipe import Recipe, load_recipe
-
 if TYPE_CHECKING:
-    from stages.artifacts.stage import Outcome, Stage
+    from stages.artifacts.stage import Outcome
     from stages.scoring.accuracy import Measure
 
-
-def read_recipe(name: str, assignments: Sequence[str], seed: int | None) -> Recipe:
-    """The recipe with `--set` and `--seed` applied."""
-    recipe = load_recipe(name, assignments)
-    return recipe if seed is None else recipe.model_copy(update={"seed": seed})
+SUMMARY = "summary.parquet"
 
 
-def run_stage(stage: Stage, out: Path, *, overwrite: bool, dry_run: bool) -> None:
-    """Run a stage and print its plan or its summary."""
-    from stages.artifacts.stage import execute
-
-    outcome = execute(stage, out, overwrite=overwrite, dry_run=dry_run)
+def print_outcome(outcome: Outcome) -> None:
+    """Print a dry run's plan, a run's summary, or that there was nothing to do."""
     console = Console(highlight=False, soft_wrap=True)
     if outcome.manifest is None:
         console.print_json(data=outcome.plan)
     elif outcome.ran:
         console.print(summary_table(outcome))
-        if (out / "summary.parquet").is_file():
-            console.print(measures_table(read_measures(out / "summary.parquet")))
+        if (outcome.out / SUMMARY).is_file():
+            console.print(measures_table(read_measures(outcome.out / SUMMARY)))
     else:
-        console.print(f"{out}: complete and up to date, nothing to do", markup=False)
+        console.print(f"{outcome.out}: complete and up to date, nothing to do", markup=False)
 
 
 def summary_table(outcome: Outcome) -> Table:

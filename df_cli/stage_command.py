@@ -1,0 +1,60 @@
+"""What every stage's command has in common: its options, running the stage, telling what came of it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, get_type_hints
+
+from df_cli import options
+from df_cli.report import print_outcome
+from stages.recipe import load_recipe
+
+
+class Stage(Protocol):
+    """`stages.artifacts.stage.Stage`, which imports too much for `df --help`."""
+
+    def plan(self) -> Any: ...
+
+    def run(self, step: Any) -> None: ...
+
+
+def _run(
+    make_stage: Callable[..., Stage],
+    inputs: dict[str, Any],
+    *,
+    out: options.Out,
+    recipe: options.Recipe = "digits",
+    assignments: options.Set = [],  # noqa: B006, typer copies it
+    seed: options.Seed = None,
+    overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
+) -> None:
+    settings = load_recipe(recipe, assignments)
+    if seed is not None:
+        settings = settings.model_copy(update={"seed": seed})
+    stage = make_stage(settings, **inputs)
+    from stages.artifacts.stage import execute
+
+    print_outcome(execute(stage, Path(out), overwrite=overwrite, dry_run=dry_run))
+
+
+def stage_command(make_stage: Callable[..., Stage]) -> Callable[..., None]:
+    """A command from a function that makes a stage of a recipe and inputs.
+
+    Its options are the function's inputs and those that every stage has: the recipe, its changes, the output.
+    """
+    own = list(inspect.signature(make_stage).parameters.values())[1:]
+    shared = list(inspect.signature(_run).parameters.values())[2:]
+    hints = get_type_hints(make_stage, include_extras=True) | get_type_hints(_run, include_extras=True)
+
+    def command(**values: Any) -> None:
+        inputs = {parameter.name: values.pop(parameter.name) for parameter in own}
+        _run(make_stage, inputs, **values)
+
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[p.name]) for p in (*own, *shared)]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__doc__ = make_stage.__doc__
+    return command

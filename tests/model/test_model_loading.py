@@ -1,0 +1,114 @@
+"""Checkpoints: what is missing is named, and what is saved is what was loaded."""
+
+import copy
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from stages.errors import ModelError
+from stages.model.batches import encode_prompt, response_batch
+from stages.model.loading import check_model_folder, load_model, wrap_model
+from stages.model.prompts import policy_prompt
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_vlm, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_vlm.save(folder)
+    return folder
+
+
+def logits(vlm, problem, recipe):
+    prompt = policy_prompt(vlm.processor, recipe.prompt, problem.question, problem.images)
+    batch = response_batch(vlm, [encode_prompt(vlm, prompt)], [[10, 11, 12]])
+    with torch.no_grad():
+        return vlm.model(**batch.inputs).logits
+
+
+@pytest.mark.parametrize("part", ["config.json", "tokenizer_config.json", "processor_config.json", "model.safetensors"])
+def test_a_missing_part_is_named(checkpoint, tmp_path, part):
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    (folder / part).unlink()
+    with pytest.raises(ModelError, match=r"\*\.safetensors" if part == "model.safetensors" else part):
+        load_model(folder)
+
+
+def test_a_folder_that_is_not_there_is_named_and_a_hub_name_passes(tmp_path):
+    with pytest.raises(ModelError, match="no such model folder"):
+        check_model_folder(tmp_path / "absent")
+    with pytest.raises(ModelError, match="no such model folder"):
+        check_model_folder("data/digits/absent")
+    check_model_folder("some-organisation/some-model")
+
+
+def test_a_model_without_an_end_token_is_refused(tiny_vlm, copy_of):
+    model, processor = copy_of(tiny_vlm).model, copy.deepcopy(tiny_vlm.processor)
+    assert model.generation_config.eos_token_id is None
+    assert wrap_model(copy.deepcopy(model), processor).end_ids == (processor.tokenizer.eos_token_id,)
+    processor.tokenizer.eos_token = None
+    with pytest.raises(ModelError, match="end token"):
+        wrap_model(model, processor)
+
+
+def test_several_end_tokens_all_end_a_response(tiny_vlm, copy_of):
+    model = copy_of(tiny_vlm).model
+    model.generation_config.eos_token_id = [2, 0]
+    vlm = wrap_model(model, tiny_vlm.processor)
+    assert vlm.end_ids == (2, 0)
+    assert vlm.without_end([7, 8, 0]) == [7, 8]
+    assert vlm.without_end([7, 8]) == [7, 8]
+
+
+def test_a_saved_model_is_the_same_model(tiny_vlm, checkpoint, problems, recipe):
+    loaded = load_model(checkpoint)
+    assert torch.equal(logits(loaded, problems[0], recipe), logits(tiny_vlm, problems[0], recipe))
+    assert (loaded.end_ids, loaded.banned_ids) == (tiny_vlm.end_ids, tiny_vlm.banned_ids)
+
+
+def test_a_saved_model_is_a_plain_checkpoint(tiny_vlm, checkpoint, problems):
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    assert torch.equal(model.lm_head.weight, tiny_vlm.model.lm_head.weight)
+    assert model.generation_config.eos_token_id == tiny_vlm.end_ids[0]
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Why?"}]}]
+    assert processor.apply_chat_template(messages) == tiny_vlm.processor.apply_chat_template(messages)
+    pixels = [p(images=[problems[0].images[0]], text="<|image_pad|>", return_tensors="pt")["pixel_values"]
+              for p in (processor, tiny_vlm.processor)]  # fmt: skip
+    assert torch.equal(*pixels)
+
+
+def test_a_checkpoint_s_sampling_defaults_are_kept_but_not_used(tiny_vlm, copy_of, tmp_path):
+    model = copy_of(tiny_vlm).model
+    model.generation_config.repetition_penalty = 1.05
+    vlm = wrap_model(model, tiny_vlm.processor)
+    assert vlm.model.generation_config.repetition_penalty in (None, 1.0)
+    vlm.save(tmp_path)
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert loaded.generation_config.repetition_penalty == 1.05
+
+
+def test_pixel_bounds_reach_the_processor(checkpoint, problems, recipe):
+    strip = next(problem for problem in problems if problem.images[0].width == 112)
+
+    def visual_tokens(**bounds):
+        vlm = load_model(checkpoint, **bounds)
+        prompt = policy_prompt(vlm.processor, recipe.prompt, strip.question, strip.images)
+        return sum(encode_prompt(vlm, prompt).token_types)
+
+    assert visual_tokens() == 4
+    assert visual_tokens(max_pixels=28 * 56) <= 2
+    assert visual_tokens(min_pixels=28 * 28 * 16) >= 16
+
+
+def test_dtype_is_the_recipe_s(checkpoint):
+    assert load_model(checkpoint, dtype="bfloat16").model.dtype == torch.bfloat16
+
+
+def test_torchvision_imports_after_stages_model():
+    code = "import stages.model, torchvision; print(torchvision.__version__)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
