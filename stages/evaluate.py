@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from stages.scoring.image_removal import without_image
 from stages.scoring.rewards import open_reward
 from stages.scoring.score_summary import summarize_by_kind, summarize_scores
 from stages.seeds import derive_seed
+
+PROBLEMS_AT_ONCE = 256
 
 
 class Mode(NamedTuple):
@@ -48,7 +51,8 @@ class Evaluate:
 
     def run(self, step: Step) -> None:
         recipe = self.recipe
-        problems = list(ProblemSet(self.problems))
+        problems = ProblemSet(self.problems)
+        parts = [problems.ids[start : start + PROBLEMS_AT_ONCE] for start in range(0, len(problems), PROBLEMS_AT_ONCE)]
         with step.ledger.phase("load"):
             engine = open_engine(self.model, recipe)
         modes = list(self._modes())
@@ -57,10 +61,11 @@ class Evaluate:
             track("evaluate", len(problems) * sum(mode.draws for mode in modes), "answers") as advance,
         ):
             answerer = Answerer(engine, recipe.prompt, reward, step.ledger)
-            for index, mode in enumerate(modes):
+            for index, (mode, ids) in enumerate(product(modes, parts)):
                 if not step.has_shard(SCORES, index):
-                    step.write_shards(index, {SCORES: self._rows(answerer, problems, mode, step)})
-                advance(len(problems) * mode.draws)
+                    seed = derive_seed(recipe.seed, 14, index)
+                    step.write_shards(index, {SCORES: self._rows(answerer, problems.many(ids), mode, seed, step)})
+                advance(len(ids) * mode.draws)
         scores = list(iterate_rows(step.out, SCORES))
         threshold = recipe.reward.threshold
         measures = summarize_scores("overall", scores, threshold) + summarize_by_kind("by kind", scores, threshold)
@@ -74,10 +79,12 @@ class Evaluate:
         if self.recipe.evaluate.image_removed:
             yield Mode("image_removed", 1, 0.0, blank_image=True)
 
-    def _rows(self, answerer: Answerer, problems: Sequence[Problem], mode: Mode, step: Step) -> list[dict[str, Any]]:
+    def _rows(
+        self, answerer: Answerer, problems: Sequence[Problem], mode: Mode, seed: int, step: Step
+    ) -> list[dict[str, Any]]:
         if mode.blank_image:
             problems = [without_image(problem, self.recipe.repair_rl.blank) for problem in problems]
-        sampling = Sampling(self.recipe.rollout.max_new_tokens, mode.temperature, derive_seed(self.recipe.seed, 14))
+        sampling = Sampling(self.recipe.rollout.max_new_tokens, mode.temperature, seed)
         groups = answerer.answer(problems, mode.draws, sampling)
         rows = [
             {

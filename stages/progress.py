@@ -26,12 +26,15 @@ def track(label: str, total: int, unit: str) -> Iterator[Advance]:
 
             def advance(amount: int) -> None:
                 done = progress.tasks[0].completed + amount
-                rate = f"{done / max(time.monotonic() - started, 1e-9):.1f} {unit}/s"
-                progress.update(task, advance=amount, rate=rate)
+                progress.update(task, advance=amount, rate=_pace(done / max(time.monotonic() - started, 1e-9), unit))
 
             yield advance
     else:
         yield _LineLog(label, total, unit).advance
+
+
+def _pace(rate: float, unit: str) -> str:
+    return f"{rate:.1f} {unit}/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.1f} s each"
 
 
 def _bar(console: Console, unit: str) -> Progress:
@@ -54,5 +57,5 @@ class _LineLog:
         self.reported = now
         rate = self.done / max(now - self.started, 1e-9)
         left = max(self.total - self.done, 0) / max(rate, 1e-9)
-        line = f"{self.label}: {self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, {left:.0f} s left"
+        line = f"{self.label}: {self.done}/{self.total} {self.unit}, {_pace(rate, self.unit)}, {left:.0f} s left"
         print(line, file=sys.stderr, flush=True)

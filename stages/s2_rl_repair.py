@@ -30,6 +30,8 @@ from stages.training.losses import check_objective, policy_objective
 from stages.training.metrics import MetricsLog
 from stages.training.trainer import Trainer, TrainingRow
 
+PROBLEMS_AT_ONCE = 256
+
 
 @dataclass(frozen=True)
 class RlRepair:
@@ -93,45 +95,50 @@ class ErrorSource:
 
     def errors(self, problems: ProblemSet) -> list[Draft]:
         """Wrong answers of the policy, those of text-only-solvable problems left out (`dropped.parquet`)."""
-        section = self.recipe.repair_rl
-        chosen = problems.many(problems.draw(section.problems, derive_seed(self.recipe.seed, 7)))
-        kept = self._need_image(chosen)
-        groups = self.policy.answer(kept, section.drafts_per_problem, self._sampling(8))
-        tally = self.step.tally
-        tally.rows_in = len(chosen)
+        ids = problems.draw(self.recipe.repair_rl.problems, derive_seed(self.recipe.seed, 7))
+        drafts: list[Draft] = []
+        solvable: list[str] = []
+        for part, start in enumerate(range(0, len(ids), PROBLEMS_AT_ONCE)):
+            chosen = problems.many(ids[start : start + PROBLEMS_AT_ONCE])
+            without_need = self._text_only_solvable(chosen, part)
+            solvable += sorted(without_need)
+            drafts += self._drafts([problem for problem in chosen if problem.problem_id not in without_need], part)
+        self.step.write_table(DROPPED, [{"problem_id": name, "reason": "text_only_solvable"} for name in solvable])
+        self.step.tally.rows_in = len(ids)
+        self.step.tally.dropped["text_only_solvable"] = len(solvable)
+        return drafts
+
+    def _drafts(self, problems: Sequence[Problem], part: int) -> list[Draft]:
+        groups = self.policy.answer(problems, self.recipe.repair_rl.drafts_per_problem, self._sampling(8, part))
         answers = [
             (problem, sample, answer)
-            for problem, group in zip(kept, groups, strict=True)
+            for problem, group in zip(problems, groups, strict=True)
             for sample, answer in enumerate(group)
         ]
-        tally.counts["drafts"] = len(answers)
-        tally.dropped["unscored"] = sum(answer.reward is None for _, _, answer in answers)
-        threshold = self.recipe.reward.threshold
+        self.step.tally.counts["drafts"] += len(answers)
+        self.step.tally.dropped["unscored"] += sum(answer.reward is None for _, _, answer in answers)
         return [
             Draft(problem, sample, answer.completion.ids, answer.text)
             for problem, sample, answer in answers
-            if answer.reward is not None and answer.reward < threshold
+            if answer.reward is not None and answer.reward < self.recipe.reward.threshold
         ]
 
-    def _need_image(self, problems: Sequence[Problem]) -> list[Problem]:
+    def _text_only_solvable(self, problems: Sequence[Problem], part: int) -> set[str]:
+        """Problems that the policy solves on the blank image in all its tries."""
         section, threshold = self.recipe.repair_rl, self.recipe.reward.threshold
         if section.text_only_tries == 0:
-            return list(problems)
+            return set()
         blanked = [without_image(problem, section.blank) for problem in problems]
-        groups = self.policy.answer(blanked, section.text_only_tries, self._sampling(9))
-        solvable = {
+        groups = self.policy.answer(blanked, section.text_only_tries, self._sampling(9, part))
+        return {
             problem.problem_id
             for problem, group in zip(problems, groups, strict=True)
             if all(answer.reward is not None and answer.reward >= threshold for answer in group)
         }
-        rows = [{"problem_id": name, "reason": "text_only_solvable"} for name in sorted(solvable)]
-        self.step.write_table(DROPPED, rows)
-        self.step.tally.dropped["text_only_solvable"] = len(rows)
-        return [problem for problem in problems if problem.problem_id not in solvable]
 
-    def _sampling(self, purpose: int) -> Sampling:
+    def _sampling(self, purpose: int, part: int) -> Sampling:
         rollout = self.recipe.rollout
-        return Sampling(rollout.max_new_tokens, rollout.temperature, derive_seed(self.recipe.seed, purpose))
+        return Sampling(rollout.max_new_tokens, rollout.temperature, derive_seed(self.recipe.seed, purpose, part))
 
 
 @dataclass(frozen=True)

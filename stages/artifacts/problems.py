@@ -18,13 +18,33 @@ from stages.artifacts.store import parquet_files
 from stages.errors import DataError
 
 
+class EncodedImages(Sequence[Image.Image]):
+    """A problem's images, decoded each time they are looked at: thousands of problems fit in memory as they lie in
+    the file."""
+
+    def __init__(self, encoded: Sequence[dict[str, Any]], place: str) -> None:
+        self._encoded = encoded
+        self._place = place
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The decoded image, in RGB.
+
+        Raises:
+            DataError: it is null or cannot be decoded.
+        """
+        return _decode(self._encoded[index], f"{self._place} image {index}")
+
+
 @dataclass(frozen=True)
 class Problem:
-    """One row of `problems`, its images decoded."""
+    """One row of `problems`."""
 
     problem_id: str
     question: str
-    images: tuple[Image.Image, ...]
+    images: Sequence[Image.Image]
     answer: str
     kind: str | None
     extra: dict[str, Any]
@@ -72,14 +92,13 @@ class ProblemSet:
         """The problem of this id.
 
         Raises:
-            DataError: no such problem, or an image that is null or cannot be decoded.
+            DataError: no such problem.
         """
         if problem_id not in self._rows:
             raise DataError(f"no problem {problem_id}; give the problems that the other inputs were made from")
         file, group, index = self._rows[problem_id]
         row = dict(self._read_group(file, group)[index])
-        place = f"{file} problem {problem_id}"
-        images = tuple(_decode(image, f"{place} image {i}") for i, image in enumerate(row.pop("images")))
+        images = EncodedImages(row.pop("images"), f"{file} problem {problem_id}")
         named = {name: row.pop(name) for name in ("problem_id", "question", "answer", "kind")}
         return Problem(images=images, extra=row, **named)
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from stages.artifacts.step import Plan, Step
 
 
@@ -42,7 +44,7 @@ def execute(stage: Stage, out: Path, *, overwrite: bool = False, dry_run: bool =
     plan = stage.plan()
     if dry_run:
         return Outcome(out, plan.record(), None, ran=False)
-    step = Step.open(out, plan, overwrite=overwrite)
+    step = Step.open(out, plan, overwrite=overwrite, devices=max(1, torch.cuda.device_count()))
     if step.manifest is not None:
         return Outcome(out, step.plan, step.manifest, ran=False)
     stage.run(step)

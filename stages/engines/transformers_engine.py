@@ -13,6 +13,7 @@ from stages.engines.protocol import Completion, Request, Sampling, ScoreRequest
 from stages.model.batches import EncodedPrompt, encode_prompt, prompt_batch, response_batch
 from stages.model.loading import VisionLanguageModel
 from stages.model.logprobs import response_logprobs, sampled_logits
+from stages.model.prompts import Prompt
 
 Item = TypeVar("Item")
 
@@ -26,12 +27,8 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
-        rows = [
-            (index, prompt)
-            for index, request in enumerate(requests)
-            for prompt in [encode_prompt(self.vlm, request.prompt)] * request.n
-        ]
-        rows.sort(key=lambda row: len(row[1].ids))
+        rows = [(index, request.prompt) for index, request in enumerate(requests) for _ in range(request.n)]
+        rows.sort(key=lambda row: _length(row[1]))
         completions: list[list[Completion]] = [[] for _ in requests]
         with torch.random.fork_rng(devices=_cuda_devices()):
             torch.manual_seed(sampling.seed)
@@ -43,18 +40,23 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def score(self, requests: Sequence[ScoreRequest], *, temperature: float) -> list[list[float]]:
-        order = sorted(range(len(requests)), key=lambda i: len(requests[i].ids))
+        order = sorted(range(len(requests)), key=lambda i: _length(requests[i].prompt) + len(requests[i].ids))
         scores: list[list[float]] = [[] for _ in requests]
         for batch in _batches(order, self.rows_per_batch):
-            prompts = [encode_prompt(self.vlm, requests[i].prompt) for i in batch]
+            prompts = self._encode([requests[i].prompt for i in batch])
             rows = response_batch(self.vlm, prompts, [requests[i].ids for i in batch])
             logprobs_BT = response_logprobs(self.vlm, rows, temperature=temperature).logprobs_BT
             for i, logprobs_T in zip(batch, logprobs_BT.tolist(), strict=True):
                 scores[i] = logprobs_T[: len(requests[i].ids)]
         return scores
 
-    def _generate_batch(self, prompts: Sequence[EncodedPrompt], sampling: Sampling) -> list[Completion]:
-        inputs = prompt_batch(self.vlm, prompts)
+    def _encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
+        """Encode each prompt once, however many rows of the batch it makes."""
+        encoded = {id(prompt): encode_prompt(self.vlm, prompt) for prompt in {id(p): p for p in prompts}.values()}
+        return [encoded[id(prompt)] for prompt in prompts]
+
+    def _generate_batch(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
+        inputs = prompt_batch(self.vlm, self._encode(prompts))
         recorder = _SampledLogprobs(self.vlm.banned_ids, sampling.temperature or 1.0)
         output_BS = self.vlm.model.generate(
             **inputs,
@@ -104,6 +106,11 @@ class _SampledLogprobs(LogitsProcessor):
     def _gather(self, input_ids: Tensor) -> None:
         if self._last_BV is not None:
             self._columns.append(self._last_BV.gather(1, input_ids[:, -1:]).squeeze(1))
+
+
+def _length(prompt: Prompt) -> int:
+    """What a prompt's length is sorted by, before it is encoded."""
+    return len(prompt.text) + len(prompt.tail) + len(prompt.spliced_ids)
 
 
 def _batches(rows: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

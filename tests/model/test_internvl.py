@@ -3,13 +3,6 @@
 import pytest
 import torch
 from PIL import Image
-from transformers import (
-    GotOcr2ImageProcessor,
-    InternVLConfig,
-    InternVLForConditionalGeneration,
-    InternVLProcessor,
-    InternVLVideoProcessor,
-)
 
 from stages.engines.protocol import Request, Sampling, ScoreRequest
 from stages.engines.transformers_engine import TransformersEngine
@@ -33,10 +26,19 @@ TEMPLATE = (
 @pytest.fixture(scope="module")
 def tiny_internvl(tiny_vlm, tmp_path_factory):
     """Tiles of 28 by 28 pixels, each one visual token; a wide image has several and a thumbnail."""
+    # Here, because they import torchvision: see stages.model.
+    from transformers import (
+        GotOcr2ImageProcessor,
+        InternVLConfig,
+        InternVLForConditionalGeneration,
+        InternVLProcessor,
+        InternVLVideoProcessor,
+    )
+
     folder = tmp_path_factory.mktemp("internvl")
     tiny_vlm.tokenizer.save_pretrained(folder)
     tokenizer = type(tiny_vlm.tokenizer).from_pretrained(folder, extra_special_tokens=SPECIAL)
-    text = {
+    text_config = {
         "model_type": "qwen2",
         "vocab_size": len(tokenizer),
         "hidden_size": 64,
@@ -47,7 +49,7 @@ def tiny_internvl(tiny_vlm, tmp_path_factory):
         "initializer_range": 0.1,
         "eos_token_id": tokenizer.eos_token_id,
     }
-    vision = {
+    vision_config = {
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_hidden_layers": 2,
@@ -57,8 +59,8 @@ def tiny_internvl(tiny_vlm, tmp_path_factory):
         "initializer_range": 0.1,
     }
     config = InternVLConfig(
-        vision_config=vision,
-        text_config=text,
+        vision_config=vision_config,
+        text_config=text_config,
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=1,
     )

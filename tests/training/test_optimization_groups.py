@@ -1,0 +1,101 @@
+"""Which trajectories of a problem are trained on, with what advantage and gate."""
+
+import pytest
+
+from stages.core.objectives import OBJECTIVES
+from stages.errors import RecipeError
+from stages.recipe import ObjectiveSection, RolloutSection, TrainSection
+from stages.training.groups import optimization_group
+from stages.training.losses import check_objective
+
+ROLLOUT = RolloutSection(max_new_tokens=8)
+
+
+def row(role, reward, mask, *, in_pair):
+    return {"role": role, "reward": reward, "mask": mask, "in_pair": in_pair, "ids": list(range(len(mask)))}
+
+
+CORRECT = row("correct", 1.0, [False] * 3, in_pair=False)
+ERROR = row("error", 0.0, [False, True, False, False], in_pair=True)
+REPAIR = row("repair", 1.0, [False, True, False], in_pair=True)
+LOST = row("error", 0.0, [False, False], in_pair=False)
+UNGATED = row("error", 0.0, [True, True], in_pair=True)
+GROUP = [CORRECT, ERROR, REPAIR, LOST]
+
+
+def group(rows, gate="difference", algorithm="grpo", **objective):
+    section = TrainSection(gate=gate, objective=ObjectiveSection(algorithm=algorithm, **objective))
+    return optimization_group(rows, section, ROLLOUT)
+
+
+@pytest.mark.parametrize("gate", ["difference", "soft"])
+@pytest.mark.parametrize("algorithm", OBJECTIVES)
+def test_difference_feedback_trains_on_errors_and_their_repairs(gate, algorithm):
+    found = group(GROUP, gate, algorithm)
+    assert [trajectory.row for trajectory in found] == [ERROR, REPAIR]
+    # Rewards 0 and 1: mean 1/2, unbiased deviation sqrt(1/2).
+    scaled = 0.5 if algorithm == "dr_grpo" else 0.5 / (0.5**0.5 + 1e-4)
+    assert [trajectory.advantage for trajectory in found] == pytest.approx([-scaled, scaled])
+
+
+@pytest.mark.parametrize("algorithm", OBJECTIVES)
+def test_ungated_trains_on_the_whole_rollout_group(algorithm):
+    found = group(GROUP, "none", algorithm)
+    assert [trajectory.row for trajectory in found] == [CORRECT, ERROR, LOST]
+    assert [list(trajectory.gate_T) for trajectory in found] == [[1.0] * 3, [1.0] * 4, [1.0] * 2]
+    # Rewards 1, 0, 0: mean 1/3, unbiased deviation sqrt(1/3).
+    scale = 1.0 if algorithm == "dr_grpo" else 1 / (3**-0.5 + 1e-4)
+    expected = [2 / 3 * scale, -1 / 3 * scale, -1 / 3 * scale]
+    assert [trajectory.advantage for trajectory in found] == pytest.approx(expected)
+
+
+def test_gates_are_the_masks_hard_or_soft():
+    assert [list(trajectory.gate_T) for trajectory in group(GROUP)] == [[0, 1, 0, 0], [0, 1, 0]]
+    half = 2**-0.5
+    soft = [list(trajectory.gate_T) for trajectory in group(GROUP, "soft")]
+    assert soft == [pytest.approx([half, 1, half, 0.5]), pytest.approx([half, 1, half])]
+
+
+@pytest.mark.parametrize("gate", ["difference", "soft"])
+def test_an_error_kept_without_repair_has_gate_one(gate):
+    found = group([CORRECT, ERROR, REPAIR, UNGATED], gate)
+    assert [trajectory.row for trajectory in found] == [ERROR, REPAIR, UNGATED]
+    assert list(found[2].gate_T) == [1, 1]
+
+
+def test_nothing_in_a_pair_is_no_group():
+    assert group([CORRECT, LOST]) == []
+    assert group([]) == []
+
+
+@pytest.mark.parametrize(("reward", "algorithm", "size"), [
+    (0.0, "dapo", 0), (1.0, "dapo", 0), (0.0, "grpo", 2), (1.0, "gspo", 2),
+])  # fmt: skip
+def test_dynamic_sampling_drops_equal_rewards(reward, algorithm, size):
+    rows = [CORRECT | {"reward": reward}, LOST | {"reward": reward}]
+    found = group(rows, "none", algorithm)
+    assert [trajectory.advantage for trajectory in found] == [0.0] * size
+
+
+def test_the_overlong_penalty_enters_the_advantage_alone():
+    """Limit 8, buffer 4: 8 tokens cost 1, 6 tokens 1/2."""
+    rows = [row("correct", 1.0, [False] * 8, in_pair=False), row("error", 0.0, [False] * 6, in_pair=False), CORRECT]
+    found = group(rows, "none", "dr_grpo", overlong_buffer=4)
+    assert [trajectory.advantage for trajectory in found] == pytest.approx([0 - 1 / 6, -0.5 - 1 / 6, 1 - 1 / 6])
+    assert [trajectory.row["reward"] for trajectory in found] == [1.0, 0.0, 1.0]
+    all_right = [row("correct", 1.0, [False] * 8, in_pair=False), CORRECT]
+    assert group(all_right, "none", "dapo", overlong_buffer=4) == []
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "name"),
+    [("sapo", "clip_low"), ("grpo", "tau_positive"), ("dapo", "max_response_length"), ("cispo", "clip_low")],
+)
+def test_another_algorithm_s_hyper_parameter_is_refused(algorithm, name):
+    with pytest.raises(RecipeError, match=rf"objective\.{name} is set, but {algorithm} takes only"):
+        check_objective(ObjectiveSection(algorithm=algorithm, **{name: 1}))
+
+
+@pytest.mark.parametrize("algorithm", OBJECTIVES)
+def test_own_hyper_parameters_pass(algorithm):
+    check_objective(ObjectiveSection(algorithm=algorithm, kl_coef=0.1, overlong_buffer=4))

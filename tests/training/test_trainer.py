@@ -1,0 +1,240 @@
+"""Optimizer steps on a real model: denominators, micro-batches, gates, and what carries over."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stages.core.objectives import OBJECTIVES
+from stages.errors import ModelError
+from stages.model.batches import encode_prompt, response_batch
+from stages.model.loading import load_model
+from stages.model.logprobs import response_logprobs
+from stages.model.prompts import policy_prompt
+from stages.recipe import ObjectiveSection, OptimizerSection, RolloutSection
+from stages.training.losses import policy_objective, supervised_loss
+from stages.training.trainer import Trainer, TrainingRow, totals_of
+
+ROLLOUT = RolloutSection(max_new_tokens=12, temperature=0.7)
+LENGTHS = (3, 11, 5, 1, 8)
+ADVANTAGES = (1.5, -0.7, 0.4, -1.2, 0.9)
+
+
+@pytest.fixture(scope="module")
+def rows(tiny_vlm, problems, recipe):
+    """Unequal prompts and responses; old log-probs near the model's own, gates from 0 to 1, two roles."""
+    rng = torch.Generator().manual_seed(1)
+    prompts = [policy_prompt(tiny_vlm.processor, recipe.prompt, p.question, p.images) for p in problems[:5]]
+    encoded = [encode_prompt(tiny_vlm, prompt) for prompt in prompts]
+    ids = [torch.randint(7, len(tiny_vlm.tokenizer), (n,), generator=rng).tolist() for n in LENGTHS]
+    with torch.no_grad():
+        own_BT = response_logprobs(tiny_vlm, response_batch(tiny_vlm, encoded, ids), temperature=0.7).logprobs_BT
+    noise_BT = 0.05 * torch.randn(own_BT.shape, generator=rng)
+    gates_BT = torch.rand(own_BT.shape, generator=rng).round(decimals=1)
+    return [
+        TrainingRow(
+            prompt,
+            ids[i],
+            ("error", "repair")[i % 2],
+            ADVANTAGES[i],
+            gates_BT[i, : LENGTHS[i]].tolist(),
+            (own_BT + noise_BT)[i, : LENGTHS[i]].tolist(),
+        )
+        for i, prompt in enumerate(encoded)
+    ]
+
+
+def trainer(vlm, size=8, temperature=0.7, **optimizer):
+    section = OptimizerSection(
+        **{"learning_rate": 1e-3, "max_grad_norm": 1e9, "rows_per_micro_batch": size} | optimizer
+    )
+    return Trainer(vlm, section, temperature=temperature, mixed_precision="no")
+
+
+def gradients(vlm, rows, loss_function, size=8, totals=None):
+    """Every parameter's gradient of one step on a copy of the model, and the step's metrics."""
+    metrics = trainer(vlm, size).step(rows, loss_function, totals)
+    found = {name: p.grad.clone() for name, p in vlm.model.named_parameters() if p.grad is not None}
+    assert any(gradient.abs().max() > 1e-4 for gradient in found.values())
+    return found, metrics
+
+
+def assert_equal(gradients, others, atol=1e-6):
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, others[name], atol=atol, rtol=1e-5, msg=name)
+
+
+def objective(algorithm, **hyper):
+    if algorithm == "supervised":
+        return supervised_loss
+    # GSPO's own bounds would clip almost every row here.
+    wide = {"clip_low": 0.2, "clip_high": 0.2} if algorithm == "gspo" else {}
+    return policy_objective(ObjectiveSection(algorithm=algorithm, **wide, **hyper), ROLLOUT)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dapo", "gspo", "dr_grpo", "supervised"])
+def test_micro_batches_change_nothing(tiny_vlm, copy_of, rows, algorithm):
+    whole, metrics = gradients(copy_of(tiny_vlm), rows, objective(algorithm), size=8)
+    for size in (1, 2):
+        parts, own_metrics = gradients(copy_of(tiny_vlm), rows, objective(algorithm), size=size)
+        assert_equal(parts, whole)
+        assert own_metrics == pytest.approx(metrics, abs=1e-5)
+
+
+def test_updated_weights_do_not_depend_on_micro_batches(tiny_vlm, copy_of, rows):
+    models = [copy_of(tiny_vlm), copy_of(tiny_vlm)]
+    for vlm, size in zip(models, (1, 8), strict=True):
+        # Adam divides by the gradient's size: where that is 0 but for rounding, a large epsilon keeps it there.
+        own = trainer(vlm, size)
+        own.optimizer.param_groups[0]["eps"] = 1e-3
+        own.step(rows, objective("grpo"))
+    for (name, first), second in zip(models[0].model.named_parameters(), models[1].model.parameters(), strict=True):
+        torch.testing.assert_close(first, second, atol=1e-6, rtol=0, msg=name)
+
+
+def test_supervised_loss_is_the_mean_over_the_step_s_tokens(tiny_vlm, copy_of, rows):
+    _, metrics = gradients(copy_of(tiny_vlm), rows, supervised_loss, size=2)
+    total = 0.0
+    for row in rows:
+        batch = response_batch(tiny_vlm, [row.prompt], [row.ids])
+        with torch.no_grad():
+            total -= response_logprobs(tiny_vlm, batch, temperature=0.7).logprobs_BT.sum().item()
+    assert metrics["loss"] == pytest.approx(total / sum(LENGTHS), abs=1e-5)
+
+
+def expected_loss(algorithm, rows, new):
+    """GRPO, DAPO and Dr.GRPO token by token, without clipping: the ratios of `rows` stay inside every bound."""
+    total = 0.0
+    for row, new_T in zip(rows, new, strict=True):
+        terms = [
+            -math.exp(logprob - old) * row.advantage * gate
+            for logprob, old, gate in zip(new_T, row.old_logprobs_T, row.gate_T, strict=True)
+        ]
+        share = {"grpo": len(rows) * len(terms), "dapo": sum(LENGTHS), "dr_grpo": len(rows) * 12}[algorithm]
+        total += sum(terms) / share
+    return total
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dapo", "dr_grpo"])
+def test_losses_have_their_own_denominator(tiny_vlm, copy_of, rows, algorithm):
+    new = []
+    for row in rows:
+        batch = response_batch(tiny_vlm, [row.prompt], [row.ids])
+        with torch.no_grad():
+            new.append(response_logprobs(tiny_vlm, batch, temperature=0.7).logprobs_BT[0].tolist())
+    _, metrics = gradients(copy_of(tiny_vlm), rows, objective(algorithm), size=2)
+    assert metrics["loss"] == pytest.approx(expected_loss(algorithm, rows, new), abs=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", OBJECTIVES)
+def test_a_gated_out_token_has_no_gradient(tiny_vlm, copy_of, rows, algorithm):
+    """Gate 0 is the ungated loss with that token's log-prob held constant: its term gone, denominators kept."""
+    open_rows = [replace(row, gate_T=[1.0] * len(row.ids)) for row in rows]
+    closed = [1.0] * len(rows[1].ids)
+    closed[4] = 0.0
+    gated_rows = [*open_rows[:1], replace(rows[1], gate_T=closed), *open_rows[2:]]
+    loss_function = objective(algorithm)
+
+    def without_token(step_rows, batch, logprobs, totals):
+        is_token_BT = torch.zeros_like(batch.response_mask_BT)
+        is_token_BT[[row.ids is rows[1].ids for row in step_rows].index(True), 4] = True
+        held_BT = torch.where(is_token_BT, logprobs.logprobs_BT.detach(), logprobs.logprobs_BT)
+        return loss_function(step_rows, batch, logprobs._replace(logprobs_BT=held_BT), totals)
+
+    gated, _ = gradients(copy_of(tiny_vlm), gated_rows, loss_function)
+    expected, _ = gradients(copy_of(tiny_vlm), open_rows, without_token)
+    ungated, _ = gradients(copy_of(tiny_vlm), open_rows, loss_function)
+    assert_equal(gated, expected, atol=1e-8)
+    assert any((ungated[name] - gated[name]).abs().max() > 1e-4 for name in gated)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dapo", "dr_grpo", "gspo"])
+def test_rows_without_advantage_may_be_left_out_of_the_work(tiny_vlm, copy_of, rows, algorithm):
+    some = [replace(row, advantage=0.0) if i in (1, 3) else row for i, row in enumerate(rows)]
+    needed = [row for row in some if row.advantage]
+    whole, _ = gradients(copy_of(tiny_vlm), some, objective(algorithm))
+    less, _ = gradients(copy_of(tiny_vlm), needed, objective(algorithm), totals=totals_of(some))
+    assert_equal(less, whole)
+
+
+def test_metrics_are_of_each_role(tiny_vlm, copy_of, rows):
+    _, metrics = gradients(copy_of(tiny_vlm), rows, objective("grpo"), size=2)
+    for role, members in (("error", rows[::2]), ("repair", rows[1::2])):
+        gates = [gate for row in members for gate in row.gate_T]
+        assert metrics[f"gate_density/{role}"] == pytest.approx(sum(gates) / len(gates), abs=1e-5)
+        ratios = []
+        for row in members:
+            batch = response_batch(tiny_vlm, [row.prompt], [row.ids])
+            with torch.no_grad():
+                new_T = response_logprobs(tiny_vlm, batch, temperature=0.7).logprobs_BT[0].tolist()
+            ratios += [math.exp(new - old) for new, old in zip(new_T, row.old_logprobs_T, strict=True)]
+        assert metrics[f"ratio_mean/{role}"] == pytest.approx(sum(ratios) / len(ratios), abs=1e-4)
+        assert metrics[f"ratio_max/{role}"] == pytest.approx(max(ratios), abs=1e-4)
+        assert metrics[f"clip_fraction/{role}"] == 0
+        assert metrics[f"kl_old/{role}"] > 0
+        assert metrics[f"entropy/{role}"] > 0
+
+
+def test_kl_runs_over_gated_out_tokens_too(tiny_vlm, copy_of, rows):
+    shut = [replace(row, gate_T=[0.0] * len(row.ids)) for row in rows]
+    found, metrics = gradients(copy_of(tiny_vlm), shut, objective("grpo", kl_coef=1.0))
+    assert metrics["loss"] > 0
+    assert found
+
+
+def test_a_checkpoint_goes_on_where_it_stopped(tiny_vlm, copy_of, rows, tmp_path):
+    loss_function = objective("grpo")
+    options = {"warmup_steps": 2, "max_grad_norm": 1.0}
+    through = copy_of(tiny_vlm)
+    own = trainer(through, **options)
+    own.step(rows, loss_function)
+    own.save(tmp_path, tmp_path / "model")
+    own.step(rows[::-1], loss_function)
+
+    def second_step(resume_from):
+        vlm = load_model(tmp_path / "model")
+        section = own.section
+        resumed = Trainer(vlm, section, temperature=0.7, mixed_precision="no", resume_from=resume_from)
+        metrics = resumed.step(rows[::-1], loss_function)
+        return vlm, resumed, metrics
+
+    vlm, resumed, metrics = second_step(tmp_path)
+    assert (resumed.steps_done, metrics["learning_rate"]) == (2, 1e-3)
+    for (name, first), second in zip(through.model.named_parameters(), vlm.model.parameters(), strict=True):
+        assert torch.equal(first, second), name
+    fresh, _, metrics = second_step(None)
+    assert metrics["learning_rate"] == 5e-4
+    assert not torch.equal(fresh.model.lm_head.weight, vlm.model.lm_head.weight)
+
+
+def test_another_model_s_optimizer_state_is_refused(tiny_vlm, copy_of, rows, tmp_path):
+    own = trainer(copy_of(tiny_vlm))
+    own.step(rows[:1], objective("grpo"))
+    own.save(tmp_path, tmp_path / "model")
+    other = copy_of(tiny_vlm)
+    other.model.resize_token_embeddings(len(other.tokenizer) + 1, mean_resizing=False)
+    with pytest.raises(ModelError, match=r"embed_tokens.* does not fit the model"):
+        Trainer(other, own.section, temperature=0.7, mixed_precision="no", resume_from=tmp_path)
+
+
+def test_warm_up_is_linear(tiny_vlm, copy_of, rows):
+    own = trainer(copy_of(tiny_vlm), warmup_steps=4, learning_rate=0.01)
+    rates = [own.step(rows[:1], objective("grpo"))["learning_rate"] for _ in range(5)]
+    assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights(tiny_vlm, copy_of, rows):
+    vlm = copy_of(tiny_vlm)
+    with pytest.raises(ModelError, match="optimizer step 1: gradient norm is nan"):
+        trainer(vlm).step(rows, lambda _rows, _batch, logprobs, _totals: (logprobs.logprobs_BT.sum() * math.nan, {}))
+    for first, second in zip(vlm.model.parameters(), tiny_vlm.model.parameters(), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_gradient_norm_is_clipped(tiny_vlm, copy_of, rows):
+    vlm = copy_of(tiny_vlm)
+    metrics = trainer(vlm, max_grad_norm=1e-3).step(rows, objective("grpo"))
+    norm = torch.stack([p.grad.norm() for p in vlm.model.parameters() if p.grad is not None]).norm()
+    assert norm.item() == pytest.approx(1e-3, rel=1e-3)
+    assert metrics["grad_norm"] > 1e-2
