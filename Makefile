@@ -15,6 +15,8 @@ REPAIR_SET ?= $(DATA)/repair_set.parquet
 SET ?=
 
 PYTHON ?= python3
+# The example's model is so small that a second thread only waits for the first.
+export OMP_NUM_THREADS ?= 1
 BIN := .venv/bin
 DF := $(BIN)/df
 OPTIONS = --recipe $(RECIPE) $(foreach assignment,$(SET),--set $(assignment)) --overwrite
@@ -28,7 +30,6 @@ policy = $(if $(filter 1,$(1)),$(BASE),$(call round,$(shell expr $(1) - 1))/trai
 FINAL := $(call round,$(ROUNDS))/train-policy
 
 .PHONY: all test check clean
-.DELETE_ON_ERROR:
 
 all: $(RUN)/summary.parquet
 

@@ -45,7 +45,9 @@ class Section(BaseModel):
 class ModelSection(Section):
     """How checkpoints are loaded."""
 
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="Weights and activations.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="Of generation and scoring, and of autocast in training, whose weights are float32."
+    )
     min_pixels: Positive | None = Field(None, description="Smallest image after resizing; processor's own if null.")
     max_pixels: Positive | None = Field(None, description="Largest image after resizing; processor's own if null.")
     trust_remote_code: bool = Field(False, description="Run code that a checkpoint brings along.")
@@ -53,7 +55,7 @@ class ModelSection(Section):
     @property
     def mixed_precision(self) -> str:
         """Accelerate's name for the autocast type of training."""
-        return {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[self.dtype]
+        return "bf16" if self.dtype == "bfloat16" else "no"
 
 
 class PromptSection(Section):

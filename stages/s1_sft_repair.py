@@ -54,7 +54,7 @@ class SftRepair:
             with ledger.phase("train"), track("sft-repair", len(split.train) * recipe.sft.epochs, "pairs") as advance:
                 for pairs in self._batches(repair_set, split.train):
                     rows = [self._row(repairer, problem, with_reference) for problem, with_reference in pairs]
-                    log.add(trainer.steps_done, trainer.step(rows, supervised_loss))
+                    log.add(trainer.steps_done + 1, trainer.step(rows, supervised_loss))
                     advance(len(rows))
             attempts = repair_heldout(repairer, repair_set.many(split.heldout), recipe)
         with ledger.phase("save"):

@@ -14,6 +14,7 @@ from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import MODEL, Plan, Step
 from stages.engines.loading import check_model, open_engine
 from stages.engines.protocol import Sampling
+from stages.errors import DataError
 from stages.model.batches import encode_prompt
 from stages.progress import track
 from stages.recipe import SAMPLING_FIELDS, Recipe
@@ -68,6 +69,11 @@ class RlRepair:
             policy = Answerer(policy_engine, recipe.prompt, reward, step.ledger)
             repairer = Repairer(repair_engine, recipe.prompt, reward, step.ledger)
             drafts = ErrorSource(recipe, policy, step).errors(ProblemSet(self.problems))
+            if not drafts:
+                raise DataError(
+                    f"{self.problems}: no error to repair ({dict(step.tally.dropped)}); "
+                    "raise repair_rl.problems or repair_rl.drafts_per_problem"
+                )
             loop = RepairLoop(recipe, repairer, open_auditor(recipe, policy), step)
             with track("rl-repair", recipe.repair_rl.iterations, "iterations") as advance:
                 for iteration in range(recipe.repair_rl.iterations):

@@ -121,8 +121,7 @@ class GroupSource:
         return rows, totals
 
     def _rows(self, group: Sequence[Trajectory]) -> list[TrainingRow]:
-        keep_all = self.recipe.train.objective.kl_coef > 0
-        needed = [t for t in group if keep_all or (t.advantage != 0 and any(t.gate_T))]
+        needed = [t for t in group if self._keeps_all or (t.advantage != 0 and any(t.gate_T))]
         if not needed:
             return []
         problem = self.problems[needed[0].row["problem_id"]]
@@ -142,7 +141,7 @@ class GroupSource:
             for index in rng.permutation(len(problems)):
                 group = optimization_group(problems[index], self.recipe.train, self.recipe.rollout)
                 self._count(group, first_epoch=epoch == 0)
-                if any(trajectory.advantage != 0 for trajectory in group):
+                if self._has_gradient(group):
                     yield group
 
     def _count(self, group: Sequence[Trajectory], *, first_epoch: bool) -> None:
@@ -152,10 +151,18 @@ class GroupSource:
         tally.rows_in += 1
         if not group:
             tally.dropped["no_trajectory"] += 1
-        elif all(trajectory.advantage == 0 for trajectory in group):
+        elif not self._has_gradient(group):
             tally.dropped["equal_rewards"] += 1
         else:
             tally.rows_out += 1
+
+    @property
+    def _keeps_all(self) -> bool:
+        """A KL term acts on every trajectory."""
+        return self.recipe.train.objective.kl_coef > 0
+
+    def _has_gradient(self, group: Sequence[Trajectory]) -> bool:
+        return any(self._keeps_all or trajectory.advantage != 0 for trajectory in group)
 
     def _spent(self) -> bool:
         return self.budget is not None and self.step.ledger.total >= self.budget

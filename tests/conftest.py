@@ -9,8 +9,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DIGITS = Path(os.environ.get("DIGITS_DATA", ROOT / "data" / "digits"))
-sys.path.insert(0, str(ROOT / "data" / "digits"))
+DIGITS = ROOT / "data" / "digits"
+# Tiny models are fastest on one thread; several wait for each other. Read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(DIGITS))
+
+
+def decoded(problem):
+    """The problem with its images at hand."""
+    return replace(problem, images=tuple(problem.images))
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +43,7 @@ def problems():
     from stages.artifacts.problems import ProblemSet
 
     problem_set = ProblemSet(DIGITS / "problems_test.parquet")
-    return problem_set.many(problem_set.ids[:20])
+    return [decoded(problem) for problem in problem_set.many(problem_set.ids[:20])]
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +53,7 @@ def repair_problems():
     from stages.artifacts.problems import ProblemSet
 
     problem_set = ProblemSet(DIGITS / "repair_set.parquet", REPAIR_SET)
-    return problem_set.many(problem_set.ids[:40])
+    return [decoded(problem) for problem in problem_set.many(problem_set.ids[:40])]
 
 
 @pytest.fixture(scope="session")
@@ -81,3 +88,12 @@ def step(tmp_path):
     from stages.artifacts.step import Plan, Step
 
     return Step.open(tmp_path / "out", Plan("test", {}, 0, {}))
+
+
+@pytest.fixture(scope="session")
+def math_reward():
+    """The rule-based reward; whole numbers never start its workers."""
+    from stages.scoring.rewards import load_reward
+
+    with load_reward("math", workers=1, timeout_s=5.0) as reward:
+        yield reward

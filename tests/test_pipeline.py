@@ -24,6 +24,7 @@ from stages.s3_rollout import Rollout
 from stages.s4_build_masks import BuildMasks
 from stages.s5_train_policy import TrainPolicy
 from stages.summary import summarize_run
+from stages.training.heldout import ATTEMPTS
 
 SMALL = [
     "sft.epochs=1",
@@ -91,7 +92,7 @@ def test_sft_trains_a_loadable_model_and_repairs_what_it_held_out(run, digits):
     assert sum(losses[-5:]) < sum(losses[:5])
     samples = run.rows("1-sft-repair", SAMPLES)
     held_out = pq.read_table(digits / "repair_set.parquet")["problem_id"].to_pylist()[-100:]
-    assert [row["problem_id"] for row in samples] == [name for name in held_out for _ in range(2)]
+    assert [row["problem_id"] for row in samples] == [name for name in held_out for _ in range(ATTEMPTS)]
     assert all((stated(row["text"]) == row["answer"]) == (row["reward"] == 1) for row in samples)
     before = load_model(digits / "base").model.state_dict()
     after = load_model(run.folder / "1-sft-repair" / "model").model.state_dict()

@@ -12,12 +12,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationC
 
 from stages.errors import ModelError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # Where configurations, processors and tokenizers of the supported families keep the ids that stand for pixels.
 _VISION_ID_NAMES = (
     "image_token_id",
     "video_token_id",
+    "vision_token_id",
     "vision_start_token_id",
     "vision_end_token_id",
     "start_image_token_id",

@@ -48,7 +48,10 @@ def accuracy_at(correct_PK: Sequence[Sequence[bool]], k: int) -> list[float]:
     """Acc@k of each case: the chance that k of its K draws, taken without replacement, hold a correct one.
 
     With k = K it is whether any is correct; its mean over cases is the unbiased estimate (arXiv 2107.03374, eq. 1).
+    Raises ValueError for a case of fewer than k draws.
     """
+    if any(len(correct_K) < k for correct_K in correct_PK):
+        raise ValueError(f"a case has fewer than {k} draws; leave it out of Acc@{k}")
     return [1 - _all_wrong(len(correct_K), sum(correct_K), k) for correct_K in correct_PK]
 
 

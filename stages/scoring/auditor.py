@@ -19,7 +19,9 @@ from stages.scoring.repairs import Attempt
 
 Category = Literal["image_ignored", "template_shortcut", "mask_hallucination", "answer_pasted"]
 
-_EQUATION = re.compile(r"(?<![\d.+*/×-])(\d+) ?([+*×-]) ?(\d+) ?= ?(\d+)(?![\d.]*\d)")
+# Two integers and their result, standing alone: a link of a longer chain (2 + 3 + 4 = 9) does not hold by itself.
+_EQUATION = re.compile(r"(?<![\w.,^+*/×÷=-])(?<![+*/×÷^=-] )(\d+) ?([+*×-]) ?(\d+) ?= ?(\d+)(?! ?[+*/×÷^%-]|[\w.,]*\d)")
+_SIGN = re.compile(r"\\(times|cdot|div)(?![a-zA-Z])")
 
 
 class Verdict(NamedTuple):
@@ -55,7 +57,8 @@ class NoAuditor:
 class RulesAuditor:
     """The embedded auditor. Repairs below the reward threshold are not looked at: they gain nothing by cheating.
 
-    * `image_ignored`: the error can be repaired without the image, yet the repair claims to see.
+    * `image_ignored`: the error can be repaired without the image, yet the repair claims to see. Known only where C1's
+      counterfactuals were sampled, in repair RL.
     * `template_shortcut`: the same reasoning ends in different answers to different problems.
     * `mask_hallucination`: the repair rewrites the draft (edit cost above `rewrite_share`), or writes an equation
       that does not hold and that the draft did not have.
@@ -161,6 +164,7 @@ def _shared_reasoning(attempts: Sequence[Attempt]) -> set[str]:
 
 
 def _false_equations(text: str) -> set[str]:
+    text = _SIGN.sub(lambda sign: "÷" if sign[1] == "div" else "×", text)
     return {match[0] for match in _EQUATION.finditer(text) if not _holds(*match.groups())}
 
 

@@ -28,14 +28,14 @@ def optimization_group(
     """One problem's trajectories as the recipe's gate wants them, or none.
 
     Difference feedback trains on the errors and their selected repairs (eq. 16), the ungated baseline on the
-    whole rollout group. DAPO's dynamic sampling drops a group whose rewards are all equal.
+    whole rollout group. DAPO's dynamic sampling drops a group that is all right or all wrong.
     """
     if train.gate == "none":
         rows = [row for row in rows if row["role"] != "repair"]
     else:
         rows = [row for row in rows if row["in_pair"]]
-    rewards = [row["reward"] for row in rows]
-    if not rows or (train.objective.algorithm == "dapo" and len(set(rewards)) == 1):
+    outcomes = {row["role"] == "error" for row in rows}
+    if not rows or (train.objective.algorithm == "dapo" and len(outcomes) == 1):
         return []
     advantages = _advantages(rows, train.objective, rollout.max_new_tokens)
     return [

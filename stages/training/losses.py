@@ -51,13 +51,12 @@ def policy_objective(section: ObjectiveSection, rollout: RolloutSection) -> Loss
         rows: Sequence[TrainingRow], batch: ResponseBatch, logprobs: ResponseLogprobs, totals: Totals
     ) -> tuple[Tensor, dict[str, Metric]]:
         mask_BT = batch.response_mask_BT
-        gates = [row.gate_T for row in rows if row.gate_T is not None]
         tensors = PolicyTensors(
             logprobs_BT=logprobs.logprobs_BT,
             old_logprobs_BT=_padded([row.old_logprobs_T for row in rows], mask_BT),
             advantages_B=torch.tensor([row.advantage for row in rows], device=mask_BT.device),
             response_mask_BT=mask_BT,
-            gate_BT=_padded(gates, mask_BT) if gates else torch.ones(mask_BT.shape, device=mask_BT.device),
+            gate_BT=_padded([[1.0] * len(row.ids) if row.gate_T is None else row.gate_T for row in rows], mask_BT),
         )
         result = policy_loss(
             section.algorithm,
@@ -101,7 +100,12 @@ def _role_metrics(
 
 
 def _padded(values: Sequence[Sequence[float]], mask_BT: Tensor) -> Tensor:
+    """One value a response token; ValueError where a row has more or fewer."""
     padded_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
-    for row, value_T in enumerate(values):
+    for row, (value_T, length) in enumerate(zip(values, mask_BT.sum(-1).tolist(), strict=True)):
+        if len(value_T) != length:
+            raise ValueError(
+                f"row {row}: {length} response tokens, {len(value_T)} values; old log-probs and gates need one each"
+            )
         padded_BT[row, : len(value_T)] = torch.as_tensor(value_T, dtype=torch.float32)
     return padded_BT

@@ -94,7 +94,7 @@ def test_a_problem_may_have_no_image_or_several(tmp_path):
     two = [encode_image(Image.new("RGB", (width, 1))) for width in (3, 5)]
     problems = problem_set(tmp_path, row("none", images=[]), row("two", images=two))
 
-    assert problems["none"].images == ()
+    assert list(problems["none"].images) == []
     assert [image.width for image in problems["two"].images] == [3, 5]
 
 

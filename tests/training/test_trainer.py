@@ -158,6 +158,20 @@ def test_rows_without_advantage_may_be_left_out_of_the_work(tiny_vlm, copy_of, r
     assert_equal(less, whole)
 
 
+def test_a_row_without_gate_has_gate_one(tiny_vlm, copy_of, rows):
+    some = [rows[0], replace(rows[1], gate_T=None), *rows[2:]]
+    ones = [rows[0], replace(rows[1], gate_T=[1.0] * len(rows[1].ids)), *rows[2:]]
+    found, _ = gradients(copy_of(tiny_vlm), some, objective("grpo"))
+    expected, _ = gradients(copy_of(tiny_vlm), ones, objective("grpo"))
+    assert_equal(found, expected)
+
+
+@pytest.mark.parametrize("change", [{"old_logprobs_T": ()}, {"gate_T": [1.0]}])
+def test_a_row_with_missing_values_is_refused(tiny_vlm, copy_of, rows, change):
+    with pytest.raises(ValueError, match="response tokens"):
+        trainer(copy_of(tiny_vlm)).step([replace(rows[0], **change)], objective("grpo"))
+
+
 def test_metrics_are_of_each_role(tiny_vlm, copy_of, rows):
     _, metrics = gradients(copy_of(tiny_vlm), rows, objective("grpo"), size=2)
     for role, members in (("error", rows[::2]), ("repair", rows[1::2])):

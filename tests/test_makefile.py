@@ -1,0 +1,65 @@
+"""What `make all` would run, asked of make itself."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ORDER = [
+    "1-sft-repair",
+    "2-rl-repair",
+    "round-1/rollout",
+    "round-1/build-masks",
+    "round-1/train-policy",
+    "round-2/rollout",
+    "round-2/build-masks",
+    "round-2/train-policy",
+    "evaluate-base",
+    "evaluate-final",
+]
+
+
+@pytest.fixture
+def complete(tmp_path: Path) -> Path:
+    """A run of two rounds in which every step has its manifest, each younger than the one before."""
+    run = tmp_path / "run"
+    for age, step in enumerate([*ORDER, "."]):
+        name = run / step / ("summary.parquet" if step == "." else "manifest.json")
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.touch()
+        os.utime(name, (4e9 + age, 4e9 + age))
+    return run
+
+
+def would_run(run: Path, *options: str) -> list[str]:
+    """Output folders of the commands that `make all` would start, in order."""
+    command = ["make", "--dry-run", "all", f"RUN={run}", "ROUNDS=2", *options]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return re.findall(rf"df [a-z-]+ .*--out {re.escape(str(run))}/(\S+)", printed)
+
+
+def test_an_empty_folder_runs_every_step_in_pipeline_order(tmp_path):
+    steps = would_run(tmp_path / "run")
+    assert sorted(steps) == sorted(ORDER)
+    chain = [step for step in steps if not step.startswith("evaluate")]
+    assert chain == ORDER[:8]
+    assert steps.index("evaluate-final") > steps.index("round-2/train-policy")
+
+
+def test_a_complete_run_does_nothing(complete):
+    assert would_run(complete) == []
+
+
+@pytest.mark.parametrize("lost", ORDER)
+def test_a_lost_step_runs_again_with_those_after_it(complete, lost):
+    (complete / lost / "manifest.json").unlink()
+    after = ORDER[ORDER.index(lost) :] if lost != "evaluate-base" else [lost]
+    assert sorted(would_run(complete)) == sorted(set(after) - ({"evaluate-base"} - {lost}))
+
+
+def test_one_more_round_goes_on_from_the_newest_policy(complete):
+    steps = would_run(complete, "ROUNDS=3")
+    assert steps == ["round-3/rollout", "round-3/build-masks", "round-3/train-policy", "evaluate-final"]

@@ -1,0 +1,24 @@
+"""What the README says of columns and recipe fields is what the code says."""
+
+from pathlib import Path
+
+from stages.artifacts.columns import TABLES
+from stages.recipe import Recipe, field_names
+from stages.reference import with_reference
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_reference_is_up_to_date():
+    text = README.read_text(encoding="utf-8")
+    assert text == with_reference(text), "run: python -m stages.reference README.md"
+
+
+def test_the_reference_names_every_column_and_every_recipe_field():
+    text = README.read_text(encoding="utf-8")
+    assert all(f"| `{column.name}` |" in text for table in TABLES for column in table.columns)
+    sections = set(Recipe.model_fields) - {"seed"}
+    fields = [
+        name for name in field_names(Recipe) if name not in sections and not name.endswith((".objective", ".optimizer"))
+    ]
+    assert [name for name in fields if f"| `{name}` |" not in text] == []

@@ -1,0 +1,226 @@
+"""C1, the text-only filter and the audit gate on the trained base policy: what each of them changes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from stages.artifacts.columns import DROPPED, PROBLEMS
+from stages.artifacts.ledger import CostLedger
+from stages.artifacts.problems import ProblemSet, encode_image
+from stages.artifacts.step import Tally
+from stages.artifacts.store import write_rows
+from stages.engines.protocol import Sampling
+from stages.engines.transformers_engine import TransformersEngine
+from stages.model.batches import encode_prompt
+from stages.recipe import load_recipe
+from stages.s2_rl_repair import ErrorSource, RepairLoop
+from stages.scoring.answering import Answerer
+from stages.scoring.auditor import open_auditor
+from stages.scoring.extraction import final_answer
+from stages.scoring.image_removal import without_image
+from stages.scoring.repairs import Repairer
+from stages.training.heldout import annotated_draft
+
+NEARLY_GREEDY = "rollout.temperature=0.01"
+NO_AUDIT = "audit.auditor=none"
+IMPOSSIBLE = "999"
+
+
+class Recording(TransformersEngine):
+    """Keeps every call's requests."""
+
+    def __init__(self, vlm):
+        super().__init__(vlm, rows_per_batch=64)
+        self.calls = []
+
+    def generate(self, requests, sampling):
+        self.calls.append(list(requests))
+        return super().generate(requests, sampling)
+
+
+class ByTurns:
+    """A reward that goes round a list."""
+
+    def __init__(self, *rewards):
+        self.rewards = rewards
+
+    def score_many(self, responses, _problems):
+        return [self.rewards[i % len(self.rewards)] for i in range(len(responses))]
+
+
+@pytest.fixture
+def loop_of(base_vlm, copy_of, math_reward, step):
+    """A function: the repair loop of a recipe with these settings, its repair model a copy of the base policy."""
+
+    def make(*settings, reward=math_reward):
+        recipe = load_recipe("digits", ["repair_rl.repairs_per_error=4", *settings])
+        policy = Answerer(TransformersEngine(base_vlm, rows_per_batch=64), recipe.prompt, reward, CostLedger())
+        repairer = Repairer(Recording(copy_of(base_vlm)), recipe.prompt, reward, CostLedger())
+        step.tally = Tally()
+        return RepairLoop(recipe, repairer, open_auditor(recipe, policy), step)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def image_free_drafts(base_vlm, repair_problems, recipe, math_reward):
+    """Errors whose gold answer is what the base policy repairs them to on a blank image."""
+    repairer = Repairer(TransformersEngine(base_vlm, rows_per_batch=64), recipe.prompt, math_reward, CostLedger())
+    drafts = [annotated_draft(base_vlm, problem) for problem in repair_problems[:6]]
+    blind = repairer.repair_without_image(drafts, 1, Sampling(72, 0.0), "zeros", with_reference=False)
+    return [
+        replace(draft, problem=replace(draft.problem, answer=final_answer(attempt.text)))
+        for draft, (attempt,) in zip(drafts, blind, strict=True)
+    ]
+
+
+def penalised(row):
+    return pytest.approx(row["reward"] - 0.5 * row["cost"])
+
+
+def test_c1_gates_what_can_be_repaired_without_the_image(loop_of, image_free_drafts):
+    drafts = image_free_drafts[:2] + [replace(d, problem=replace(d.problem, answer=IMPOSSIBLE))
+                                      for d in image_free_drafts[2:4]]  # fmt: skip
+    gated, free = loop_of(NEARLY_GREEDY, NO_AUDIT), loop_of(NEARLY_GREEDY, NO_AUDIT, "repair_rl.c1=false")
+    gated.iterate(0, drafts)
+    assert gated.step.tally.counts["errors_gated_by_c1"] == 2
+    free.iterate(0, drafts)
+    assert [row["gate_c1"] for row in gated.episodes] == [False] * 8 + [True] * 8
+    assert [row["gate_c1"] for row in free.episodes] == [True] * 16
+    assert [row["text"] for row in gated.episodes] == [row["text"] for row in free.episodes]
+    for with_c1, without in zip(gated.episodes, free.episodes, strict=True):
+        assert without["repair_reward"] == penalised(without)
+        assert with_c1["repair_reward"] == (without["repair_reward"] if with_c1["gate_c1"] else 0)
+    assert any(row["repair_reward"] for row in free.episodes[:8])
+
+
+def test_errors_that_c1_gates_leave_the_repair_model_as_it_was(loop_of, image_free_drafts, base_vlm):
+    loop = loop_of(NEARLY_GREEDY, NO_AUDIT)
+    loop.iterate(0, image_free_drafts[:3])
+    weights = zip(loop.repairer.engine.vlm.model.parameters(), base_vlm.model.parameters(), strict=True)
+    assert all(torch.equal(own, base) for own, base in weights)
+
+
+@pytest.mark.parametrize(("option", "shown"), [("withhold", False), ("keep", True)])
+def test_c1_asks_on_the_blank_image_with_the_reference_withheld(loop_of, image_free_drafts, option, shown):
+    loop = loop_of(f"repair_rl.c1_reference={option}", "repair_rl.c1_tries=3", NO_AUDIT)
+    loop.iterate(0, image_free_drafts[:2])
+    repairs, counterfactuals = loop.repairer.engine.calls
+    assert [request.n for request in repairs + counterfactuals] == [4, 4, 3, 3]
+    for request, blind, draft in zip(repairs, counterfactuals, image_free_drafts[:2], strict=True):
+        reference = f"The right answer is {draft.problem.answer}."
+        assert reference in request.prompt.tail
+        assert (reference in blind.prompt.tail) is shown
+        assert request.prompt.images == draft.problem.images
+        assert not any(np.asarray(image).any() for image in blind.prompt.images)
+
+
+def test_the_audit_gate_zeroes_filters_or_does_nothing(loop_of, base_vlm, repair_problems, monkeypatch):
+    """With `rewrite_share` 0 every correct repair that changes a token is flagged."""
+    drafts = [annotated_draft(base_vlm, problem) for problem in repair_problems[:5]]
+
+    def episodes(*settings):
+        loop = loop_of("repair_rl.c1=false", "rollout.temperature=1.0", *settings)
+        trained = []
+        monkeypatch.setattr(loop.trainer, "step", lambda rows, *_: trained.extend(rows) or {})
+        loop.iterate(0, drafts)
+        return loop.episodes, trained, loop.step.tally
+
+    zeroed, zeroed_rows, tally = episodes("audit.rewrite_share=0.0")
+    flagged = [row["category"] == "mask_hallucination" for row in zeroed]
+    assert 0 < sum(flagged) < len(flagged) == len(zeroed_rows)
+    assert tally.counts["repairs_flagged"] == tally.counts["flagged_mask_hallucination"] == sum(flagged)
+    filtered, filtered_rows, tally = episodes("audit.rewrite_share=0.0", "audit.effect=filter")
+    assert tally.dropped["without_reward"] == sum(flagged) == len(flagged) - len(filtered_rows)
+    task, _, _ = episodes("audit.rewrite_share=0.0", "repair_rl.gating=task")
+    open_, open_rows, _ = episodes(NO_AUDIT)
+    assert len(open_rows) == len(flagged)
+    for is_flagged, zero, filter_, on_task, row in zip(flagged, zeroed, filtered, task, open_, strict=True):
+        assert zero["text"] == filter_["text"] == on_task["text"] == row["text"]
+        assert row["repair_reward"] == penalised(row)
+        assert zero["repair_reward"] == (0 if is_flagged else penalised(row))
+        assert filter_["repair_reward"] == (None if is_flagged else penalised(row))
+        assert on_task["repair_reward"] == (pytest.approx(-0.5 * row["cost"]) if is_flagged else penalised(row))
+
+
+def test_training_rows_are_the_sampled_repairs(loop_of, repair_problems, monkeypatch):
+    """Their advantages are within an error."""
+    loop = loop_of("repair_rl.c1=false", "rollout.temperature=1.0", NO_AUDIT)
+    vlm = loop.repairer.engine.vlm
+    drafts = [annotated_draft(vlm, problem) for problem in repair_problems[:3]]
+    trained = []
+    monkeypatch.setattr(loop.trainer, "step", lambda rows, *_: trained.extend(rows) or {})
+    loop.iterate(0, drafts)
+    assert [vlm.decode(row.ids) for row in trained] == [row["text"] for row in loop.episodes]
+    for error, draft in enumerate(drafts):
+        rows = trained[4 * error : 4 * error + 4]
+        rewards = np.array([row["repair_reward"] for row in loop.episodes[4 * error : 4 * error + 4]])
+        expected = (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-4)
+        assert [row.advantage for row in rows] == pytest.approx(expected.tolist(), abs=1e-5)
+        assert all(row.prompt.ids == encode_prompt(vlm, loop.repairer.prompt(draft)).ids for row in rows)
+        assert all(len(row.old_logprobs_T) == len(row.ids) for row in rows)
+
+
+def test_repairs_that_could_not_be_scored_are_not_trained_on(loop_of, base_vlm, repair_problems, monkeypatch):
+    loop = loop_of("repair_rl.c1=false", NO_AUDIT, reward=ByTurns(1.0, None, 0.0, 1.0))
+    trained = []
+    monkeypatch.setattr(loop.trainer, "step", lambda rows, *_: trained.extend(rows) or {})
+    loop.iterate(0, [annotated_draft(base_vlm, repair_problems[0])])
+    assert [row["repair_reward"] is None for row in loop.episodes] == [False, True, False, False]
+    assert [row.advantage > 0 for row in trained] == [True, False, True]
+    assert sum(row.advantage for row in trained) == pytest.approx(0, abs=1e-5)
+    assert loop.step.tally.dropped["without_reward"] == 1
+
+
+def test_on_policy_ratios_start_at_one(loop_of, base_vlm, repair_problems):
+    """The sampler's log-probs and the trainer's are of the same distribution: prompt, temperature, banned ids."""
+    loop = loop_of("repair_rl.c1=false", "rollout.temperature=0.7", NO_AUDIT)
+    loop.iterate(0, [annotated_draft(base_vlm, problem) for problem in repair_problems[:4]])
+    metrics = {row["metric"]: row["value"] for row in loop.log.rows if row["step"] == 1}
+    assert metrics["ratio_mean/repair"] == pytest.approx(1, abs=1e-4)
+    assert metrics["ratio_max/repair"] == pytest.approx(1, abs=1e-3)
+
+
+@pytest.fixture
+def text_only_problems(problems, base_vlm, recipe, math_reward, tmp_path):
+    """Five problems: the first three have the policy's own answer on the blank image for gold answer."""
+    policy = Answerer(TransformersEngine(base_vlm, rows_per_batch=64), recipe.prompt, math_reward, CostLedger())
+    blanked = [without_image(problem, "zeros") for problem in problems[:3]]
+    gold = [final_answer(group[0].text) for group in policy.answer(blanked, 1, Sampling(72, 0.0))]
+    rows = [
+        {"problem_id": p.problem_id, "question": p.question, "answer": answer, "kind": p.kind,
+         "images": [encode_image(image) for image in p.images]}
+        for p, answer in zip(problems, [*gold, IMPOSSIBLE, IMPOSSIBLE], strict=False)
+    ]  # fmt: skip
+    write_rows(tmp_path / "problems.parquet", PROBLEMS, rows)
+    return ProblemSet(tmp_path / "problems.parquet")
+
+
+def found_errors(base_vlm, reward, step, problems, *settings):
+    recipe = load_recipe("digits", ["repair_rl.problems=null", *settings])
+    policy = Answerer(TransformersEngine(base_vlm, rows_per_batch=64), recipe.prompt, reward, CostLedger())
+    return ErrorSource(recipe, policy, step).errors(problems)
+
+
+def test_problems_that_need_no_image_are_dropped(base_vlm, math_reward, step, text_only_problems):
+    drafts = found_errors(base_vlm, math_reward, step, text_only_problems, NEARLY_GREEDY)
+    ids = text_only_problems.ids
+    assert {draft.problem.problem_id for draft in drafts} == set(ids[3:])
+    dropped = pq.read_table(step.out / f"{DROPPED.name}.parquet").to_pylist()
+    assert [(row["problem_id"], row["reason"]) for row in dropped] == [(i, "text_only_solvable") for i in ids[:3]]
+    assert step.tally.dropped["text_only_solvable"] == 3
+    everything = found_errors(base_vlm, math_reward, step, text_only_problems, NEARLY_GREEDY,
+                              "repair_rl.text_only_tries=0")  # fmt: skip
+    assert {draft.problem.problem_id for draft in everything} > set(ids[3:])
+
+
+@pytest.mark.parametrize("miss", [0.0, None])
+def test_one_miss_without_the_image_keeps_a_problem(base_vlm, step, text_only_problems, miss):
+    reward = ByTurns(1.0, 1.0, miss, 1.0)
+    drafts = found_errors(base_vlm, reward, step, text_only_problems, "repair_rl.drafts_per_problem=4")
+    assert step.tally.dropped["text_only_solvable"] == 0
+    assert [draft.sample for draft in drafts] == ([2] * 5 if miss == 0.0 else [])
+    assert step.tally.dropped["unscored"] == (0 if miss == 0.0 else 5)
