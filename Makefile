@@ -2,11 +2,14 @@
 # make test    every test
 # make check   formatting, lint, types, import layers
 #
-# make all RECIPE=my.yaml RUN=runs/mine ROUNDS=4 DATA=/data/mine BASE=org/model SET="rollout.problems=512"
+# make all RECIPE=my.yaml RUN=runs/mine ROUNDS=4 SEED=1 DATA=/data/mine BASE=org/model SET="rollout.problems=512"
+#
+# Values in SET hold no spaces.
 
 RECIPE ?= digits
-RUN ?= runs/$(basename $(notdir $(RECIPE)))
+RUN ?= runs/$(patsubst %.yaml,%,$(notdir $(RECIPE)))
 ROUNDS ?= 3
+SEED ?= 0
 DATA ?= data/digits
 BASE ?= $(DATA)/base
 TRAIN ?= $(DATA)/problems_train.parquet
@@ -15,51 +18,65 @@ REPAIR_SET ?= $(DATA)/repair_set.parquet
 SET ?=
 
 PYTHON ?= python3
-# The example's model is so small that a second thread only waits for the first.
-export OMP_NUM_THREADS ?= 1
 BIN := .venv/bin
 DF := $(BIN)/df
-OPTIONS = --recipe $(RECIPE) $(foreach assignment,$(SET),--set $(assignment)) --overwrite
+OPTIONS = --recipe $(RECIPE) $(foreach assignment,$(SET),--set '$(assignment)') --overwrite
 RECIPE_FILE := $(wildcard $(RECIPE) stages/recipes/$(RECIPE).yaml)
+
+ifeq ($(RECIPE),digits)
+# The example's model is so small that a second thread only waits for the first.
+export OMP_NUM_THREADS ?= 1
+endif
 
 SFT := $(RUN)/1-sft-repair
 RL := $(RUN)/2-rl-repair
 round = $(RUN)/round-$(1)
-# The policy that round n starts from.
+# The policy that round n starts from, and the round's seed.
 policy = $(if $(filter 1,$(1)),$(BASE),$(call round,$(shell expr $(1) - 1))/train-policy)
-FINAL := $(call round,$(ROUNDS))/train-policy
+round_seed = $(shell expr $(SEED) \* 1000 + $(1))
+LAST := $(call round,$(ROUNDS))/train-policy
+FINAL := $(RUN)/evaluate-round-$(ROUNDS)
+
+# What a run was asked for; when it changes, everything in the run is made again.
+SETTINGS := RECIPE=$(RECIPE) SEED=$(SEED) SET=$(SET) BASE=$(BASE) TRAIN=$(TRAIN) TEST=$(TEST) REPAIR_SET=$(REPAIR_SET)
+ifneq ($(filter all,$(or $(MAKECMDGOALS),all)),)
+$(shell mkdir -p '$(RUN)' && echo "$(SETTINGS)" | cmp -s - '$(RUN)/settings' || echo "$(SETTINGS)" > '$(RUN)/settings')
+endif
 
 .PHONY: all test check clean
 
 all: $(RUN)/summary.parquet
 
-$(RUN)/summary.parquet: $(FINAL)/manifest.json $(RUN)/evaluate-base/manifest.json $(RUN)/evaluate-final/manifest.json
-	$(DF) summarize $(RUN)
+$(RUN)/summary.parquet: $(LAST)/manifest.json $(RUN)/evaluate-base/manifest.json $(FINAL)/manifest.json
+	$(DF) summarize $(RUN) --rounds $(ROUNDS)
 
-$(SFT)/manifest.json: $(RECIPE_FILE) $(REPAIR_SET) | .venv/installed
-	$(DF) sft-repair --repair-set $(REPAIR_SET) --model $(BASE) --out $(@D) $(OPTIONS)
+$(SFT)/manifest.json: $(RUN)/settings $(RECIPE_FILE) $(REPAIR_SET) | .venv/installed
+	$(DF) sft-repair --repair-set $(REPAIR_SET) --model $(BASE) --seed $(SEED) --out $(@D) $(OPTIONS)
 
 $(RL)/manifest.json: $(SFT)/manifest.json $(TRAIN)
-	$(DF) rl-repair --problems $(TRAIN) --policy $(BASE) --repair-model $(SFT) --repair-set $(REPAIR_SET) --out $(@D) $(OPTIONS)
+	$(DF) rl-repair --problems $(TRAIN) --policy $(BASE) --repair-model $(SFT) --repair-set $(REPAIR_SET) --seed $(SEED) --out $(@D) $(OPTIONS)
 
 # A round: roll out the newest policy, repair its errors, train on the difference.
 define round_rules
 $(call round,$(1))/rollout/manifest.json: $(if $(filter 1,$(1)),$(RL),$(call policy,$(1)))/manifest.json
-	$(DF) rollout --problems $(TRAIN) --policy $(call policy,$(1)) --seed $(1) --out $$(@D) $(OPTIONS)
+	$(DF) rollout --problems $(TRAIN) --policy $(call policy,$(1)) --seed $(call round_seed,$(1)) --out $$(@D) $(OPTIONS)
 
 $(call round,$(1))/build-masks/manifest.json: $(call round,$(1))/rollout/manifest.json
-	$(DF) build-masks --rollouts $(call round,$(1))/rollout --problems $(TRAIN) --repair-model $(RL) --policy $(call policy,$(1)) --seed $(1) --out $$(@D) $(OPTIONS)
+	$(DF) build-masks --rollouts $(call round,$(1))/rollout --problems $(TRAIN) --repair-model $(RL) --policy $(call policy,$(1)) --seed $(call round_seed,$(1)) --out $$(@D) $(OPTIONS)
 
 $(call round,$(1))/train-policy/manifest.json: $(call round,$(1))/build-masks/manifest.json
-	$(DF) train-policy --groups $(call round,$(1))/build-masks --problems $(TRAIN) --policy $(call policy,$(1)) --seed $(1) --out $$(@D) $(OPTIONS)
+	$(DF) train-policy --groups $(call round,$(1))/build-masks --problems $(TRAIN) --policy $(call policy,$(1)) --seed $(call round_seed,$(1)) --out $$(@D) $(OPTIONS)
 endef
 $(foreach number,$(shell seq $(ROUNDS)),$(eval $(call round_rules,$(number))))
 
-$(RUN)/evaluate-base/manifest.json: $(RECIPE_FILE) $(TEST) | .venv/installed
-	$(DF) evaluate --problems $(TEST) --model $(BASE) --out $(@D) $(OPTIONS)
+$(RUN)/evaluate-base/manifest.json: $(RUN)/settings $(RECIPE_FILE) $(TEST) | .venv/installed
+	$(DF) evaluate --problems $(TEST) --model $(BASE) --seed $(SEED) --out $(@D) $(OPTIONS)
 
-$(RUN)/evaluate-final/manifest.json: $(FINAL)/manifest.json $(TEST)
-	$(DF) evaluate --problems $(TEST) --model $(FINAL) --out $(@D) $(OPTIONS)
+$(FINAL)/manifest.json: $(LAST)/manifest.json $(TEST)
+	$(DF) evaluate --problems $(TEST) --model $(LAST) --seed $(SEED) --out $(@D) $(OPTIONS)
+
+# Written while this file is read.
+$(RUN)/settings: ;
 
 test: .venv/installed-dev
 	$(BIN)/pytest

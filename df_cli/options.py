@@ -20,4 +20,3 @@ Policy = Annotated[Path, typer.Option("--policy", help="Policy: a checkpoint, or
 RepairModel = Annotated[
     Path, typer.Option("--repair-model", help="Repair model: a checkpoint, or an sft-repair or rl-repair output.")
 ]
-RepairSet = Annotated[Path, typer.Option("--repair-set", help="Repair set, a Parquet file.")]

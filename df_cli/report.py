@@ -14,18 +14,24 @@ if TYPE_CHECKING:
     from stages.artifacts.stage import Outcome
     from stages.scoring.accuracy import Measure
 
-SUMMARY = "summary.parquet"
+SUMMARY_FILE = "summary.parquet"
+LOG_WIDTH = 110
+
+
+def make_console() -> Console:
+    """Plain output; where there is no terminal to fit into, wide enough for the tables."""
+    return Console(highlight=False, soft_wrap=True, width=None if Console().is_terminal else LOG_WIDTH)
 
 
 def print_outcome(outcome: Outcome) -> None:
     """Print a dry run's plan, a run's summary, or that there was nothing to do."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console()
     if outcome.manifest is None:
         console.print_json(data=outcome.plan)
     elif outcome.ran:
         console.print(summary_table(outcome))
-        if (outcome.out / SUMMARY).is_file():
-            console.print(measures_table(read_measures(outcome.out / SUMMARY)))
+        if (outcome.out / SUMMARY_FILE).is_file():
+            console.print(measures_table(read_measures(outcome.out / SUMMARY_FILE)))
     else:
         console.print(f"{outcome.out}: complete and up to date, nothing to do", markup=False)
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from df_cli import options
 from df_cli.stage_command import Stage, stage_command
 from stages.recipe import Recipe
@@ -13,7 +18,9 @@ def rl_repair(
     problems: options.Problems,
     policy: options.Policy,
     repair_model: options.RepairModel,
-    repair_set: options.RepairSet,
+    repair_set: Annotated[
+        Path | None, typer.Option("--repair-set", help="Repair set, whose held-out tenth is repaired at the end.")
+    ] = None,
 ) -> Stage:
     """Train the repair model by reinforcement: right answer, few edits, needs the image (eq. 2-4)."""
     from stages.s2_rl_repair import RlRepair

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from df_cli import options
 from df_cli.stage_command import Stage, stage_command
 from stages.recipe import Recipe
 
@@ -15,7 +14,7 @@ from stages.recipe import Recipe
 @stage_command
 def sft_repair(
     recipe: Recipe,
-    repair_set: options.RepairSet,
+    repair_set: Annotated[Path, typer.Option("--repair-set", help="Repair set, a Parquet file.")],
     model: Annotated[Path, typer.Option("--model", help="The policy, which the repair model starts from.")],
 ) -> Stage:
     """Train the repair model on annotated repairs (eq. 1)."""

@@ -16,7 +16,7 @@ class DataError(DifferenceFeedbackError):
 
 
 class ArtifactError(DifferenceFeedbackError):
-    """An output folder is incomplete, locked, or was made from other inputs."""
+    """An output folder is incomplete, or was made from other inputs."""
 
 
 class ModelError(DifferenceFeedbackError):

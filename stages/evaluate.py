@@ -18,9 +18,9 @@ from stages.progress import track
 from stages.recipe import SAMPLING_FIELDS, Recipe
 from stages.scoring.answering import Answerer
 from stages.scoring.image_removal import without_image
-from stages.scoring.rewards import open_reward
+from stages.scoring.rewards import check_reward, open_reward
 from stages.scoring.score_summary import summarize_by_kind, summarize_scores
-from stages.seeds import derive_seed
+from stages.seeds import Purpose, derive_seed
 
 PROBLEMS_AT_ONCE = 256
 
@@ -43,9 +43,10 @@ class Evaluate:
     model: Path
 
     def plan(self) -> Plan:
+        check_reward(self.recipe.reward)
         ProblemSet(self.problems)
         check_model(self.model)
-        sections = ("model", "prompt", "reward", "evaluate")
+        sections = ("model", "engine", "prompt", "reward", "evaluate")
         recipe = self.recipe.subset(*sections, rollout=SAMPLING_FIELDS, repair_rl={"blank"})
         return Plan("evaluate", recipe, self.recipe.seed, {"problems": self.problems, "model": self.model})
 
@@ -63,7 +64,7 @@ class Evaluate:
             answerer = Answerer(engine, recipe.prompt, reward, step.ledger)
             for index, (mode, ids) in enumerate(product(modes, parts)):
                 if not step.has_shard(SCORES, index):
-                    seed = derive_seed(recipe.seed, 14, index)
+                    seed = derive_seed(recipe.seed, Purpose.EVALUATION, index)
                     step.write_shards(index, {SCORES: self._rows(answerer, problems.many(ids), mode, seed, step)})
                 advance(len(ids) * mode.draws)
         scores = list(iterate_rows(step.out, SCORES))

@@ -52,11 +52,6 @@ class ModelSection(Section):
     max_pixels: Positive | None = Field(None, description="Largest image after resizing; processor's own if null.")
     trust_remote_code: bool = Field(False, description="Run code that a checkpoint brings along.")
 
-    @property
-    def mixed_precision(self) -> str:
-        """Accelerate's name for the autocast type of training."""
-        return "bf16" if self.dtype == "bfloat16" else "no"
-
 
 class PromptSection(Section):
     """The words around a problem; the model's chat template does the rest."""
@@ -71,6 +66,7 @@ class PromptSection(Section):
     )
     reference_instruction: str = Field(
         "The reference answer is {reference}. The corrected draft must reason its way there.",
+        pattern=r"\{reference\}",
         description="Follows the draft when the reference is given; {reference} stands for it.",
     )
 
@@ -118,7 +114,7 @@ class ObjectiveSection(Section):
     tau_positive: float | None = Field(None, gt=0, description="SAPO's temperature where A > 0.")
     tau_negative: float | None = Field(None, gt=0, description="SAPO's temperature where A ≤ 0.")
     max_response_length: Positive | None = Field(None, description="Dr.GRPO's L_max.")
-    kl_coef: float = Field(0.0, ge=0, description="β: weight of the KL to the policy that the step starts from.")
+    kl_coef: float = Field(0.0, ge=0, description="β: weight of the KL to the model that the step starts from.")
     kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="Estimator of that KL.")
     overlong_buffer: int = Field(
         0, ge=0, description="DAPO's soft punishment over the last tokens before the length limit; 0 is off."
@@ -152,7 +148,7 @@ class SftSection(Section):
 
     epochs: Positive = Field(3, description="Passes over the repair set.")
     batch_size: Positive = Field(32, description="Pairs an optimizer step.")
-    reference_dropout: Share = Field(0.2, description="Share of prompts that leave the reference out.")
+    reference_dropout: Share = Field(0.2, description="Share of prompts that leave the reference out (our choice).")
     heldout_share: Share = Field(0.1, description="Share at the end of the set that is never trained on.")
     optimizer: SftOptimizerSection = SftOptimizerSection()
 
@@ -168,13 +164,20 @@ class RepairRlSection(Section):
     drafts_per_problem: Positive = Field(4, description="Answers sampled from the policy to find its errors.")
     edit_penalty: float = Field(0.5, ge=0, description="λ: weight of the edit cost (eq. 4).")
     gating: Literal["all", "task"] = Field(
-        "all", description="`all`: both gates times (R − λC) (eq. 4); `task`: both gates times R, minus λC."
+        "all",
+        description="`all`: both gates times (R − λC) (eq. 4); `task`: both gates times R, minus λC (our choice).",
     )
     c1: bool = Field(True, description="Gate repairs of what can be repaired without the image (eq. 3).")
-    c1_tries: Positive = Field(2, description="Image-free repairs of each error; all correct closes the gate.")
-    c1_reference: Literal["withhold", "keep"] = Field("withhold", description="Reference in C1's prompt.")
+    c1_tries: Positive = Field(2, description="Image-free repairs of each error (our choice).")
+    c1_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Share of them that must be correct to close it (our choice)."
+    )
+    c1_reference: Literal["withhold", "keep"] = Field("withhold", description="Reference in C1's prompt (our choice).")
     blank: Literal["zeros", "noise"] = Field("zeros", description="What takes the image's place.")
-    text_only_tries: int = Field(4, ge=0, description="Image-free answers per problem; all correct drops it; 0 is off.")
+    text_only_tries: int = Field(4, ge=0, description="Image-free answers per problem; 0 is off (our choice).")
+    text_only_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Share of them that must be correct to drop the problem (our choice)."
+    )
     objective: ObjectiveSection = ObjectiveSection()
     optimizer: OptimizerSection = OptimizerSection()
 
@@ -186,7 +189,7 @@ class RolloutSection(Section):
     samples_per_problem: Positive = Field(8, description="G: responses to one problem.")
     temperature: Temperature = Field(0.7, description="Sampling temperature, wherever the models sample.")
     max_new_tokens: Positive = Field(2048, description="Longest response, end token included.")
-    rows_per_shard: Positive = Field(1024, description="Responses in one Parquet shard.")
+    rows_per_shard: Positive = Field(256, description="Responses in one Parquet shard.")
 
 
 class MasksSection(Section):
@@ -194,14 +197,16 @@ class MasksSection(Section):
 
     candidates: Positive = Field(2, description="K: repairs sampled for one error.")
     align: Literal["levenshtein", "lcs"] = Field("levenshtein", description="Edit path that the masks come from.")
-    anchor_gaps: bool = Field(True, description="Mark the token after a gap where one side has none.")
-    truncate: Literal["none", "error", "both"] = Field("none", description="Keep only the first marked span.")
+    anchor_gaps: bool = Field(True, description="Mark the token after a gap where one side has none (our choice).")
+    truncate: Literal["none", "error", "both"] = Field(
+        "none", description="Keep only the first marked span (our choice)."
+    )
     on_no_correct: Literal["skip", "repair"] = Field(
         "skip",
-        description="Whether a problem without a correct rollout is skipped or its errors repaired all the same.",
+        description="A problem without a correct rollout is skipped, or repaired all the same (our choice).",
     )
     no_feasible: Literal["drop", "ungated"] = Field(
-        "drop", description="An error without a feasible repair leaves the group, or stays with gate 1."
+        "drop", description="An error without a feasible repair leaves the group, or stays with gate 1 (our choice)."
     )
 
 
@@ -209,7 +214,9 @@ class TrainSection(Section):
     """`df train-policy` (eq. 10-23)."""
 
     gate: Gate = Field("difference", description="`none` is the plain algorithm on the whole rollout group.")
-    half_life: Annotated[float, Field(gt=0)] = Field(2.0, description="Tokens after which a soft weight halves.")
+    half_life: Annotated[float, Field(gt=0)] = Field(
+        2.0, description="Tokens after which a soft weight halves (our choice)."
+    )
     epochs: Positive = Field(1, description="Passes over the groups.")
     problems_per_step: Positive = Field(16, description="Groups an optimizer step.")
     objective: ObjectiveSection = ObjectiveSection()

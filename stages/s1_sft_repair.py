@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.artifacts.columns import METRICS, REPAIR_SET, SAMPLES
+from stages.artifacts.columns import METRICS, REPAIR_SET
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import MODEL, Plan, Step
 from stages.engines.loading import check_model, open_engine
@@ -16,9 +16,9 @@ from stages.model.batches import encode_prompt
 from stages.progress import track
 from stages.recipe import SAMPLING_FIELDS, Recipe
 from stages.scoring.repairs import Repairer
-from stages.scoring.rewards import open_reward
-from stages.seeds import derive_seed
-from stages.training.heldout import annotated_draft, repair_heldout, sample_rows, split_repair_set, with_end
+from stages.scoring.rewards import check_reward, open_reward
+from stages.seeds import Purpose, derive_seed
+from stages.training.heldout import annotated_draft, repair_heldout, split_repair_set, with_end
 from stages.training.losses import supervised_loss
 from stages.training.metrics import MetricsLog
 from stages.training.trainer import Trainer, TrainingRow
@@ -33,9 +33,10 @@ class SftRepair:
     model: Path
 
     def plan(self) -> Plan:
+        check_reward(self.recipe.reward)
         ProblemSet(self.repair_set, REPAIR_SET)
         check_model(self.model)
-        recipe = self.recipe.subset("model", "prompt", "reward", "sft", rollout=SAMPLING_FIELDS)
+        recipe = self.recipe.subset("model", "engine", "prompt", "reward", "sft", rollout=SAMPLING_FIELDS)
         inputs = {"repair_set": self.repair_set, "model": self.model}
         return Plan("sft-repair", recipe, self.recipe.seed, inputs)
 
@@ -44,23 +45,20 @@ class SftRepair:
         repair_set = ProblemSet(self.repair_set, REPAIR_SET)
         split = split_repair_set(repair_set, recipe.sft.heldout_share)
         with ledger.phase("load"):
-            engine = open_engine(self.model, recipe, training=True)
+            engine = open_engine(self.model, recipe, master_weights=True)
         with open_reward(recipe.reward) as reward:
             repairer = Repairer(engine, recipe.prompt, reward, ledger)
-            trainer = Trainer(
-                engine.vlm, recipe.sft.optimizer, temperature=1.0, mixed_precision=recipe.model.mixed_precision
-            )
+            trainer = Trainer(engine.vlm, recipe.sft.optimizer, temperature=1.0)
             log = MetricsLog()
             with ledger.phase("train"), track("sft-repair", len(split.train) * recipe.sft.epochs, "pairs") as advance:
                 for pairs in self._batches(repair_set, split.train):
                     rows = [self._row(repairer, problem, with_reference) for problem, with_reference in pairs]
                     log.add(trainer.steps_done + 1, trainer.step(rows, supervised_loss))
                     advance(len(rows))
-            attempts = repair_heldout(repairer, repair_set.many(split.heldout), recipe)
+            repair_heldout(repairer, repair_set, recipe, step)
         with ledger.phase("save"):
             trainer.save(step.out, step.out / MODEL)
             step.write_table(METRICS, log.rows)
-            step.write_table(SAMPLES, sample_rows(attempts))
         step.tally.rows_in = len(repair_set)
         step.tally.rows_out = len(split.train)
         step.tally.dropped["held_out"] = len(split.heldout)
@@ -69,7 +67,7 @@ class SftRepair:
     def _batches(self, repair_set: ProblemSet, ids: list[str]) -> Iterator[list[tuple[Problem, bool]]]:
         """Batches of problems, each with whether its prompt shows the reference."""
         section = self.recipe.sft
-        rng = np.random.default_rng(derive_seed(self.recipe.seed, 3))
+        rng = np.random.default_rng(derive_seed(self.recipe.seed, Purpose.SFT_ORDER))
         for _ in range(section.epochs):
             order = rng.permutation(ids).tolist()
             for start in range(0, len(order), section.batch_size):

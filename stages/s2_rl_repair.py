@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from stages.artifacts.columns import DROPPED, EPISODES, METRICS, REPAIR_SET, SAMPLES
+from stages.artifacts.columns import DROPPED, EPISODES, METRICS, REPAIR_SET
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import MODEL, Plan, Step
-from stages.engines.loading import check_model, open_engine
-from stages.engines.protocol import Sampling
+from stages.core.selection import is_correct
+from stages.engines.loading import check_model, open_engine, recipe_sampling
+from stages.engines.protocol import ScoreRequest
 from stages.errors import DataError
 from stages.model.batches import encode_prompt
+from stages.model.loading import VisionLanguageModel
 from stages.progress import track
 from stages.recipe import SAMPLING_FIELDS, Recipe
 from stages.scoring.answering import Answerer
@@ -23,10 +25,10 @@ from stages.scoring.auditor import AuditCase, Auditor, Verdict, open_auditor
 from stages.scoring.image_removal import without_image
 from stages.scoring.repair_reward import c1_gate, repair_reward
 from stages.scoring.repairs import Attempt, Draft, Repairer
-from stages.scoring.rewards import open_reward
-from stages.seeds import derive_seed
-from stages.training.groups import advantage_values
-from stages.training.heldout import repair_heldout, sample_rows, split_repair_set
+from stages.scoring.rewards import check_reward, open_reward
+from stages.seeds import Purpose, derive_seed
+from stages.training.groups import advantages_of, rows_to_work_on
+from stages.training.heldout import repair_heldout
 from stages.training.losses import check_objective, policy_objective
 from stages.training.metrics import MetricsLog
 from stages.training.trainer import Trainer, TrainingRow
@@ -42,29 +44,35 @@ class RlRepair:
     problems: Path
     policy: Path
     repair_model: Path
-    repair_set: Path
+    repair_set: Path | None = None
+    """Its held-out tenth is repaired at the end."""
 
     def plan(self) -> Plan:
+        check_reward(self.recipe.reward)
         ProblemSet(self.problems)
-        ProblemSet(self.repair_set, REPAIR_SET)
+        if self.repair_set is not None:
+            ProblemSet(self.repair_set, REPAIR_SET)
         check_model(self.policy)
         check_model(self.repair_model)
-        check_objective(self.recipe.repair_rl.objective)
-        sections = ("model", "prompt", "reward", "audit", "repair_rl")
+        check_objective(self.recipe.repair_rl.objective, self.recipe.rollout)
+        sections = ("model", "engine", "prompt", "reward", "audit", "repair_rl")
         recipe = self.recipe.subset(*sections, rollout=SAMPLING_FIELDS, sft={"heldout_share"})
         inputs = {
             "problems": self.problems,
             "policy": self.policy,
             "repair_model": self.repair_model,
-            "repair_set": self.repair_set,
         }
+        if self.repair_set is not None:
+            inputs["repair_set"] = self.repair_set
         return Plan("rl-repair", recipe, self.recipe.seed, inputs)
 
     def run(self, step: Step) -> None:
         recipe = self.recipe
         with step.ledger.phase("load"):
             policy_engine = open_engine(self.policy, recipe)
-            repair_engine = open_engine(self.repair_model, recipe, training=True)
+            repair_engine = open_engine(self.repair_model, recipe, master_weights=True)
+            anchored = recipe.repair_rl.objective.kl_coef > 0
+            reference = open_engine(self.repair_model, recipe, master_weights=True).vlm if anchored else None
         with open_reward(recipe.reward) as reward:
             policy = Answerer(policy_engine, recipe.prompt, reward, step.ledger)
             repairer = Repairer(repair_engine, recipe.prompt, reward, step.ledger)
@@ -74,19 +82,17 @@ class RlRepair:
                     f"{self.problems}: no error to repair ({dict(step.tally.dropped)}); "
                     "raise repair_rl.problems or repair_rl.drafts_per_problem"
                 )
-            loop = RepairLoop(recipe, repairer, open_auditor(recipe, policy), step)
+            loop = RepairLoop(recipe, repairer, open_auditor(recipe, policy), step, reference)
             with track("rl-repair", recipe.repair_rl.iterations, "iterations") as advance:
                 for iteration in range(recipe.repair_rl.iterations):
                     loop.iterate(iteration, loop.draw(drafts, iteration))
                     advance(1)
-            repair_set = ProblemSet(self.repair_set, REPAIR_SET)
-            heldout = repair_set.many(split_repair_set(repair_set, recipe.sft.heldout_share).heldout)
-            attempts = repair_heldout(repairer, heldout, recipe)
+            if self.repair_set is not None:
+                repair_heldout(repairer, ProblemSet(self.repair_set, REPAIR_SET), recipe, step)
         with step.ledger.phase("save"):
             loop.trainer.save(step.out, step.out / MODEL)
             step.write_table(EPISODES, loop.episodes)
             step.write_table(METRICS, loop.log.rows)
-            step.write_table(SAMPLES, sample_rows(attempts))
         step.tally.rows_out = len(loop.episodes)
         step.finish()
 
@@ -101,21 +107,25 @@ class ErrorSource:
 
     def errors(self, problems: ProblemSet) -> list[Draft]:
         """Wrong answers of the policy, those of text-only-solvable problems left out (`dropped.parquet`)."""
-        ids = problems.draw(self.recipe.repair_rl.problems, derive_seed(self.recipe.seed, 7))
+        ids = problems.draw(self.recipe.repair_rl.problems, derive_seed(self.recipe.seed, Purpose.RL_PROBLEMS))
         drafts: list[Draft] = []
         solvable: list[str] = []
-        for part, start in enumerate(range(0, len(ids), PROBLEMS_AT_ONCE)):
-            chosen = problems.many(ids[start : start + PROBLEMS_AT_ONCE])
-            without_need = self._text_only_solvable(chosen, part)
-            solvable += sorted(without_need)
-            drafts += self._drafts([problem for problem in chosen if problem.problem_id not in without_need], part)
+        with track("rl-repair: looking for errors", len(ids), "problems") as advance:
+            for part, start in enumerate(range(0, len(ids), PROBLEMS_AT_ONCE)):
+                chosen = problems.many(ids[start : start + PROBLEMS_AT_ONCE])
+                without_need = self._text_only_solvable(chosen, part)
+                solvable += sorted(without_need)
+                drafts += self._drafts([problem for problem in chosen if problem.problem_id not in without_need], part)
+                advance(len(chosen))
         self.step.write_table(DROPPED, [{"problem_id": name, "reason": "text_only_solvable"} for name in solvable])
         self.step.tally.rows_in = len(ids)
         self.step.tally.dropped["text_only_solvable"] = len(solvable)
         return drafts
 
     def _drafts(self, problems: Sequence[Problem], part: int) -> list[Draft]:
-        groups = self.policy.answer(problems, self.recipe.repair_rl.drafts_per_problem, self._sampling(8, part))
+        groups = self.policy.answer(
+            problems, self.recipe.repair_rl.drafts_per_problem, recipe_sampling(self.recipe, Purpose.RL_DRAFTS, part)
+        )
         answers = [
             (problem, sample, answer)
             for problem, group in zip(problems, groups, strict=True)
@@ -126,25 +136,22 @@ class ErrorSource:
         return [
             Draft(problem, sample, answer.completion.ids, answer.text)
             for problem, sample, answer in answers
-            if answer.reward is not None and answer.reward < self.recipe.reward.threshold
+            if answer.reward is not None and not is_correct(answer.reward, self.recipe.reward.threshold)
         ]
 
     def _text_only_solvable(self, problems: Sequence[Problem], part: int) -> set[str]:
-        """Problems that the policy solves on the blank image in all its tries."""
+        """Problems whose image the policy does not need: it solves them on the blank image often enough."""
         section, threshold = self.recipe.repair_rl, self.recipe.reward.threshold
         if section.text_only_tries == 0:
             return set()
-        blanked = [without_image(problem, section.blank) for problem in problems]
-        groups = self.policy.answer(blanked, section.text_only_tries, self._sampling(9, part))
+        blanked = [without_image(problem, section.blank) for problem in problems if problem.images]
+        sampling = recipe_sampling(self.recipe, Purpose.TEXT_ONLY, part)
+        groups = self.policy.answer(blanked, section.text_only_tries, sampling)
         return {
             problem.problem_id
-            for problem, group in zip(problems, groups, strict=True)
-            if all(answer.reward is not None and answer.reward >= threshold for answer in group)
+            for problem, group in zip(blanked, groups, strict=True)
+            if sum(is_correct(answer.reward, threshold) for answer in group) >= section.text_only_share * len(group)
         }
-
-    def _sampling(self, purpose: int, part: int) -> Sampling:
-        rollout = self.recipe.rollout
-        return Sampling(rollout.max_new_tokens, rollout.temperature, derive_seed(self.recipe.seed, purpose, part))
 
 
 @dataclass(frozen=True)
@@ -177,7 +184,14 @@ class Episode:
 class RepairLoop:
     """Samples repairs, rewards them, trains on them; keeps every episode."""
 
-    def __init__(self, recipe: Recipe, repairer: Repairer, auditor: Auditor, step: Step) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        repairer: Repairer,
+        auditor: Auditor,
+        step: Step,
+        reference: VisionLanguageModel | None = None,
+    ) -> None:
         self.recipe = recipe
         self.repairer = repairer
         self.auditor = auditor
@@ -186,7 +200,7 @@ class RepairLoop:
             repairer.engine.vlm,
             recipe.repair_rl.optimizer,
             temperature=recipe.rollout.temperature,
-            mixed_precision=recipe.model.mixed_precision,
+            reference=reference,
         )
         self.objective = policy_objective(recipe.repair_rl.objective, recipe.rollout)
         self.log = MetricsLog()
@@ -196,11 +210,9 @@ class RepairLoop:
         """The errors of one iteration: the next ones of a seeded order that starts again when it ends."""
         count = self.recipe.repair_rl.errors_per_iteration
         first = iteration * count
-        passes = {index // len(drafts) for index in range(first, first + count)}
-        orders = {
-            number: np.random.default_rng(derive_seed(self.recipe.seed, 10, number)).permutation(len(drafts))
-            for number in passes
-        }
+        passes = range(first // len(drafts), (first + count - 1) // len(drafts) + 1)
+        seeds = {number: derive_seed(self.recipe.seed, Purpose.RL_ORDER, number) for number in passes}
+        orders = {number: np.random.default_rng(seed).permutation(len(drafts)) for number, seed in seeds.items()}
         return [drafts[orders[i // len(drafts)][i % len(drafts)]] for i in range(first, first + count)]
 
     def iterate(self, iteration: int, drafts: Sequence[Draft]) -> None:
@@ -209,16 +221,20 @@ class RepairLoop:
         self.episodes += [episode.row(iteration) for group in groups for episode in group]
         self._count(groups)
         size = self.recipe.repair_rl.errors_per_step
+        training_groups = self._training_groups(groups)
         with self.step.ledger.phase("train"):
             for start in range(0, len(groups), size):
-                rows = [row for group in groups[start : start + size] for row in self._training_rows(group)]
+                rows = [row for group in training_groups[start : start + size] for row in group]
                 if rows:
-                    self.log.add(self.trainer.steps_done + 1, self.trainer.step(rows, self.objective))
+                    working, totals = rows_to_work_on(rows, self.recipe.repair_rl.objective)
+                    self.log.add(self.trainer.steps_done + 1, self.trainer.step(working, self.objective, totals))
         self.log.add(self.trainer.steps_done, _summary(groups, self.recipe.reward.threshold))
 
     def _episodes(self, drafts: Sequence[Draft], iteration: int) -> list[list[Episode]]:
         section = self.recipe.repair_rl
-        groups = self.repairer.repair(drafts, section.repairs_per_error, self._sampling(11, iteration))
+        groups = self.repairer.repair(
+            drafts, section.repairs_per_error, recipe_sampling(self.recipe, Purpose.RL_REPAIRS, iteration)
+        )
         gates = self._c1_gates(drafts, iteration) if section.c1 else [True] * len(drafts)
         cases = [
             AuditCase(attempt, image_needed=gate)
@@ -236,12 +252,17 @@ class RepairLoop:
         groups = self.repairer.repair_without_image(
             drafts,
             section.c1_tries,
-            self._sampling(12, iteration),
+            recipe_sampling(self.recipe, Purpose.C1, iteration),
             section.blank,
             with_reference=section.c1_reference == "keep",
         )
         threshold = self.recipe.reward.threshold
-        return [c1_gate([attempt.reward for attempt in group], threshold) for group in groups]
+        return [
+            c1_gate([attempt.reward for attempt in group], threshold, section.c1_share)
+            if draft.problem.images
+            else True
+            for draft, group in zip(drafts, groups, strict=True)
+        ]
 
     def _episode(self, attempt: Attempt, gate_c1: bool | None, verdict: Verdict) -> Episode:
         section = self.recipe.repair_rl
@@ -257,23 +278,39 @@ class RepairLoop:
         )
         return Episode(attempt, gate_c1, verdict, None if filtered else reward)
 
-    def _training_rows(self, group: Sequence[Episode]) -> list[TrainingRow]:
-        """One error's repairs with their advantages; nulls are left out of the group and its mean."""
-        scored = [(episode, episode.repair_reward) for episode in group if episode.repair_reward is not None]
-        if not scored:
+    def _training_groups(self, groups: Sequence[Sequence[Episode]]) -> list[list[TrainingRow]]:
+        """Each error's repairs with advantages and old log-probs; nulls are left out of the group and its mean.
+
+        The old log-probs are teacher-forced in the numerics of training, which a sampler's are not in bfloat16.
+        """
+        scored = [
+            [(episode.attempt, reward) for episode in group if (reward := episode.repair_reward) is not None]
+            for group in groups
+        ]
+        requests = [
+            ScoreRequest(self.repairer.prompt(attempt.draft), attempt.ids) for group in scored for attempt, _ in group
+        ]
+        with self.step.ledger.phase("score"):
+            logprobs = iter(self.repairer.engine.score(requests, temperature=self.recipe.rollout.temperature))
+        return [self._training_rows(group, [next(logprobs) for _ in group]) for group in scored]
+
+    def _training_rows(
+        self, group: Sequence[tuple[Attempt, float]], old_logprobs: Sequence[Sequence[float]]
+    ) -> list[TrainingRow]:
+        rewards = [reward for _, reward in group]
+        advantages = advantages_of(
+            rewards,
+            outcomes=rewards,
+            lengths=[len(attempt.ids) for attempt, _ in group],
+            objective=self.recipe.repair_rl.objective,
+            max_new_tokens=self.recipe.rollout.max_new_tokens,
+        )
+        if advantages is None:
             return []
-        vlm = self.repairer.engine.vlm
-        prompt = encode_prompt(vlm, self.repairer.prompt(group[0].attempt.draft))
-        advantages = advantage_values([reward for _, reward in scored], self.recipe.repair_rl.objective)
+        prompt = encode_prompt(self.repairer.engine.vlm, self.repairer.prompt(group[0][0].draft))
         return [
-            TrainingRow(
-                prompt,
-                episode.attempt.ids,
-                "repair",
-                advantage=advantage,
-                old_logprobs_T=episode.attempt.completion.logprobs,
-            )
-            for (episode, _), advantage in zip(scored, advantages, strict=True)
+            TrainingRow(prompt, attempt.ids, "repair", advantage=advantage, old_logprobs_T=logprobs_T)
+            for (attempt, _), advantage, logprobs_T in zip(group, advantages, old_logprobs, strict=True)
         ]
 
     def _count(self, groups: Sequence[Sequence[Episode]]) -> None:
@@ -284,14 +321,12 @@ class RepairLoop:
             for episode in group:
                 tally.counts["repairs"] += 1
                 tally.counts["repairs_flagged"] += episode.verdict.flagged is True
+                if episode.gate_c1:
+                    tally.counts["repairs_c1_open"] += 1
+                    tally.counts["repairs_c1_open_flagged"] += episode.verdict.flagged is True
                 tally.dropped["without_reward"] += episode.repair_reward is None
                 if episode.verdict.category is not None:
                     tally.counts[f"flagged_{episode.verdict.category}"] += 1
-
-    def _sampling(self, purpose: int, iteration: int) -> Sampling:
-        rollout = self.recipe.rollout
-        seed = derive_seed(self.recipe.seed, purpose, iteration)
-        return Sampling(rollout.max_new_tokens, rollout.temperature, seed)
 
 
 def _summary(groups: Sequence[Sequence[Episode]], threshold: float) -> dict[str, float]:
@@ -299,7 +334,7 @@ def _summary(groups: Sequence[Sequence[Episode]], threshold: float) -> dict[str,
     episodes = [episode for group in groups for episode in group if episode.attempt.reward is not None]
     rewards = [episode.repair_reward for episode in episodes if episode.repair_reward is not None]
     return {
-        "accuracy": float(np.mean([(episode.attempt.reward or 0) >= threshold for episode in episodes])),
+        "accuracy": float(np.mean([is_correct(episode.attempt.reward, threshold) for episode in episodes])),
         "edit_cost": float(np.mean([episode.attempt.cost for episode in episodes])),
         "repair_reward": float(np.mean(rewards)),
         "c1_hit_rate": float(np.mean([group[0].gate_c1 is False for group in groups])),

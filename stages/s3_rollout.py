@@ -10,13 +10,13 @@ from typing import Any
 from stages.artifacts.columns import ROLLOUTS
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Plan, Step
-from stages.engines.loading import check_model, open_engine
-from stages.engines.protocol import Sampling
+from stages.core.selection import is_correct
+from stages.engines.loading import check_model, open_engine, recipe_sampling
 from stages.progress import track
 from stages.recipe import Recipe
 from stages.scoring.answering import Answer, Answerer
-from stages.scoring.rewards import open_reward
-from stages.seeds import derive_seed
+from stages.scoring.rewards import check_reward, open_reward
+from stages.seeds import Purpose, derive_seed
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,16 @@ class Rollout:
     policy: Path
 
     def plan(self) -> Plan:
+        check_reward(self.recipe.reward)
         ProblemSet(self.problems)
         check_model(self.policy)
-        recipe = self.recipe.subset("model", "prompt", "reward", "rollout")
+        recipe = self.recipe.subset("model", "engine", "prompt", "reward", "rollout")
         return Plan("rollout", recipe, self.recipe.seed, {"problems": self.problems, "policy": self.policy})
 
     def run(self, step: Step) -> None:
         recipe, section = self.recipe, self.recipe.rollout
         problems = ProblemSet(self.problems)
-        ids = problems.draw(section.problems, derive_seed(recipe.seed, 5))
+        ids = problems.draw(section.problems, derive_seed(recipe.seed, Purpose.ROLLOUT_PROBLEMS))
         per_shard = max(1, section.rows_per_shard // section.samples_per_problem)
         shards = [ids[start : start + per_shard] for start in range(0, len(ids), per_shard)]
         with step.ledger.phase("load"):
@@ -48,7 +49,7 @@ class Rollout:
             answerer = Answerer(engine, recipe.prompt, reward, step.ledger)
             for index, shard in enumerate(shards):
                 if not step.has_shard(ROLLOUTS, index):
-                    sampling = Sampling(section.max_new_tokens, section.temperature, derive_seed(recipe.seed, 4, index))
+                    sampling = recipe_sampling(recipe, Purpose.ROLLOUTS, index)
                     chosen = problems.many(shard)
                     groups = answerer.answer(chosen, section.samples_per_problem, sampling)
                     self._write(step, index, chosen, groups)
@@ -64,7 +65,7 @@ class Rollout:
         step.tally.rows_in += len(problems)
         step.tally.rows_out += len(rows)
         step.tally.counts["unscored"] += sum(row["reward"] is None for row in rows)
-        step.tally.counts["correct"] += sum((row["reward"] or 0) >= self.recipe.reward.threshold for row in rows)
+        step.tally.counts["correct"] += sum(is_correct(row["reward"], self.recipe.reward.threshold) for row in rows)
         step.write_shards(index, {ROLLOUTS: rows})
 
 

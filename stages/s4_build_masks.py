@@ -14,16 +14,16 @@ from stages.artifacts.problems import ProblemSet
 from stages.artifacts.step import Plan, Step
 from stages.artifacts.store import count_rows, iterate_rows, parquet_files
 from stages.core.alignment import difference_masks
-from stages.core.selection import select_repair
-from stages.engines.loading import check_model, open_engine
+from stages.core.selection import is_correct, select_repair
+from stages.engines.loading import check_model, open_engine, recipe_sampling
 from stages.engines.protocol import Sampling, ScoreRequest
 from stages.progress import track
 from stages.recipe import SAMPLING_FIELDS, Recipe
 from stages.scoring.answering import Answerer
 from stages.scoring.auditor import AuditCase, Auditor, Verdict, open_auditor
 from stages.scoring.repairs import Attempt, Draft, Repairer
-from stages.scoring.rewards import open_reward
-from stages.seeds import derive_seed
+from stages.scoring.rewards import check_reward, open_reward
+from stages.seeds import Purpose
 
 Row = dict[str, Any]
 PAGE = "samples.html"
@@ -41,11 +41,12 @@ class BuildMasks:
     policy: Path
 
     def plan(self) -> Plan:
+        check_reward(self.recipe.reward)
         ProblemSet(self.problems)
         parquet_files(self.rollouts, ROLLOUTS)
         check_model(self.repair_model)
         check_model(self.policy)
-        recipe = self.recipe.subset("model", "prompt", "reward", "audit", "masks", rollout=SAMPLING_FIELDS)
+        recipe = self.recipe.subset("model", "engine", "prompt", "reward", "audit", "masks", rollout=SAMPLING_FIELDS)
         inputs = {
             "rollouts": self.rollouts,
             "problems": self.problems,
@@ -58,7 +59,7 @@ class BuildMasks:
         recipe = self.recipe
         with step.ledger.phase("load"):
             repair_engine = open_engine(self.repair_model, recipe)
-            policy_engine = open_engine(self.policy, recipe)
+            policy_engine = open_engine(self.policy, recipe, master_weights=True)
         with (
             open_reward(recipe.reward) as reward,
             track("build-masks", count_rows(self.rollouts, ROLLOUTS), "rollouts") as advance,
@@ -75,7 +76,7 @@ class BuildMasks:
             for index, shard in enumerate(parquet_files(self.rollouts, ROLLOUTS)):
                 rollouts = list(iterate_rows(shard, ROLLOUTS))
                 if not step.has_shard(GROUPS, index):
-                    repairs, groups = builder.build(rollouts, derive_seed(recipe.seed, 6, index))
+                    repairs, groups = builder.build(rollouts, recipe_sampling(recipe, Purpose.CANDIDATES, index))
                     if index == 0:
                         (step.out / PAGE).write_text(builder.page(groups), encoding="utf-8")
                     step.write_shards(index, {REPAIRS: repairs, GROUPS: groups})
@@ -102,14 +103,14 @@ class GroupBuilder:
         self.auditor = auditor
         self.step = step
 
-    def build(self, rollouts: Sequence[Row], seed: int) -> tuple[list[Row], list[Row]]:
+    def build(self, rollouts: Sequence[Row], sampling: Sampling) -> tuple[list[Row], list[Row]]:
         """Rows of `repairs` and of `groups`, problem by problem in the order of the rollouts."""
         tally = self.step.tally
         tally.rows_in += len(rollouts)
         groups = [list(rows) for _, rows in groupby(rollouts, key=lambda row: row["problem_id"])]
         drafts = [draft for rows in groups for draft in self._to_repair(rows)]
         tally.counts["repair_triggered"] += len(drafts)
-        attempts = self._attempt(drafts, seed)
+        attempts = self.repairer.repair(drafts, self.recipe.masks.candidates, sampling)
         verdicts = self._audit(attempts)
         chosen: dict[tuple[str, int], Attempt] = {}
         repair_rows: list[Row] = []
@@ -143,7 +144,7 @@ class GroupBuilder:
         return PairView(problem.question, problem.answer, problem.images, *tokens)
 
     def _is_correct(self, row: Row) -> bool:
-        return row["reward"] is not None and row["reward"] >= self.recipe.reward.threshold
+        return is_correct(row["reward"], self.recipe.reward.threshold)
 
     def _to_repair(self, rows: Sequence[Row]) -> list[Draft]:
         """The group's errors (eq. 12), unless the group is skipped, which is counted."""
@@ -152,6 +153,9 @@ class GroupBuilder:
         tally = self.step.tally
         tally.dropped["unscored"] += len(rows) - len(scored)
         tally.counts["problems"] += 1
+        if not scored:
+            tally.counts["problems_unscored"] += 1
+            return []
         if not errors:
             tally.counts["problems_all_correct"] += 1
             return []
@@ -161,11 +165,6 @@ class GroupBuilder:
                 return []
         problem = self.problems[rows[0]["problem_id"]]
         return [Draft(problem, row["sample"], row["ids"], row["text"]) for row in errors]
-
-    def _attempt(self, drafts: Sequence[Draft], seed: int) -> list[list[Attempt]]:
-        rollout = self.recipe.rollout
-        sampling = Sampling(rollout.max_new_tokens, rollout.temperature, seed)
-        return self.repairer.repair(drafts, self.recipe.masks.candidates, sampling)
 
     def _audit(self, attempts: Sequence[Sequence[Attempt]]) -> list[list[Verdict]]:
         verdicts = iter(self.auditor.audit([AuditCase(attempt) for group in attempts for attempt in group]))
@@ -182,7 +181,7 @@ class GroupBuilder:
         tally = self.step.tally
         tally.counts["errors_repaired"] += selection.chosen is not None
         tally.counts["candidates"] += len(group)
-        tally.counts["candidates_correct"] += sum((a.reward or 0) >= self.recipe.reward.threshold for a in group)
+        tally.counts["candidates_correct"] += sum(is_correct(a.reward, self.recipe.reward.threshold) for a in group)
         tally.counts["candidates_flagged"] += sum(verdict.flagged is True for verdict in verdicts)
         rows = [
             {
@@ -248,7 +247,9 @@ class GroupBuilder:
 
     def _add_logprobs(self, rows: Sequence[Row]) -> None:
         """The policy's own log-probs of every trajectory: the sampler of a repair was another model (eq. 18)."""
-        requests = [ScoreRequest(self.policy.prompt(self.problems[row["problem_id"]]), row["ids"]) for row in rows]
+        ids = dict.fromkeys(row["problem_id"] for row in rows)
+        prompts = {name: self.policy.prompt(self.problems[name]) for name in ids}
+        requests = [ScoreRequest(prompts[row["problem_id"]], row["ids"]) for row in rows]
         with self.step.ledger.phase("score"):
             scores = self.policy.engine.score(requests, temperature=self.recipe.rollout.temperature)
         for row, logprobs in zip(rows, scores, strict=True):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, groupby
+from itertools import count, groupby, islice
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,11 +21,13 @@ from stages.model.loading import VisionLanguageModel
 from stages.model.prompts import policy_prompt
 from stages.progress import track
 from stages.recipe import SAMPLING_FIELDS, Recipe
-from stages.seeds import derive_seed
-from stages.training.groups import Trajectory, optimization_group
+from stages.seeds import Purpose, derive_seed
+from stages.training.groups import Trajectory, optimization_group, rows_to_work_on
 from stages.training.losses import check_objective, policy_objective
 from stages.training.metrics import MetricsLog
-from stages.training.trainer import Totals, Trainer, TrainingRow
+from stages.training.trainer import Trainer, TrainingRow
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class TrainPolicy:
         ProblemSet(self.problems)
         parquet_files(self.groups, GROUPS)
         check_model(self.policy)
-        check_objective(self.recipe.train.objective)
+        check_objective(self.recipe.train.objective, self.recipe.rollout)
         recipe = self.recipe.subset("model", "prompt", "train", rollout=SAMPLING_FIELDS)
         inputs = {"groups": self.groups, "problems": self.problems, "policy": self.policy}
         budget = {"budget_device_seconds": self.budget_device_seconds}
@@ -51,24 +54,27 @@ class TrainPolicy:
     def run(self, step: Step) -> None:
         recipe, section = self.recipe, self.recipe.train
         with step.ledger.phase("load"):
-            engine = open_engine(self.policy, recipe, training=True)
+            engine = open_engine(self.policy, recipe, master_weights=True)
+            anchored = section.objective.kl_coef > 0
+            reference = open_engine(self.policy, recipe, master_weights=True).vlm if anchored else None
         trainer = Trainer(
             engine.vlm,
             section.optimizer,
             temperature=recipe.rollout.temperature,
-            mixed_precision=recipe.model.mixed_precision,
+            reference=reference,
             resume_from=self.policy,
         )
         objective = policy_objective(section.objective, recipe.rollout)
         source = GroupSource(self, engine.vlm, step)
-        log = MetricsLog()
+        log, advanced = MetricsLog(), 0
         total = count_rows(self.groups, GROUPS) * section.epochs
         with track("train-policy", total, "trajectories") as advance:
             for groups in source.batches():
                 with step.ledger.phase("train"):
-                    rows, totals = source.training_rows(groups)
+                    rows, totals = rows_to_work_on(source.training_rows(groups), section.objective)
                     log.add(trainer.steps_done + 1, trainer.step(rows, objective, totals))
-                advance(totals.num_sequences)
+                advance(source.rows_read - advanced)
+                advanced = source.rows_read
         if not log.rows:
             raise DataError(
                 f"{self.groups}: no group has anything to train on ({dict(step.tally.dropped)}); "
@@ -90,79 +96,66 @@ class GroupSource:
         self.problems = ProblemSet(stage.problems)
         self.vlm = vlm
         self.step = step
+        self.rows_read = 0
 
     def batches(self) -> Iterator[list[list[Trajectory]]]:
-        """Groups of one optimizer step at a time, in seeded order, until epochs or budget are used up."""
-        waiting: list[list[Trajectory]] = []
+        """Groups of one optimizer step at a time, in seeded order, until epochs or budget are used up.
+
+        A pass in which no group has a contrast of rewards is the last one: nothing would ever be learned from it.
+        """
         for epoch in range(self.recipe.train.epochs) if self.budget is None else count():
-            trained = False
-            for group in self._epoch(epoch):
-                waiting.append(group)
-                if len(waiting) == self.recipe.train.problems_per_step:
-                    if self._spent():
-                        return
-                    yield waiting
-                    waiting, trained = [], True
-            if waiting and not self._spent():
-                yield waiting
-                waiting, trained = [], True
-            if not trained:
+            contrast = False
+            for groups in batched(self._epoch(epoch), self.recipe.train.problems_per_step):
+                if self.budget is not None and self.step.ledger.total >= self.budget:
+                    return
+                contrast = contrast or any(t.advantage != 0 for group in groups for t in group)
+                yield groups
+            if not contrast:
                 return
 
-    def training_rows(self, groups: Sequence[Sequence[Trajectory]]) -> tuple[list[TrainingRow], Totals]:
-        """The rows that have a gradient, and the denominators over all of them.
-
-        A trajectory whose advantage or whole gate is zero adds nothing to the policy term; with a KL term every
-        trajectory is worked on.
-        """
-        everything = [trajectory for group in groups for trajectory in group]
-        totals = Totals(len(everything), sum(len(trajectory.row["ids"]) for trajectory in everything))
-        rows = [row for group in groups for row in self._rows(group)]
-        return rows, totals
+    def training_rows(self, groups: Sequence[Sequence[Trajectory]]) -> list[TrainingRow]:
+        """The trajectories of these groups with the policy's prompt."""
+        return [row for group in groups for row in self._rows(group)]
 
     def _rows(self, group: Sequence[Trajectory]) -> list[TrainingRow]:
-        needed = [t for t in group if self._keeps_all or (t.advantage != 0 and any(t.gate_T))]
-        if not needed:
-            return []
-        problem = self.problems[needed[0].row["problem_id"]]
+        problem = self.problems[group[0].row["problem_id"]]
         prompt = policy_prompt(self.vlm.processor, self.recipe.prompt, problem.question, problem.images)
         encoded = encode_prompt(self.vlm, prompt)
         return [
             TrainingRow(encoded, t.row["ids"], t.row["role"], t.advantage, t.gate_T, t.row["old_logprobs"])
-            for t in needed
+            for t in group
         ]
 
     def _epoch(self, epoch: int) -> Iterator[list[Trajectory]]:
-        rng = np.random.default_rng(derive_seed(self.recipe.seed, 13, epoch))
+        rng = np.random.default_rng(derive_seed(self.recipe.seed, Purpose.GROUP_ORDER, epoch))
         shards = parquet_files(self.groups, GROUPS)
         for shard in rng.permutation(len(shards)):
             by_problem = groupby(iterate_rows(shards[shard], GROUPS), key=lambda row: row["problem_id"])
             problems = [list(rows) for _, rows in by_problem]
             for index in rng.permutation(len(problems)):
                 group = optimization_group(problems[index], self.recipe.train, self.recipe.rollout)
-                self._count(group, first_epoch=epoch == 0)
-                if self._has_gradient(group):
+                self.rows_read += len(problems[index])
+                if epoch == 0:
+                    self._count(problems[index], group)
+                if group:
                     yield group
 
-    def _count(self, group: Sequence[Trajectory], *, first_epoch: bool) -> None:
-        if not first_epoch:
-            return
+    def _count(self, rows: Sequence[Mapping[str, Any]], group: Sequence[Trajectory]) -> None:
         tally = self.step.tally
         tally.rows_in += 1
-        if not group:
-            tally.dropped["no_trajectory"] += 1
-        elif not self._has_gradient(group):
-            tally.dropped["equal_rewards"] += 1
+        tally.rows_out += bool(group)
+        if group:
+            tally.counts["groups_of_equal_rewards"] += all(trajectory.advantage == 0 for trajectory in group)
+        elif self.recipe.train.gate == "none" or any(row["in_pair"] for row in rows):
+            tally.dropped["dynamic_sampling"] += 1
+        elif all(row["role"] == "correct" for row in rows):
+            tally.dropped["all_correct"] += 1
         else:
-            tally.rows_out += 1
+            tally.dropped["no_repaired_error"] += 1
 
-    @property
-    def _keeps_all(self) -> bool:
-        """A KL term acts on every trajectory."""
-        return self.recipe.train.objective.kl_coef > 0
 
-    def _has_gradient(self, group: Sequence[Trajectory]) -> bool:
-        return any(self._keeps_all or trajectory.advantage != 0 for trajectory in group)
-
-    def _spent(self) -> bool:
-        return self.budget is not None and self.step.ledger.total >= self.budget
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` items, the last one shorter."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

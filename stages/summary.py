@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from stages.artifacts.columns import SAMPLES, SCORES, SUMMARY
-from stages.artifacts.step import PLAN, read_manifest
+from stages.artifacts.step import read_manifest
 from stages.artifacts.store import iterate_rows, write_rows
-from stages.scoring.accuracy import Measure, accuracy_at, mean_over_problems, share
+from stages.scoring.accuracy import Measure, mean_over_problems, share
 from stages.scoring.score_summary import correct_by_problem, summarize_scores
+from stages.training.heldout import summarize_samples
 
 SFT, RL = "1-sft-repair", "2-rl-repair"
 ROLLOUT, MASKS, TRAIN = "rollout", "build-masks", "train-policy"
-BASE, FINAL = "evaluate-base", "evaluate-final"
+BASE = "evaluate-base"
 
 
-def summarize_run(run: Path) -> list[Measure]:
+def summarize_run(run: Path, rounds: int) -> list[Measure]:
     """Read the folders that `make all` writes, write `summary.parquet` beside them, return its rows.
 
     Raises:
         ArtifactError: a step is not complete.
     """
-    rounds = sorted(run.glob("round-*"), key=lambda folder: int(folder.name.partition("-")[2]))
+    folders = [run / f"round-{number}" for number in range(1, rounds + 1)]
+    final = run / f"evaluate-round-{rounds}"
     threshold = read_manifest(run / BASE)["recipe"]["reward"]["threshold"]
     measures = [
         *_repair_model("repair model after SFT", run / SFT, threshold),
         *_repair_model("repair model after RL", run / RL, threshold),
         *_gates(run / RL),
-        *(measure for number, folder in enumerate(rounds, 1) for measure in _round(number, folder)),
-        *_policies(run, threshold),
-        *_costs(run),
+        *(measure for number, folder in enumerate(folders, 1) for measure in _round(number, folder)),
+        *_policies(run / BASE, final, threshold),
+        *_costs([run / SFT, run / RL, run / BASE, final, *(f / s for f in folders for s in (ROLLOUT, MASKS, TRAIN))]),
     ]
     write_rows(run / f"{SUMMARY.name}.parquet", SUMMARY, [measure._asdict() for measure in measures])
     return measures
@@ -40,27 +42,17 @@ def summarize_run(run: Path) -> list[Measure]:
 
 def _repair_model(section: str, folder: Path, threshold: float) -> list[Measure]:
     read_manifest(folder)
-    correct: dict[str, list[bool]] = defaultdict(list)
-    costs: dict[str, list[float]] = defaultdict(list)
-    for row in iterate_rows(folder / f"{SAMPLES.name}.parquet", SAMPLES):
-        if row["reward"] is not None:
-            correct[row["problem_id"]].append(row["reward"] >= threshold)
-            costs[row["problem_id"]].append(row["cost"])
-    groups = list(correct.values())
-    return [
-        mean_over_problems(section, "held-out Acc@1", accuracy_at(groups, 1)),
-        mean_over_problems(section, "held-out Acc@2", accuracy_at([group for group in groups if len(group) >= 2], 2)),
-        mean_over_problems(section, "held-out edit cost", [sum(group) / len(group) for group in costs.values()]),
-    ]
+    return summarize_samples(section, iterate_rows(folder / f"{SAMPLES.name}.parquet", SAMPLES), threshold)
 
 
 def _gates(folder: Path) -> list[Measure]:
     """Hit rates of C1 and of the auditor in repair RL: the auditor's over repairs, overall and per category."""
-    counts = read_manifest(folder)["counts"]
+    counts = Counter(read_manifest(folder)["counts"])
     section = "repair RL"
     measures = [
         share(section, "C1 hit rate (errors)", counts["errors_gated_by_c1"], counts["errors"]),
         share(section, "audit hit rate", counts["repairs_flagged"], counts["repairs"]),
+        share(section, "audit hit rate, C1 open", counts["repairs_c1_open_flagged"], counts["repairs_c1_open"]),
     ]
     categories = sorted(name for name in counts if name.startswith("flagged_"))
     return measures + [
@@ -72,7 +64,7 @@ def _gates(folder: Path) -> list[Measure]:
 def _round(number: int, folder: Path) -> list[Measure]:
     section = f"round {number}"
     rollout, masks = read_manifest(folder / ROLLOUT), read_manifest(folder / MASKS)
-    counts = masks["counts"]
+    counts = Counter(masks["counts"])
     return [
         share(section, "correct rollouts", rollout["counts"]["correct"], rollout["rows_out"]),
         share(section, "p, rollouts that triggered a repair (eq. 29)", counts["repair_triggered"], rollout["rows_out"]),
@@ -82,11 +74,14 @@ def _round(number: int, folder: Path) -> list[Measure]:
     ]
 
 
-def _policies(run: Path, threshold: float) -> list[Measure]:
-    base, final = (_scores(run / name) for name in (BASE, FINAL))
-    measures = summarize_scores("base policy", base, threshold) + summarize_scores("final policy", final, threshold)
+def _policies(base: Path, final: Path, threshold: float) -> list[Measure]:
+    scores = [_scores(folder) for folder in (base, final)]
+    measures = [
+        *summarize_scores("base policy", scores[0], threshold),
+        *summarize_scores("final policy", scores[1], threshold),
+    ]
     for mode in ("sampled", "greedy"):
-        before, after = (correct_by_problem(scores, mode, threshold) for scores in (base, final))
+        before, after = (correct_by_problem(rows, mode, threshold) for rows in scores)
         gains = [_mean(after[problem]) - _mean(before[problem]) for problem in before if problem in after]
         measures.append(mean_over_problems("gain, final over base", f"{mode} accuracy", gains))
     return measures
@@ -97,11 +92,11 @@ def _scores(folder: Path) -> list[dict[str, Any]]:
     return list(iterate_rows(folder, SCORES))
 
 
-def _costs(run: Path) -> list[Measure]:
+def _costs(folders: Sequence[Path]) -> list[Measure]:
     """Device-seconds by stage, rounds added up (eq. 29)."""
     seconds: dict[str, float] = defaultdict(float)
-    for plan in sorted(run.rglob(PLAN)):
-        manifest = read_manifest(plan.parent)
+    for folder in folders:
+        manifest = read_manifest(folder)
         seconds[manifest["step"]] += sum(manifest["device_seconds"].values())
     return [Measure("device-seconds", step, value) for step, value in seconds.items()]
 

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ ORDER = [
     "round-2/build-masks",
     "round-2/train-policy",
     "evaluate-base",
-    "evaluate-final",
+    "evaluate-round-2",
 ]
 
 
@@ -26,11 +27,14 @@ ORDER = [
 def complete(tmp_path: Path) -> Path:
     """A run of two rounds in which every step has its manifest, each younger than the one before."""
     run = tmp_path / "run"
+    would_run(run)
+    now = time.time()
     for age, step in enumerate([*ORDER, "."]):
         name = run / step / ("summary.parquet" if step == "." else "manifest.json")
         name.parent.mkdir(parents=True, exist_ok=True)
         name.touch()
-        os.utime(name, (4e9 + age, 4e9 + age))
+        os.utime(name, (now + age / 100, now + age / 100))
+    time.sleep(0.2)
     return run
 
 
@@ -46,7 +50,7 @@ def test_an_empty_folder_runs_every_step_in_pipeline_order(tmp_path):
     assert sorted(steps) == sorted(ORDER)
     chain = [step for step in steps if not step.startswith("evaluate")]
     assert chain == ORDER[:8]
-    assert steps.index("evaluate-final") > steps.index("round-2/train-policy")
+    assert steps.index("evaluate-round-2") > steps.index("round-2/train-policy")
 
 
 def test_a_complete_run_does_nothing(complete):
@@ -62,4 +66,20 @@ def test_a_lost_step_runs_again_with_those_after_it(complete, lost):
 
 def test_one_more_round_goes_on_from_the_newest_policy(complete):
     steps = would_run(complete, "ROUNDS=3")
-    assert steps == ["round-3/rollout", "round-3/build-masks", "round-3/train-policy", "evaluate-final"]
+    assert steps == ["round-3/rollout", "round-3/build-masks", "round-3/train-policy", "evaluate-round-3"]
+
+
+def test_fewer_rounds_evaluate_the_policy_of_the_last_of_them(complete):
+    assert would_run(complete, "ROUNDS=1") == ["evaluate-round-1"]
+
+
+@pytest.mark.parametrize("setting", ["SET=train.gate=none", "BASE=org/model", "RECIPE=qwen2.5-vl-7b-gspo", "SEED=1"])
+def test_another_setting_runs_everything_again(complete, setting):
+    assert sorted(would_run(complete, setting)) == sorted(ORDER)
+
+
+def test_shipped_recipes_run_in_folders_of_their_own():
+    names = [recipe.stem for recipe in (ROOT / "stages" / "recipes").glob("*.yaml")]
+    command = ["make", "--dry-run", "clean"]
+    folders = {subprocess.check_output([*command, f"RECIPE={name}"], cwd=ROOT, text=True) for name in names}
+    assert len(folders) == len(names) >= 4

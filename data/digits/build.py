@@ -194,7 +194,7 @@ def tokenizer_texts(rng: np.random.Generator) -> list[str]:
     texts = [
         READ,
         PROMPTS.repair_instruction,
-        PROMPTS.reference_instruction.format(reference=5),
+        PROMPTS.reference_instruction.replace("{reference}", "5"),
         "user\nassistant\n",
     ] * 400
     for _ in range(400):

@@ -12,11 +12,13 @@ Phase = Literal["load", "generate", "score", "reward", "train", "save"]
 
 
 class CostLedger:
-    """Wall seconds times devices, by phase; `load` holds imports and checkpoints."""
+    """Wall seconds times devices, by phase, from when the step was opened; imports come before."""
 
     def __init__(self, devices: int = 1) -> None:
         self.devices = devices
         self.device_seconds: dict[str, float] = defaultdict(float)
+        self._opened = time.perf_counter()
+        self._in_phases = 0.0
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
@@ -25,7 +27,15 @@ class CostLedger:
         try:
             yield
         finally:
-            self.device_seconds[name] += (time.perf_counter() - started) * self.devices
+            elapsed = time.perf_counter() - started
+            self._in_phases += elapsed
+            self.device_seconds[name] += elapsed * self.devices
+
+    def close(self) -> None:
+        """Book what no phase has (reading, alignment, prompts, writing) as `other`."""
+        elapsed = time.perf_counter() - self._opened
+        self.device_seconds["other"] += max(elapsed - self._in_phases, 0.0) * self.devices
+        self._opened, self._in_phases = time.perf_counter(), 0.0
 
     @property
     def total(self) -> float:

@@ -109,7 +109,10 @@ class ProblemSet:
         return [str(name) for name in np.random.default_rng(seed).choice(self.ids, count, replace=False)]
 
     def many(self, problem_ids: Sequence[str]) -> list[Problem]:
-        return [self[problem_id] for problem_id in problem_ids]
+        """These problems in this order; they are read in the order of the file."""
+        in_file = sorted(set(problem_ids) & self._rows.keys(), key=self._rows.__getitem__)
+        found = {problem_id: self[problem_id] for problem_id in in_file}
+        return [found[name] if name in found else self[name] for name in problem_ids]
 
     def _index(self, file: Path) -> None:
         parquet = pq.ParquetFile(file)

@@ -23,7 +23,7 @@ PLAN = "plan.json"
 PROGRESS = "progress.json"
 MODEL = "model"
 """Folder of the checkpoint inside a training step's output."""
-_PACKAGES = ("torch", "transformers", "rapidfuzz", "edlib", "math-verify", "vllm")
+_PACKAGES = ("difference-feedback", "torch", "transformers", "rapidfuzz", "edlib", "math-verify", "vllm")
 
 
 @dataclass(frozen=True)
@@ -131,14 +131,15 @@ class Step:
         """Write an artifact that is one file, named like its spec."""
         write_rows(self.out / f"{spec.name}.parquet", spec, rows)
 
-    def finish(self, **counts: float) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         """Write the manifest, which makes the step complete, and return it."""
+        self.ledger.close()
         files = sorted(file for file in self.out.rglob("*") if file.is_file() and not self._is_bookkeeping(file))
         self.manifest = self.plan | {
             "rows_in": self.tally.rows_in,
             "rows_out": self.tally.rows_out,
             "dropped": dict(self.tally.dropped),
-            "counts": dict(self.tally.counts) | counts,
+            "counts": dict(self.tally.counts),
             "devices": self.ledger.devices,
             "device_seconds": dict(self.ledger.device_seconds),
             "versions": _versions(),

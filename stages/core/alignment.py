@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-import edlib
+try:
+    import edlib
+except ModuleNotFoundError:  # no wheel for this Python; rapidfuzz finds the same distance
+    edlib = None
 import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz.distance import LCSseq, Levenshtein
@@ -136,7 +139,7 @@ def _levenshtein(error_T: Ids, repair_T: Ids) -> int:
     error_T, repair_T = _without_common_prefix(error_T, repair_T)
     error_T, repair_T = _without_common_prefix(error_T[::-1], repair_T[::-1])
     shared = np.intersect1d(error_T, repair_T)
-    if len(shared) + 2 > EDLIB_SYMBOLS:
+    if edlib is None or len(shared) + 2 > EDLIB_SYMBOLS:
         return int(Levenshtein.distance(error_T.tolist(), repair_T.tolist()))
     error_symbols = _symbols(error_T, shared, len(shared))
     repair_symbols = _symbols(repair_T, shared, len(shared) + 1)

@@ -14,6 +14,11 @@ class Selection(NamedTuple):
     reasons: list[str]
 
 
+def is_correct(reward: float | None, threshold: float) -> bool:
+    """R >= tau (eq. 12); what could not be scored is not correct."""
+    return reward is not None and reward >= threshold
+
+
 def select_repair(
     rewards_K: Sequence[float | None],
     costs_K: Sequence[float],

@@ -5,21 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 from stages.artifacts.step import model_folder
+from stages.engines.protocol import Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.model.loading import check_model_folder, load_model
 from stages.recipe import Recipe
+from stages.seeds import Purpose, derive_seed
 
 
-def open_engine(path: Path, recipe: Recipe, *, training: bool = False) -> TransformersEngine:
+def open_engine(path: Path, recipe: Recipe, *, master_weights: bool = False) -> TransformersEngine:
     """Load a checkpoint, or a training step's.
 
-    For training the weights are float32 whatever the recipe's dtype, which is then the autocast's: updates of 1e-6
-    vanish in bfloat16 weights.
+    Whatever trains, or makes the old log-probs of what is trained, takes `master_weights`: both then compute alike.
     """
     section = recipe.model
     vlm = load_model(
         model_folder(path),
-        dtype="float32" if training else section.dtype,
+        dtype=section.dtype,
+        master_weights=master_weights,
         min_pixels=section.min_pixels,
         max_pixels=section.max_pixels,
         trust_remote_code=section.trust_remote_code,
@@ -35,3 +37,9 @@ def check_model(path: Path) -> None:
         ArtifactError: it is the output of a step that is not complete.
     """
     check_model_folder(model_folder(path))
+
+
+def recipe_sampling(recipe: Recipe, purpose: Purpose, *path: int) -> Sampling:
+    """Sampling as the recipe wants it, seeded for one purpose."""
+    rollout = recipe.rollout
+    return Sampling(rollout.max_new_tokens, rollout.temperature, derive_seed(recipe.seed, purpose, *path))

@@ -58,11 +58,12 @@ class TransformersEngine:
     def _generate_batch(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
         inputs = prompt_batch(self.vlm, self._encode(prompts))
         recorder = _SampledLogprobs(self.vlm.banned_ids, sampling.temperature or 1.0)
-        output_BS = self.vlm.model.generate(
-            **inputs,
-            generation_config=self._generation_config(sampling),
-            logits_processor=LogitsProcessorList([recorder]),
-        )
+        with self.vlm.precision():
+            output_BS = self.vlm.model.generate(
+                **inputs,
+                generation_config=self._generation_config(sampling),
+                logits_processor=LogitsProcessorList([recorder]),
+            )
         response_BT = output_BS[:, inputs["input_ids"].shape[1] :]
         logprobs_BT = recorder.finish(output_BS)
         return [self._completion(*row) for row in zip(response_BT.tolist(), logprobs_BT.tolist(), strict=True)]

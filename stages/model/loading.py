@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ class VisionLanguageModel:
     """Ids that end a response."""
     banned_ids: tuple[int, ...]
     """Ids that may never be sampled: image, video and vision-boundary tokens, and rows beyond the tokenizer."""
+    autocast_dtype: torch.dtype | None
+    """Type that float32 weights compute in; None leaves the weights' own."""
 
     @property
     def tokenizer(self) -> Any:
@@ -52,6 +55,12 @@ class VisionLanguageModel:
     def pad_id(self) -> int:
         pad_id = self.tokenizer.pad_token_id
         return self.end_ids[0] if pad_id is None else pad_id
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """The one numerics in which this model samples, scores and trains: another shifts every ratio."""
+        if self.autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.autocast_dtype)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of a response, without special tokens."""
@@ -72,12 +81,14 @@ def load_model(
     path: Path | str,
     *,
     dtype: str = "float32",
+    master_weights: bool = False,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     trust_remote_code: bool = False,
 ) -> VisionLanguageModel:
     """Load the checkpoint at `path`; `dtype` is a key of `DTYPES`.
 
+    With `master_weights` the weights are float32 and compute in `dtype`: updates of 1e-6 vanish in bfloat16 weights.
     It goes onto the GPU if there is one, layer by layer onto all of them if there are several, else onto the CPU.
 
     Raises:
@@ -90,15 +101,16 @@ def load_model(
     )
     model = AutoModelForImageTextToText.from_pretrained(
         path,
-        dtype=DTYPES[dtype],
+        dtype=torch.float32 if master_weights else DTYPES[dtype],
         device_map=_device_map(),
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
     )
-    return wrap_model(model.eval(), processor)
+    autocast_dtype = DTYPES[dtype] if master_weights and dtype != "float32" else None
+    return wrap_model(model.eval(), processor, autocast_dtype)
 
 
-def wrap_model(model: Any, processor: Any) -> VisionLanguageModel:
+def wrap_model(model: Any, processor: Any, autocast_dtype: torch.dtype | None = None) -> VisionLanguageModel:
     """Bundle a model and its processor with the ids that end a response and those that may not be sampled.
 
     A checkpoint's own sampling defaults (repetition penalty, top-k) would change the sampled distribution behind the
@@ -119,6 +131,7 @@ def wrap_model(model: Any, processor: Any) -> VisionLanguageModel:
         generation_config=generation_config,
         end_ids=tuple(end_ids) if isinstance(end_ids, list) else (end_ids,),
         banned_ids=_banned_ids(model, processor),
+        autocast_dtype=autocast_dtype,
     )
 
 

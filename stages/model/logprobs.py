@@ -34,7 +34,9 @@ def response_logprobs(vlm: VisionLanguageModel, batch: ResponseBatch, *, tempera
     The vocabulary projection runs over the response columns only.
     """
     mask_BT = batch.response_mask_BT
-    logits_BTV = vlm.model(**batch.inputs, use_cache=False, logits_to_keep=mask_BT.shape[1] + 1).logits[:, :-1]
+    with vlm.precision():
+        output = vlm.model(**batch.inputs, use_cache=False, logits_to_keep=mask_BT.shape[1] + 1)
+    logits_BTV = output.logits[:, :-1]
     log_distribution_NV = sampled_logits(logits_BTV[mask_BT], vlm.banned_ids, temperature).log_softmax(-1)
     logprobs_N = log_distribution_NV.gather(-1, batch.response_ids_BT[mask_BT][:, None]).squeeze(-1)
     with torch.no_grad():

@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from stages.errors import DataError
 from stages.recipe import PromptSection
 
 # A private-use character that chat templates leave alone; the text is cut there and the draft's ids put in.
@@ -44,7 +45,9 @@ def repair_prompt(
     """`(x, y, r)`: the problem, the draft's token ids without their end token, and the reference unless withheld."""
     parts = [question, style.repair_instruction, _DRAFT_MARK]
     if reference is not None:
-        parts.append(style.reference_instruction.format(reference=reference))
+        parts.append(style.reference_instruction.replace("{reference}", reference))
+    if _DRAFT_MARK in question:
+        raise DataError(f"question {question[:60]!r} holds the private-use character U+E000; take it out")
     head, tail = _render(processor, images, _join(*parts)).split(_DRAFT_MARK)
     return Prompt(head, tuple(images), tuple(draft_ids), tail)
 

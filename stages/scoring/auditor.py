@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from stages.artifacts.ledger import CostLedger
+from stages.core.selection import is_correct
 from stages.engines.protocol import Request, Sampling
 from stages.model.loading import VisionLanguageModel
 from stages.model.prompts import continuation_prompt
@@ -73,7 +75,7 @@ class RulesAuditor:
 
     def audit(self, cases: Sequence[AuditCase]) -> list[Verdict]:
         verdicts = [Verdict(False)] * len(cases)
-        correct = [i for i, case in enumerate(cases) if _is_correct(case.attempt, self.threshold)]
+        correct = [i for i, case in enumerate(cases) if is_correct(case.attempt.reward, self.threshold)]
         shared = _shared_reasoning([cases[i].attempt for i in correct])
         to_continue = []
         for i in correct:
@@ -134,10 +136,6 @@ def open_auditor(recipe: Recipe, policy: Answerer) -> Auditor:
     )
 
 
-def _is_correct(attempt: Attempt, threshold: float) -> bool:
-    return attempt.reward is not None and attempt.reward >= threshold
-
-
 def _reasoning(text: str) -> str:
     start = statement_start(text)
     return " ".join((text if start is None else text[:start]).split())
@@ -147,9 +145,9 @@ def _reasoning_ids(vlm: VisionLanguageModel, attempt: Attempt) -> list[int]:
     """The longest run of the repair's ids whose text ends before its final answer."""
     start = statement_start(attempt.text)
     ids = vlm.without_end(attempt.ids)
-    while ids and start is not None and len(vlm.decode(ids)) > start:
-        ids = ids[:-1]
-    return ids
+    if start is None:
+        return ids
+    return ids[: bisect_right(range(len(ids) + 1), start, key=lambda count: len(vlm.decode(ids[:count]))) - 1]
 
 
 def _shared_reasoning(attempts: Sequence[Attempt]) -> set[str]:

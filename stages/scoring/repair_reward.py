@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from stages.core.selection import is_correct
 
-def c1_gate(image_free_rewards_n: Sequence[float | None], threshold: float) -> bool | None:
-    """Eq. 3: False when every image-free repair of an error is correct, so that the image was not needed.
 
-    One gate serves all repairs of the error (our choice). None when an unscored try leaves it open.
+def c1_gate(image_free_rewards_n: Sequence[float | None], threshold: float, share: float = 1.0) -> bool | None:
+    """Eq. 3: False when at least `share` of an error's image-free repairs are correct: the image was not needed.
+
+    One gate serves all repairs of the error, and the share is all of them (our choices). None when unscored tries
+    leave it open.
     """
-    if any(reward is not None and reward < threshold for reward in image_free_rewards_n):
-        return True
-    return None if None in image_free_rewards_n else False
+    needed = share * len(image_free_rewards_n)
+    correct = sum(is_correct(reward, threshold) for reward in image_free_rewards_n)
+    if correct >= needed:
+        return False
+    return None if correct + sum(reward is None for reward in image_free_rewards_n) >= needed else True
 
 
 def repair_reward(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from stages.errors import RecipeError
+from stages.errors import DataError, RecipeError
 from stages.recipe import RewardSection
 from stages.scoring.answers import AnswerScorer
 
@@ -39,6 +39,16 @@ def open_reward(section: RewardSection) -> Reward:
         return load_reward(section.name, **options)
     except ValueError as error:
         raise RecipeError(f"reward.name: {error}") from error
+
+
+def check_reward(section: RewardSection) -> None:
+    """Refuse a reward that cannot be had, before any compute.
+
+    Raises:
+        RecipeError: it cannot be had.
+    """
+    with open_reward(section):
+        pass
 
 
 def load_reward(name: str, **options: Any) -> Reward:
@@ -99,7 +109,7 @@ class FunctionReward:
         self._function = function
 
     def score_many(self, responses: Sequence[str], problems: Sequence[Problem]) -> list[float | None]:
-        """Raises ValueError where the function returns neither None nor a finite number in [0, 1]."""
+        """Raises DataError where the function returns neither None nor a finite number in [0, 1]."""
         return [
             self._checked(self._function(response, problem), place)
             for place, (response, problem) in enumerate(zip(responses, problems, strict=True))
@@ -110,7 +120,7 @@ class FunctionReward:
             return None
         # A range check alone also refuses NaN.
         if not isinstance(value, numbers.Real) or not 0 <= float(value) <= 1:
-            raise ValueError(
+            raise DataError(
                 f"reward {self._name!r} returned {value!r} for response {place}; "
                 "return a number in [0, 1], or None for what cannot be scored"
             )

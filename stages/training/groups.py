@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from stages.core.advantages import group_advantages, overlong_penalty
 from stages.core.masks import gate_weights
 from stages.recipe import ObjectiveSection, RolloutSection, TrainSection
+from stages.training.trainer import Totals, TrainingRow, totals_of
 
 
 @dataclass(frozen=True)
@@ -28,30 +29,59 @@ def optimization_group(
     """One problem's trajectories as the recipe's gate wants them, or none.
 
     Difference feedback trains on the errors and their selected repairs (eq. 16), the ungated baseline on the
-    whole rollout group. DAPO's dynamic sampling drops a group that is all right or all wrong.
+    whole rollout group.
     """
     if train.gate == "none":
         rows = [row for row in rows if row["role"] != "repair"]
     else:
         rows = [row for row in rows if row["in_pair"]]
-    outcomes = {row["role"] == "error" for row in rows}
-    if not rows or (train.objective.algorithm == "dapo" and len(outcomes) == 1):
+    advantages = advantages_of(
+        [row["reward"] for row in rows],
+        outcomes=[row["role"] == "error" for row in rows],
+        lengths=[len(row["ids"]) for row in rows],
+        objective=train.objective,
+        max_new_tokens=rollout.max_new_tokens,
+    )
+    if advantages is None:
         return []
-    advantages = _advantages(rows, train.objective, rollout.max_new_tokens)
     return [
         Trajectory(row, advantage, gate_weights(row["mask"], train.gate, half_life=train.half_life).tolist())
         for row, advantage in zip(rows, advantages, strict=True)
     ]
 
 
-def _advantages(rows: Sequence[Mapping[str, Any]], objective: ObjectiveSection, max_new_tokens: int) -> list[float]:
-    rewards_G = torch.tensor([row["reward"] for row in rows])
+def advantages_of(
+    rewards: Sequence[float],
+    *,
+    outcomes: Sequence[Hashable],
+    lengths: Sequence[int],
+    objective: ObjectiveSection,
+    max_new_tokens: int,
+) -> list[float] | None:
+    """Advantages of one group under the recipe's objective, or None where the group is not trained on.
+
+    DAPO's dynamic sampling drops a group whose `outcomes` are all the same: right or wrong for the policy, the
+    reward itself for the repair model. The overlong penalty enters here and nowhere else. Dr.GRPO does not divide by
+    the deviation.
+    """
+    if not rewards or (objective.algorithm == "dapo" and len(set(outcomes)) == 1):
+        return None
+    rewards_G = torch.tensor(rewards)
     if objective.overlong_buffer:
-        lengths_G = torch.tensor([len(row["ids"]) for row in rows])
-        rewards_G = rewards_G + overlong_penalty(lengths_G, max_length=max_new_tokens, buffer=objective.overlong_buffer)
-    return advantage_values(rewards_G, objective)
-
-
-def advantage_values(rewards_G: torch.Tensor | Sequence[float], objective: ObjectiveSection) -> list[float]:
-    """Group advantages with the objective's own scale: Dr.GRPO does not divide by the deviation."""
+        rewards_G = rewards_G + overlong_penalty(
+            torch.tensor(lengths), max_length=max_new_tokens, buffer=objective.overlong_buffer
+        )
     return group_advantages(rewards_G, scale="none" if objective.algorithm == "dr_grpo" else "std").tolist()
+
+
+def rows_to_work_on(rows: Sequence[TrainingRow], objective: ObjectiveSection) -> tuple[list[TrainingRow], Totals]:
+    """The rows that have a gradient, and the denominators over all of them.
+
+    A row whose advantage or whole gate is zero adds nothing to the policy term; with a KL term every row is worked on.
+    """
+    working = [row for row in rows if objective.kl_coef > 0 or _has_gradient(row)]
+    return working, totals_of(rows)
+
+
+def _has_gradient(row: TrainingRow) -> bool:
+    return row.advantage != 0 and (row.gate_T is None or any(row.gate_T))

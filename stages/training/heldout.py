@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
+from stages.artifacts.columns import SAMPLES, SUMMARY
 from stages.artifacts.problems import Problem, ProblemSet
-from stages.engines.protocol import Sampling
+from stages.artifacts.step import Step
+from stages.core.selection import is_correct
+from stages.engines.loading import recipe_sampling
 from stages.model.loading import VisionLanguageModel
 from stages.recipe import Recipe
-from stages.scoring.repairs import Attempt, Draft, Repairer
-from stages.seeds import derive_seed
+from stages.scoring.accuracy import Measure, accuracy_at, mean_over_problems
+from stages.scoring.repairs import Draft, Repairer
+from stages.seeds import Purpose
 
 ATTEMPTS = 8
 """Repairs of each held-out error, from which Acc@1 and Acc@2 are estimated."""
@@ -42,16 +47,12 @@ def with_end(vlm: VisionLanguageModel, text: str) -> list[int]:
     return [*vlm.tokenizer(text, add_special_tokens=False)["input_ids"], vlm.end_ids[0]]
 
 
-def repair_heldout(repairer: Repairer, problems: Sequence[Problem], recipe: Recipe) -> list[list[Attempt]]:
-    """Repairs of held-out errors, sampled as `df build-masks` samples."""
-    drafts = [annotated_draft(repairer.engine.vlm, problem) for problem in problems]
-    sampling = Sampling(recipe.rollout.max_new_tokens, recipe.rollout.temperature, derive_seed(recipe.seed, 2))
-    return repairer.repair(drafts, ATTEMPTS, sampling)
-
-
-def sample_rows(groups: Sequence[Sequence[Attempt]]) -> list[dict[str, object]]:
-    """Rows of `samples`."""
-    return [
+def repair_heldout(repairer: Repairer, repair_set: ProblemSet, recipe: Recipe, step: Step) -> None:
+    """Repair the held-out errors as `df build-masks` would; write `samples` and their `summary`."""
+    heldout = repair_set.many(split_repair_set(repair_set, recipe.sft.heldout_share).heldout)
+    drafts = [annotated_draft(repairer.engine.vlm, problem) for problem in heldout]
+    groups = repairer.repair(drafts, ATTEMPTS, recipe_sampling(recipe, Purpose.HELDOUT_REPAIRS))
+    rows = [
         {
             "problem_id": attempt.draft.problem.problem_id,
             "attempt": attempt.index,
@@ -63,4 +64,23 @@ def sample_rows(groups: Sequence[Sequence[Attempt]]) -> list[dict[str, object]]:
         }
         for group in groups
         for attempt in group
+    ]
+    step.write_table(SAMPLES, rows)
+    measures = summarize_samples("held-out repairs", rows, recipe.reward.threshold)
+    step.write_table(SUMMARY, [measure._asdict() for measure in measures])
+
+
+def summarize_samples(section: str, rows: Iterable[Mapping[str, Any]], threshold: float) -> list[Measure]:
+    """Acc@1, Acc@2 and mean edit cost of held-out repairs; unscored attempts are left out."""
+    correct: dict[str, list[bool]] = defaultdict(list)
+    costs: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if row["reward"] is not None:
+            correct[row["problem_id"]].append(is_correct(row["reward"], threshold))
+            costs[row["problem_id"]].append(row["cost"])
+    groups = list(correct.values())
+    return [
+        mean_over_problems(section, "Acc@1", accuracy_at(groups, 1)),
+        mean_over_problems(section, "Acc@2", accuracy_at([group for group in groups if len(group) >= 2], 2)),
+        mean_over_problems(section, "edit cost", [sum(group) / len(group) for group in costs.values()]),
     ]

@@ -17,7 +17,11 @@ from stages.training.trainer import LossFunction, Metric, Totals, TrainingRow
 
 
 def supervised_loss(
-    _rows: Sequence[TrainingRow], batch: ResponseBatch, logprobs: ResponseLogprobs, totals: Totals
+    _rows: Sequence[TrainingRow],
+    batch: ResponseBatch,
+    logprobs: ResponseLogprobs,
+    _reference_BT: Tensor | None,
+    totals: Totals,
 ) -> tuple[Tensor, dict[str, Metric]]:
     """Eq. 1: mean negative log-likelihood over the step's response tokens."""
     loss = -logprobs.logprobs_BT.sum() / totals.num_tokens
@@ -25,12 +29,17 @@ def supervised_loss(
     return loss, {"entropy": Metric(logprobs.entropy_BT.sum().item() / tokens, tokens)}
 
 
-def check_objective(section: ObjectiveSection) -> None:
-    """Refuse a hyper-parameter that the recipe's algorithm does not take.
+def check_objective(section: ObjectiveSection, rollout: RolloutSection) -> None:
+    """Refuse a hyper-parameter that the recipe's algorithm does not take, or one out of bounds.
 
     Raises:
         RecipeError: names it and what the algorithm takes.
     """
+    if section.overlong_buffer > rollout.max_new_tokens:
+        raise RecipeError(
+            f"objective.overlong_buffer is {section.overlong_buffer}, more than rollout.max_new_tokens "
+            f"({rollout.max_new_tokens}); lower it"
+        )
     takes = objective_hyper(section.algorithm)
     for name in section.hyper():
         if name not in takes:
@@ -40,15 +49,18 @@ def check_objective(section: ObjectiveSection) -> None:
 def policy_objective(section: ObjectiveSection, rollout: RolloutSection) -> LossFunction:
     """The recipe's objective, with metrics for each role (error, repair, correct) on its own.
 
-    The KL term's reference is the policy that the rows' old log-probs are of. Dr.GRPO's length budget is the longest
-    response that can be sampled, unless the recipe sets another.
+    Dr.GRPO's length budget is the longest response that can be sampled, unless the recipe sets another.
     """
     hyper = section.hyper()
     if section.algorithm == "dr_grpo":
         hyper.setdefault("max_response_length", rollout.max_new_tokens)
 
     def loss_function(
-        rows: Sequence[TrainingRow], batch: ResponseBatch, logprobs: ResponseLogprobs, totals: Totals
+        rows: Sequence[TrainingRow],
+        batch: ResponseBatch,
+        logprobs: ResponseLogprobs,
+        reference_BT: Tensor | None,
+        totals: Totals,
     ) -> tuple[Tensor, dict[str, Metric]]:
         mask_BT = batch.response_mask_BT
         tensors = PolicyTensors(
@@ -60,13 +72,16 @@ def policy_objective(section: ObjectiveSection, rollout: RolloutSection) -> Loss
         )
         result = policy_loss(
             section.algorithm,
-            ref_logprobs_BT=tensors.old_logprobs_BT if section.kl_coef else None,
+            ref_logprobs_BT=reference_BT,
             num_sequences=totals.num_sequences,
             num_tokens=totals.num_tokens,
             **tensors._asdict(),
             **hyper,
         )
-        return result.loss, _role_metrics(section.algorithm, hyper, rows, tensors, logprobs.entropy_BT)
+        metrics = _role_metrics(section.algorithm, hyper, rows, tensors, logprobs.entropy_BT)
+        if reference_BT is not None:
+            metrics["kl_ref"] = Metric(result.metrics["kl_ref"].item(), int(mask_BT.sum()))
+        return result.loss, metrics
 
     return loss_function
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from stages.errors import ModelError
@@ -52,14 +51,16 @@ class Metric(NamedTuple):
 
 
 LossFunction: TypeAlias = Callable[
-    [Sequence[TrainingRow], ResponseBatch, ResponseLogprobs, Totals], tuple[Tensor, dict[str, Metric]]
+    [Sequence[TrainingRow], ResponseBatch, ResponseLogprobs, Tensor | None, Totals], tuple[Tensor, dict[str, Metric]]
 ]
+"""Loss and metrics of a micro-batch, from its log-probs, the reference's log-probs (B, T), and the denominators."""
 
 
 class Trainer:
     """AdamW over the whole model, one optimizer step a call.
 
-    The optimizer's state and its step count live beside the checkpoint and carry over from round to round.
+    The optimizer's state and its step count live beside the checkpoint and carry over from round to round. A frozen
+    `reference` gives the log-probs that a KL term compares with.
     """
 
     def __init__(
@@ -68,13 +69,13 @@ class Trainer:
         section: OptimizerSection,
         *,
         temperature: float,
-        mixed_precision: str,
+        reference: VisionLanguageModel | None = None,
         resume_from: Path | None = None,
     ) -> None:
         self.vlm = vlm
+        self.reference = reference
         self.section = section
         self.temperature = temperature
-        self.accelerator = Accelerator(mixed_precision=mixed_precision, cpu=vlm.device.type == "cpu")
         self.optimizer = torch.optim.AdamW(
             vlm.model.parameters(), lr=section.learning_rate, weight_decay=section.weight_decay
         )
@@ -101,7 +102,7 @@ class Trainer:
         parts: dict[str, list[Metric]] = defaultdict(list)
         for micro_batch in self._micro_batches(rows):
             loss, metrics = self._loss(micro_batch, loss_function, totals)
-            self.accelerator.backward(loss)
+            loss.backward()
             loss_sum += loss.item()
             for name, metric in metrics.items():
                 parts[name].append(metric)
@@ -128,9 +129,14 @@ class Trainer:
         self, rows: Sequence[TrainingRow], loss_function: LossFunction, totals: Totals
     ) -> tuple[Tensor, dict[str, Metric]]:
         batch = response_batch(self.vlm, [row.prompt for row in rows], [row.ids for row in rows])
-        with self.accelerator.autocast():
-            logprobs = response_logprobs(self.vlm, batch, temperature=self.temperature)
-        return loss_function(rows, batch, logprobs, totals)
+        logprobs = response_logprobs(self.vlm, batch, temperature=self.temperature)
+        return loss_function(rows, batch, logprobs, self._reference_logprobs(batch), totals)
+
+    @torch.no_grad()
+    def _reference_logprobs(self, batch: ResponseBatch) -> Tensor | None:
+        if self.reference is None:
+            return None
+        return response_logprobs(self.reference, batch, temperature=self.temperature).logprobs_BT
 
     def _micro_batches(self, rows: Sequence[TrainingRow]) -> Iterator[Sequence[TrainingRow]]:
         by_length = sorted(rows, key=lambda row: len(row.prompt.ids) + len(row.ids))

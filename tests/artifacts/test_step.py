@@ -78,7 +78,7 @@ def test_the_manifest_comes_last(tmp_path, source):
     with pytest.raises(ArtifactError, match=r"out: no manifest\.json, .* not complete; run its command again"):
         read_manifest(tmp_path / "out")
 
-    step.finish(extra=2)
+    step.finish()
 
     assert listing(tmp_path / "out").keys() == {PLAN, MANIFEST, "metrics-00000.parquet"}
     assert read_manifest(tmp_path / "out") == step.manifest
