@@ -18,6 +18,7 @@ from stages.engines.protocol import ScoreRequest
 from stages.errors import DataError
 from stages.model.batches import encode_prompt
 from stages.model.loading import VisionLanguageModel
+from stages.model.prompts import Prompt
 from stages.progress import track
 from stages.recipe import SAMPLING_FIELDS, Recipe
 from stages.scoring.answering import Answerer
@@ -287,15 +288,21 @@ class RepairLoop:
             [(episode.attempt, reward) for episode in group if (reward := episode.repair_reward) is not None]
             for group in groups
         ]
+        prompts = [self.repairer.prompt(group[0].attempt.draft) for group in groups]
         requests = [
-            ScoreRequest(self.repairer.prompt(attempt.draft), attempt.ids) for group in scored for attempt, _ in group
+            ScoreRequest(prompt, attempt.ids)
+            for prompt, group in zip(prompts, scored, strict=True)
+            for attempt, _ in group
         ]
         with self.step.ledger.phase("score"):
             logprobs = iter(self.repairer.engine.score(requests, temperature=self.recipe.rollout.temperature))
-        return [self._training_rows(group, [next(logprobs) for _ in group]) for group in scored]
+        return [
+            self._training_rows(prompt, group, [next(logprobs) for _ in group])
+            for prompt, group in zip(prompts, scored, strict=True)
+        ]
 
     def _training_rows(
-        self, group: Sequence[tuple[Attempt, float]], old_logprobs: Sequence[Sequence[float]]
+        self, prompt: Prompt, group: Sequence[tuple[Attempt, float]], old_logprobs: Sequence[Sequence[float]]
     ) -> list[TrainingRow]:
         rewards = [reward for _, reward in group]
         advantages = advantages_of(
@@ -307,9 +314,9 @@ class RepairLoop:
         )
         if advantages is None:
             return []
-        prompt = encode_prompt(self.repairer.engine.vlm, self.repairer.prompt(group[0][0].draft))
+        encoded = encode_prompt(self.repairer.engine.vlm, prompt)
         return [
-            TrainingRow(prompt, attempt.ids, "repair", advantage=advantage, old_logprobs_T=logprobs_T)
+            TrainingRow(encoded, attempt.ids, "repair", advantage=advantage, old_logprobs_T=logprobs_T)
             for (attempt, _), advantage, logprobs_T in zip(group, advantages, old_logprobs, strict=True)
         ]
 
