@@ -75,6 +75,11 @@ class TrainPolicy:
                     log.add(trainer.steps_done + 1, trainer.step(rows, objective, totals))
                 advance(source.rows_read - advanced)
                 advanced = source.rows_read
+        if not log.rows and self.budget_device_seconds is not None and step.tally.rows_out:
+            raise DataError(
+                f"{self.groups}: loading took {step.ledger.spent:.1f} device-seconds of a budget of "
+                f"{self.budget_device_seconds:g}, and no step was done; raise --budget-device-seconds"
+            )
         if not log.rows:
             raise DataError(
                 f"{self.groups}: no group has anything to train on ({dict(step.tally.dropped)}); "
@@ -106,7 +111,7 @@ class GroupSource:
         for epoch in range(self.recipe.train.epochs) if self.budget is None else count():
             contrast = False
             for groups in batched(self._epoch(epoch), self.recipe.train.problems_per_step):
-                if self.budget is not None and self.step.ledger.total >= self.budget:
+                if self.budget is not None and self.step.ledger.spent >= self.budget:
                     return
                 contrast = contrast or any(t.advantage != 0 for group in groups for t in group)
                 yield groups

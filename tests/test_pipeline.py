@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from stages.artifacts.columns import EPISODES, GROUPS, METRICS, REPAIRS, ROLLOUTS, SAMPLES, SCORES
+from stages.artifacts.columns import EPISODES, GROUPS, METRICS, REPAIRS, ROLLOUTS, SAMPLES, SCORES, SUMMARY
 from stages.artifacts.stage import execute
 from stages.artifacts.step import read_manifest
 from stages.artifacts.store import iterate_rows
@@ -25,6 +25,8 @@ from stages.s4_build_masks import BuildMasks
 from stages.s5_train_policy import TrainPolicy
 from stages.summary import summarize_run
 from stages.training.heldout import ATTEMPTS
+
+pytestmark = pytest.mark.timeout(120)
 
 SMALL = [
     "sft.epochs=1",
@@ -68,7 +70,7 @@ def run(tmp_path_factory, digits: Path) -> Run:
         "round-1/build-masks": BuildMasks(RECIPE, first / "rollout", train, rl, base),
         "round-1/train-policy": TrainPolicy(RECIPE, first / "build-masks", train, base),
         "evaluate-base": Evaluate(RECIPE, test, base),
-        "evaluate-final": Evaluate(RECIPE, test, policy),
+        "evaluate-round-1": Evaluate(RECIPE, test, policy),
     }
     for name, stage in stages.items():
         assert execute(stage, out / name).ran
@@ -110,6 +112,23 @@ def test_every_episode_has_the_reward_of_equation_4(run, answers):
         assert stated(row["error"]) != answers[row["problem_id"]]
         gate = row["gate_c1"] and row["gate_audit"]
         assert row["repair_reward"] == pytest.approx(gate * (correct - 0.5 * row["cost"]), abs=1e-6)
+
+
+@pytest.mark.parametrize("step", ["1-sft-repair", "2-rl-repair"])
+def test_held_out_repairs_are_summed_up(run, step):
+    """Acc@2 of c correct among 8: one minus the chance that two drawn without replacement are both wrong."""
+    by_error = defaultdict(list)
+    samples = run.rows(step, SAMPLES)
+    for row in samples:
+        by_error[row["problem_id"]].append(row["reward"])
+    correct = [sum(rewards) for rewards in by_error.values()]
+    at_2 = [1 - (8 - c) * (7 - c) / 56 for c in correct]
+    measures = {row["measure"]: row for row in run.rows(step, SUMMARY)}
+    assert measures.keys() == {"Acc@1", "Acc@2", "edit cost"}
+    assert measures["Acc@1"]["value"] == pytest.approx(sum(correct) / len(samples))
+    assert measures["Acc@2"]["value"] == pytest.approx(sum(at_2) / len(at_2))
+    assert measures["edit cost"]["value"] == pytest.approx(sum(row["cost"] for row in samples) / len(samples))
+    assert {row["n"] for row in measures.values()} == {100}
 
 
 def test_an_error_is_gated_by_c1_as_a_whole(run):
@@ -177,9 +196,9 @@ def test_the_first_optimizer_step_starts_from_ratio_one(run):
 
 
 def test_the_summary_reports_the_gain_that_the_scores_show(run):
-    measures = {(m.section, m.measure): m.value for m in summarize_run(run.folder)}
+    measures = {(m.section, m.measure): m.value for m in summarize_run(run.folder, 1)}
     accuracy = []
-    for name in ("evaluate-base", "evaluate-final"):
+    for name in ("evaluate-base", "evaluate-round-1"):
         rewards = [row["reward"] for row in run.rows(name, SCORES) if row["mode"] == "sampled"]
         accuracy.append(sum(rewards) / len(rewards))
     assert measures["base policy", "sampled accuracy"] == pytest.approx(accuracy[0])

@@ -33,10 +33,14 @@ class CostLedger:
 
     def close(self) -> None:
         """Book what no phase has (reading, alignment, prompts, writing) as `other`."""
-        elapsed = time.perf_counter() - self._opened
-        self.device_seconds["other"] += max(elapsed - self._in_phases, 0.0) * self.devices
+        self.device_seconds["other"] += self._unbooked()
         self._opened, self._in_phases = time.perf_counter(), 0.0
 
     @property
-    def total(self) -> float:
-        return sum(self.device_seconds.values())
+    def spent(self) -> float:
+        """Device-seconds so far, booked or not."""
+        return sum(self.device_seconds.values()) + self._unbooked()
+
+    def _unbooked(self) -> float:
+        elapsed = time.perf_counter() - self._opened
+        return max(elapsed - self._in_phases, 0.0) * self.devices

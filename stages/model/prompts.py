@@ -46,8 +46,9 @@ def repair_prompt(
     parts = [question, style.repair_instruction, _DRAFT_MARK]
     if reference is not None:
         parts.append(style.reference_instruction.replace("{reference}", reference))
-    if _DRAFT_MARK in question:
-        raise DataError(f"question {question[:60]!r} holds the private-use character U+E000; take it out")
+    for name, text in (("question", question), ("reference answer", reference or "")):
+        if _DRAFT_MARK in text:
+            raise DataError(f"{name} {text[:60]!r} holds the private-use character U+E000; take it out")
     head, tail = _render(processor, images, _join(*parts)).split(_DRAFT_MARK)
     return Prompt(head, tuple(images), tuple(draft_ids), tail)
 

@@ -87,7 +87,7 @@ def test_the_manifest_comes_last(tmp_path, source):
 def test_the_manifest_says_what_was_done(tmp_path, source):
     step = Step.open(tmp_path / "out", plan(source), devices=4)
     write_shard(step, 0)
-    manifest = step.finish(best=0.5)
+    manifest = step.finish()
 
     assert manifest["schema_version"] == 1
     assert manifest["step"] == "rollout"
@@ -95,8 +95,10 @@ def test_the_manifest_says_what_was_done(tmp_path, source):
     assert manifest["seed"] == 1
     assert manifest["inputs"] == {"problems": {"path": str(source), "sha256": hashlib.sha256(b"first").hexdigest()}}
     assert (manifest["rows_in"], manifest["rows_out"], manifest["dropped"]) == (2, 1, {"unscored": 1})
-    assert manifest["counts"] == {"correct": 3, "best": 0.5}
-    assert (manifest["devices"], manifest["device_seconds"]) == (4, {"generate": 10.0})
+    assert manifest["counts"] == {"correct": 3}
+    assert manifest["devices"] == 4
+    assert manifest["device_seconds"].keys() == {"generate", "other"}
+    assert manifest["device_seconds"]["generate"] == 10.0
     assert {"torch", "transformers"} <= manifest["versions"].keys()
 
 
@@ -225,7 +227,8 @@ def test_a_stopped_run_goes_on_with_its_tallies_and_costs(overwrite, tmp_path, s
 
     assert (manifest["rows_in"], manifest["rows_out"]) == (6, 3)
     assert (manifest["dropped"], manifest["counts"]) == ({"unscored": 3}, {"correct": 9})
-    assert manifest["device_seconds"] == {"generate": 30.0}
+    assert manifest["device_seconds"].keys() == {"generate", "other"}
+    assert manifest["device_seconds"]["generate"] == 30.0
     assert len(list(iterate_rows(tmp_path / "out", METRICS))) == 3
 
 

@@ -155,6 +155,39 @@ def test_the_output_of_an_incomplete_step_is_refused(command, workspace, df):
     assert not (workspace / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "setting", "message"),
+    [
+        ("rollout", "reward.name=maths", "reward.name: reward 'maths' is unknown; use 'math' or your own"),
+        ("sft-repair", "reward.name=no_such_module:f", "reward.name: reward 'no_such_module:f': No module named"),
+        ("rl-repair", "reward.name=stages.recipe:absent", "has no function 'absent'"),
+        ("build-masks", "reward.name=stages.recipe:RECIPES", "has no function 'RECIPES'"),
+        ("evaluate", "reward.name=no_such_module:f", "install it or put its folder on PYTHONPATH"),
+        ("train-policy", "train.objective.overlong_buffer=73", "more than rollout.max_new_tokens (72); lower it"),
+        ("rl-repair", "repair_rl.objective.overlong_buffer=73", "more than rollout.max_new_tokens (72); lower it"),
+        ("rl-repair", "prompt.reference_instruction=Right", "prompt.reference_instruction is 'Right': String should"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_run_could_not_do(command, setting, message, workspace, df):
+    before = listing(workspace)
+    code, out, err = df(f"{command} {OPTIONS[command]} --out out --dry-run --set {setting}")
+
+    assert (code, out) == (1, "")
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert listing(workspace) == before
+
+
+@pytest.mark.usefixtures("workspace")
+def test_rl_repair_needs_no_repair_set(df):
+    options = OPTIONS["rl-repair"].replace("--repair-set repair_set.parquet", "")
+    code, out, err = df(f"rl-repair {options} --out out --dry-run")
+
+    assert (code, err) == (0, "")
+    assert json.loads(out)["inputs"].keys() == {"problems", "policy", "repair_model"}
+
+
 def test_an_output_folder_of_something_else_is_refused(workspace, df):
     (workspace / "out").mkdir()
     (workspace / "out" / "notes.txt").touch()
@@ -167,7 +200,7 @@ def test_an_output_folder_of_something_else_is_refused(workspace, df):
 
 
 def test_a_run_that_is_not_there_is_named(workspace, df):
-    code, out, err = df("summarize", str(workspace / "gone"))
+    code, out, err = df("summarize --rounds 1", str(workspace / "gone"))
 
     assert (code, out) == (1, "")
     (line,) = err.splitlines()

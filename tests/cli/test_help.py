@@ -35,12 +35,15 @@ def test_commands_stand_in_pipeline_order():
 
 
 def test_help_comes_at_once_and_without_torch():
-    started = time.perf_counter()
-    done = df("--help")
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = df("--help")
+        seconds.append(time.perf_counter() - started)
 
-    assert time.perf_counter() - started < 3
-    assert done.returncode == 0
-    assert done.stderr == "[]\n"
+        assert done.returncode == 0
+        assert done.stderr == "[]\n"
+    assert min(seconds) < 1.0
 
 
 @pytest.mark.parametrize("command", COMMANDS)

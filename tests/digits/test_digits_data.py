@@ -10,7 +10,9 @@ from PIL import Image
 
 from handwriting import CELL, POOLS, _cell, load_pools
 from stages.artifacts.columns import PROBLEMS
+from stages.core.alignment import edit_cost
 from stages.scoring.answers import score_answer
+from stages.training.heldout import with_end
 from worked import QUESTIONS, Slips, gold_answer, no_slips, worked_answer
 
 FILES = {"problems_train": 2000, "problems_test": 500, "repair_set": 1000}
@@ -23,6 +25,12 @@ def rows(digits, name):
 def cells(row) -> list[bytes]:
     strip = np.asarray(Image.open(io.BytesIO(row["images"][0]["bytes"])))
     return [strip[:, left : left + CELL].tobytes() for left in range(0, strip.shape[1], CELL)]
+
+
+def pixels(row) -> list[tuple[tuple[int, int], bytes]]:
+    """Size and pixels of every image: how a PNG is packed depends on the library that wrote it."""
+    images = [Image.open(io.BytesIO(image["bytes"])) for image in row["images"]]
+    return [(image.size, image.tobytes()) for image in images]
 
 
 @pytest.mark.parametrize(("name", "least"), FILES.items())
@@ -59,14 +67,26 @@ def test_every_digit_shown_comes_from_its_files_own_pool(digits):
 def test_the_builder_makes_the_committed_problems_again(digits):
     rng = build.generators()["test"]
     made = build.make_problems("test", load_pools(build.SEED)["test"], build.TEST_PROBLEMS, rng)
-    names = [column.name for column in PROBLEMS.columns]
-    assert [{name: row[name] for name in names} for row in made] == rows(digits, "problems_test")
+    names = [column.name for column in PROBLEMS.columns if column.name != "images"]
+    committed = rows(digits, "problems_test")
+    assert [[row[name] for name in names] for row in made] == [[row[name] for name in names] for row in committed]
+    assert [pixels(row) for row in made] == [pixels(row) for row in committed]
 
 
 def test_repairs_are_right_and_errors_are_wrong(digits):
     for row in rows(digits, "repair_set"):
         assert score_answer(row["error"], row["answer"]) == 0
         assert score_answer(row["repair"], row["answer"]) == 1
+
+
+def test_errors_are_local(digits, base_vlm):
+    """What difference feedback is for: an error and its repair share most of their tokens."""
+    costs = [
+        edit_cost(with_end(base_vlm, row["error"]), with_end(base_vlm, row["repair"]))
+        for row in rows(digits, "repair_set")
+    ]
+    assert min(costs) > 0
+    assert np.mean(costs) < 0.15
 
 
 @pytest.mark.parametrize("kind", QUESTIONS)

@@ -132,7 +132,7 @@ def test_swapped_images_change_the_logprobs(tiny_internvl, problems, recipe):
 def test_a_step_lowers_the_supervised_loss(tiny_internvl, copy_of, prompts):
     vlm = copy_of(tiny_internvl)
     optimizer = OptimizerSection(learning_rate=3e-3, rows_per_micro_batch=2)
-    trainer = Trainer(vlm, optimizer, temperature=1.0, mixed_precision="no")
+    trainer = Trainer(vlm, optimizer, temperature=1.0)
     rows = [TrainingRow(encode_prompt(vlm, prompt), [30, 31, 32, 2][-n:], "repair")
             for prompt, n in zip(prompts, (4, 2, 3), strict=True)]  # fmt: skip
     losses = [trainer.step(rows, supervised_loss)["loss"] for _ in range(3)]

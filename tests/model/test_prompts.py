@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from stages.engines.transformers_engine import TransformersEngine
+from stages.errors import DataError
 from stages.model.batches import encode_prompt
 from stages.model.prompts import continuation_prompt, policy_prompt, repair_prompt
 from stages.recipe import PromptSection
@@ -64,3 +65,9 @@ def test_continuation_goes_on_where_the_response_was_cut(tiny_vlm, problems, spe
     assert encoded.ids == encode_prompt(tiny_vlm, prompt).ids + spelled_out
     assert len(encoded.token_types) == len(encoded.ids)
     assert not any(encoded.token_types[-len(spelled_out) :])
+
+
+@pytest.mark.parametrize(("question", "reference"), [("How \ue000 many?", "71"), ("How many?", "7\ue0001")])
+def test_the_character_that_stands_for_the_draft_is_refused(tiny_vlm, problems, question, reference):
+    with pytest.raises(DataError, match=r"holds the private-use character U\+E000; take it out"):
+        repair_prompt(tiny_vlm.processor, STYLE, question, problems[0].images, [5], reference)

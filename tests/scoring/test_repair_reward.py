@@ -25,6 +25,18 @@ def test_c1_takes_the_recipe_s_threshold():
     assert c1_gate([0.6, 0.59], 0.6) is True
 
 
+@pytest.mark.parametrize(("rewards", "gate"), [
+    ([1.0, 0.0, 0.0, 0.0], True),
+    ([1.0, 1.0, 0.0, 0.0], False),
+    ([1.0, 1.0, 1.0, 1.0], False),
+    ([1.0, None, 0.0, 0.0], None),
+    ([1.0, 1.0, None, None], False),
+    ([0.0, None, 0.0, 0.0], True),
+])  # fmt: skip
+def test_c1_closes_where_its_share_is_correct(rewards, gate):
+    assert c1_gate(rewards, 1.0, share=0.5) is gate
+
+
 @pytest.mark.parametrize(("reward", "c1", "audit", "everything", "task"), [
     (1.0, True, True, 0.8, 0.8),
     (0.0, True, True, -0.2, -0.2),

@@ -1,5 +1,6 @@
 import pytest
 
+from stages.errors import DataError
 from stages.scoring.rewards import load_reward
 
 MODULE = """
@@ -41,7 +42,7 @@ def test_own_function_is_mapped_in_order():
 
 @pytest.mark.parametrize("value", [1.5, -0.1, float("nan"), float("inf"), "1", [1.0]])
 def test_own_function_outside_the_unit_interval_is_refused(value):
-    with load_reward("own_rewards:given") as reward, pytest.raises(ValueError, match="for response 1; return"):
+    with load_reward("own_rewards:given") as reward, pytest.raises(DataError, match="for response 1; return"):
         reward.score_many(["", ""], [{"value": 1}, {"value": value}])
 
 

@@ -97,9 +97,15 @@ def test_the_overlong_penalty_enters_the_advantage_alone():
 )
 def test_another_algorithm_s_hyper_parameter_is_refused(algorithm, name):
     with pytest.raises(RecipeError, match=rf"objective\.{name} is set, but {algorithm} takes only"):
-        check_objective(ObjectiveSection(algorithm=algorithm, **{name: 1}))
+        check_objective(ObjectiveSection(algorithm=algorithm, **{name: 1}), ROLLOUT)
 
 
 @pytest.mark.parametrize("algorithm", OBJECTIVES)
 def test_own_hyper_parameters_pass(algorithm):
-    check_objective(ObjectiveSection(algorithm=algorithm, kl_coef=0.1, overlong_buffer=4))
+    check_objective(ObjectiveSection(algorithm=algorithm, kl_coef=0.1, overlong_buffer=4), ROLLOUT)
+
+
+def test_an_overlong_buffer_beyond_the_length_limit_is_refused():
+    check_objective(ObjectiveSection(overlong_buffer=8), ROLLOUT)
+    with pytest.raises(RecipeError, match=r"overlong_buffer is 9, more than rollout\.max_new_tokens \(8\); lower it"):
+        check_objective(ObjectiveSection(overlong_buffer=9), ROLLOUT)

@@ -55,12 +55,12 @@ class ByTurns:
 def loop_of(base_vlm, copy_of, math_reward, step):
     """A function: the repair loop of a recipe with these settings, its repair model a copy of the base policy."""
 
-    def make(*settings, reward=math_reward):
+    def make(*settings, reward=math_reward, reference=None):
         recipe = load_recipe("digits", ["repair_rl.repairs_per_error=4", *settings])
         policy = Answerer(TransformersEngine(base_vlm, rows_per_batch=64), recipe.prompt, reward, CostLedger())
         repairer = Repairer(Recording(copy_of(base_vlm)), recipe.prompt, reward, CostLedger())
         step.tally = Tally()
-        return RepairLoop(recipe, repairer, open_auditor(recipe, policy), step)
+        return RepairLoop(recipe, repairer, open_auditor(recipe, policy), step, reference)
 
     return make
 
@@ -124,20 +124,20 @@ def test_the_audit_gate_zeroes_filters_or_does_nothing(loop_of, base_vlm, repair
 
     def episodes(*settings):
         loop = loop_of("repair_rl.c1=false", "rollout.temperature=1.0", *settings)
-        trained = []
-        monkeypatch.setattr(loop.trainer, "step", lambda rows, *_: trained.extend(rows) or {})
+        counted = []
+        monkeypatch.setattr(loop.trainer, "step", lambda _, __, totals: counted.append(totals.num_sequences) or {})
         loop.iterate(0, drafts)
-        return loop.episodes, trained, loop.step.tally
+        return loop.episodes, sum(counted), loop.step.tally
 
-    zeroed, zeroed_rows, tally = episodes("audit.rewrite_share=0.0")
+    zeroed, zeroed_count, tally = episodes("audit.rewrite_share=0.0")
     flagged = [row["category"] == "mask_hallucination" for row in zeroed]
-    assert 0 < sum(flagged) < len(flagged) == len(zeroed_rows)
+    assert 0 < sum(flagged) < len(flagged) == zeroed_count
     assert tally.counts["repairs_flagged"] == tally.counts["flagged_mask_hallucination"] == sum(flagged)
-    filtered, filtered_rows, tally = episodes("audit.rewrite_share=0.0", "audit.effect=filter")
-    assert tally.dropped["without_reward"] == sum(flagged) == len(flagged) - len(filtered_rows)
+    filtered, filtered_count, tally = episodes("audit.rewrite_share=0.0", "audit.effect=filter")
+    assert tally.dropped["without_reward"] == sum(flagged) == len(flagged) - filtered_count
     task, _, _ = episodes("audit.rewrite_share=0.0", "repair_rl.gating=task")
-    open_, open_rows, _ = episodes(NO_AUDIT)
-    assert len(open_rows) == len(flagged)
+    open_, open_count, _ = episodes(NO_AUDIT)
+    assert open_count == len(flagged)
     for is_flagged, zero, filter_, on_task, row in zip(flagged, zeroed, filtered, task, open_, strict=True):
         assert zero["text"] == filter_["text"] == on_task["text"] == row["text"]
         assert row["repair_reward"] == penalised(row)
@@ -224,3 +224,96 @@ def test_one_miss_without_the_image_keeps_a_problem(base_vlm, step, text_only_pr
     assert step.tally.dropped["text_only_solvable"] == 0
     assert [draft.sample for draft in drafts] == ([2] * 5 if miss == 0.0 else [])
     assert step.tally.dropped["unscored"] == (0 if miss == 0.0 else 5)
+
+
+RIGHT_OR_NOT = ("repair_rl.c1=false", "repair_rl.edit_penalty=0", "rollout.temperature=1.0", NO_AUDIT)
+
+
+@pytest.mark.parametrize(("algorithm", "counted"), [("dapo", 4), ("grpo", 8)])
+def test_dapo_drops_an_error_whose_repairs_have_equal_rewards(
+    loop_of, base_vlm, repair_problems, monkeypatch, algorithm, counted
+):
+    """Four repairs of the first error all earn 1, of the second every other one."""
+    reward = ByTurns(1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0)
+    loop = loop_of(*RIGHT_OR_NOT, f"repair_rl.objective.algorithm={algorithm}", reward=reward)
+    drafts = [annotated_draft(base_vlm, problem) for problem in repair_problems[:2]]
+    calls = []
+    monkeypatch.setattr(loop.trainer, "step", lambda rows, _, totals: calls.append((rows, totals)) or {})
+    loop.iterate(0, drafts)
+    ((rows, totals),) = calls
+    prompt = encode_prompt(base_vlm, loop.repairer.prompt(drafts[1]))
+    assert [row.prompt.ids == prompt.ids for row in rows] == [True] * 4
+    assert [row.advantage > 0 for row in rows] == [True, False, True, False]
+    assert totals.num_sequences == counted
+
+
+def test_an_overlong_buffer_lowers_the_advantage_of_long_repairs(loop_of, base_vlm, repair_problems, monkeypatch):
+    drafts = [annotated_draft(base_vlm, problem) for problem in repair_problems[:3]]
+
+    def trained(*settings):
+        loop = loop_of(*RIGHT_OR_NOT, "rollout.temperature=1.5", *settings, reward=ByTurns(1.0))
+        kept = []
+        monkeypatch.setattr(loop.trainer, "step", lambda rows, *_: kept.extend(rows) or {})
+        loop.iterate(0, drafts)
+        assert {row["repair_reward"] for row in loop.episodes} == {1.0}
+        return kept
+
+    assert trained() == []
+    rows = trained("repair_rl.objective.overlong_buffer=72")
+    assert len(rows) >= 4
+    prompts = {tuple(row.prompt.ids) for row in rows}
+    for prompt in prompts:
+        group = sorted((len(row.ids), -row.advantage) for row in rows if tuple(row.prompt.ids) == prompt)
+        assert [loss for _, loss in group] == sorted(loss for _, loss in group)
+        assert group[0][1] < 0 < group[-1][1]
+
+
+def gradient_of(loop, drafts, scale):
+    """The loop's gradient and metrics at step 1, its model's output layer scaled before."""
+    vlm = loop.repairer.engine.vlm
+    with torch.no_grad():
+        vlm.model.lm_head.weight.mul_(scale)
+    loop.iterate(0, drafts)
+    metrics = {row["metric"]: row["value"] for row in loop.log.rows if row["step"] == 1}
+    return [p.grad.clone() for p in vlm.model.parameters() if p.grad is not None], metrics
+
+
+def test_kl_pulls_towards_the_reference_once_the_weights_have_moved(loop_of, base_vlm, copy_of, repair_problems):
+    drafts = [annotated_draft(base_vlm, problem) for problem in repair_problems[:4]]
+    anchor = "repair_rl.objective.kl_coef=1.0"
+    distances = {}
+    for scale in (1.0, 0.8):
+        free, metrics = gradient_of(loop_of(*RIGHT_OR_NOT, reward=ByTurns(1.0, 0.0)), drafts, scale)
+        assert "kl_ref" not in metrics
+        anchored, metrics = gradient_of(
+            loop_of(*RIGHT_OR_NOT, anchor, reward=ByTurns(1.0, 0.0), reference=copy_of(base_vlm)), drafts, scale
+        )
+        distances[scale] = metrics["kl_ref"]
+        largest = max((a - b).abs().max().item() for a, b in zip(anchored, free, strict=True))
+        assert (largest > 1e-3) is (scale != 1.0)
+    assert distances[1.0] == pytest.approx(0, abs=1e-6)
+    assert distances[0.8] > 1e-3
+
+
+def test_problems_without_images_skip_c1_and_the_text_only_filter(loop_of, base_vlm, repair_problems, step, tmp_path):
+    """A reward of 1 for everything closes C1 and drops the problem, where there is an image to take away."""
+    seen, bare = repair_problems[0], replace(repair_problems[1], images=())
+    loop = loop_of("repair_rl.c1=true", NO_AUDIT, reward=ByTurns(1.0))
+    loop.iterate(0, [annotated_draft(base_vlm, problem) for problem in (seen, bare)])
+    assert [row["gate_c1"] for row in loop.episodes] == [False] * 4 + [True] * 4
+    assert loop.step.tally.counts["errors_gated_by_c1"] == 1
+    rows = [
+        {"problem_id": p.problem_id, "question": p.question, "answer": p.answer, "kind": p.kind,
+         "images": [encode_image(image) for image in p.images]}
+        for p in (seen, bare)
+    ]  # fmt: skip
+    write_rows(tmp_path / "problems.parquet", PROBLEMS, rows)
+    found_errors(base_vlm, ByTurns(1.0), step, ProblemSet(tmp_path / "problems.parquet"))
+    dropped = pq.read_table(step.out / f"{DROPPED.name}.parquet").to_pylist()
+    assert [row["problem_id"] for row in dropped] == [seen.problem_id]
+
+
+@pytest.mark.parametrize(("share", "dropped"), [(1.0, 0), (0.75, 5), (0.5, 5)])
+def test_the_text_only_share_is_of_the_tries(base_vlm, step, text_only_problems, share, dropped):
+    found_errors(base_vlm, ByTurns(1.0, 1.0, 0.0, 1.0), step, text_only_problems, f"repair_rl.text_only_share={share}")
+    assert step.tally.dropped["text_only_solvable"] == dropped

@@ -6,7 +6,7 @@ import pytest
 
 from stages.artifacts.ledger import CostLedger
 from stages.core.alignment import difference_masks
-from stages.engines.protocol import ScoreRequest
+from stages.engines.protocol import Sampling, ScoreRequest
 from stages.engines.transformers_engine import TransformersEngine
 from stages.recipe import load_recipe
 from stages.s4_build_masks import GroupBuilder
@@ -34,7 +34,9 @@ def build(base_vlm, repair_problems, math_reward, step):
         problems = {problem.problem_id: problem for problem in chosen}
         repairer = Repairer(engine, recipe.prompt, math_reward, CostLedger())
         builder = GroupBuilder(recipe, problems, repairer, policy, open_auditor(recipe, policy), step)
-        return policy, *builder.build(rollouts, seed=3)
+        return policy, *builder.build(
+            rollouts, Sampling(recipe.rollout.max_new_tokens, recipe.rollout.temperature, seed=3)
+        )
 
     return run
 

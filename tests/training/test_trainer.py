@@ -45,19 +45,27 @@ def rows(tiny_vlm, problems, recipe):
     ]
 
 
-def trainer(vlm, size=8, temperature=0.7, **optimizer):
+def trainer(vlm, size=8, temperature=0.7, reference=None, **optimizer):
     section = OptimizerSection(
         **{"learning_rate": 1e-3, "max_grad_norm": 1e9, "rows_per_micro_batch": size} | optimizer
     )
-    return Trainer(vlm, section, temperature=temperature, mixed_precision="no")
+    return Trainer(vlm, section, temperature=temperature, reference=reference)
 
 
-def gradients(vlm, rows, loss_function, size=8, totals=None):
+def gradients(vlm, rows, loss_function, size=8, totals=None, reference=None):
     """Every parameter's gradient of one step on a copy of the model, and the step's metrics."""
-    metrics = trainer(vlm, size).step(rows, loss_function, totals)
+    metrics = trainer(vlm, size, reference=reference).step(rows, loss_function, totals)
     found = {name: p.grad.clone() for name, p in vlm.model.named_parameters() if p.grad is not None}
     assert any(gradient.abs().max() > 1e-4 for gradient in found.values())
     return found, metrics
+
+
+def moved(vlm, copy_of):
+    """A copy whose distributions are others."""
+    other = copy_of(vlm)
+    with torch.no_grad():
+        other.model.lm_head.weight.mul_(1.5)
+    return other
 
 
 def assert_equal(gradients, others, atol=1e-6):
@@ -136,11 +144,11 @@ def test_a_gated_out_token_has_no_gradient(tiny_vlm, copy_of, rows, algorithm):
     gated_rows = [*open_rows[:1], replace(rows[1], gate_T=closed), *open_rows[2:]]
     loss_function = objective(algorithm)
 
-    def without_token(step_rows, batch, logprobs, totals):
+    def without_token(step_rows, batch, logprobs, reference_BT, totals):
         is_token_BT = torch.zeros_like(batch.response_mask_BT)
         is_token_BT[[row.ids is rows[1].ids for row in step_rows].index(True), 4] = True
         held_BT = torch.where(is_token_BT, logprobs.logprobs_BT.detach(), logprobs.logprobs_BT)
-        return loss_function(step_rows, batch, logprobs._replace(logprobs_BT=held_BT), totals)
+        return loss_function(step_rows, batch, logprobs._replace(logprobs_BT=held_BT), reference_BT, totals)
 
     gated, _ = gradients(copy_of(tiny_vlm), gated_rows, loss_function)
     expected, _ = gradients(copy_of(tiny_vlm), open_rows, without_token)
@@ -192,9 +200,33 @@ def test_metrics_are_of_each_role(tiny_vlm, copy_of, rows):
 
 def test_kl_runs_over_gated_out_tokens_too(tiny_vlm, copy_of, rows):
     shut = [replace(row, gate_T=[0.0] * len(row.ids)) for row in rows]
-    found, metrics = gradients(copy_of(tiny_vlm), shut, objective("grpo", kl_coef=1.0))
-    assert metrics["loss"] > 0
+    anchored, reference = objective("dapo", kl_coef=1.0), moved(tiny_vlm, copy_of)
+    found, metrics = gradients(copy_of(tiny_vlm), shut, anchored, reference=reference)
+    assert metrics["loss"] == pytest.approx(metrics["kl_ref"], rel=1e-4)
+    assert metrics["loss"] > 1e-4
     assert found
+
+
+def test_kl_is_to_the_reference_which_stays_as_it_is(tiny_vlm, copy_of, rows):
+    """Its gradient pulls towards the reference: steps on the KL alone bring the model back."""
+    reference = moved(tiny_vlm, copy_of)
+    before = reference.model.lm_head.weight.clone()
+    shut = [replace(row, advantage=0.0) for row in rows]
+    own = trainer(copy_of(tiny_vlm), size=2, reference=reference, learning_rate=3e-4)
+    distances = [own.step(shut, objective("grpo", kl_coef=1.0))["kl_ref"] for _ in range(6)]
+    assert distances[-1] < 0.7 * distances[0]
+    assert torch.equal(reference.model.lm_head.weight, before)
+    assert all(parameter.grad is None for parameter in reference.model.parameters())
+
+
+def test_kl_to_an_equal_reference_is_zero(tiny_vlm, copy_of, rows):
+    plain, plain_metrics = gradients(copy_of(tiny_vlm), rows, objective("grpo"))
+    anchored, metrics = gradients(
+        copy_of(tiny_vlm), rows, objective("grpo", kl_coef=1.0), size=2, reference=copy_of(tiny_vlm)
+    )
+    assert metrics["kl_ref"] == pytest.approx(0, abs=1e-6)
+    assert metrics["loss"] == pytest.approx(plain_metrics["loss"], abs=1e-5)
+    assert_equal(anchored, plain, atol=1e-5)
 
 
 def test_a_checkpoint_goes_on_where_it_stopped(tiny_vlm, copy_of, rows, tmp_path):
@@ -209,7 +241,7 @@ def test_a_checkpoint_goes_on_where_it_stopped(tiny_vlm, copy_of, rows, tmp_path
     def second_step(resume_from):
         vlm = load_model(tmp_path / "model")
         section = own.section
-        resumed = Trainer(vlm, section, temperature=0.7, mixed_precision="no", resume_from=resume_from)
+        resumed = Trainer(vlm, section, temperature=0.7, resume_from=resume_from)
         metrics = resumed.step(rows[::-1], loss_function)
         return vlm, resumed, metrics
 
@@ -229,7 +261,7 @@ def test_another_model_s_optimizer_state_is_refused(tiny_vlm, copy_of, rows, tmp
     other = copy_of(tiny_vlm)
     other.model.resize_token_embeddings(len(other.tokenizer) + 1, mean_resizing=False)
     with pytest.raises(ModelError, match=r"embed_tokens.* does not fit the model"):
-        Trainer(other, own.section, temperature=0.7, mixed_precision="no", resume_from=tmp_path)
+        Trainer(other, own.section, temperature=0.7, resume_from=tmp_path)
 
 
 def test_warm_up_is_linear(tiny_vlm, copy_of, rows):
@@ -241,7 +273,7 @@ def test_warm_up_is_linear(tiny_vlm, copy_of, rows):
 def test_a_gradient_that_is_not_finite_stops_before_the_weights(tiny_vlm, copy_of, rows):
     vlm = copy_of(tiny_vlm)
     with pytest.raises(ModelError, match="optimizer step 1: gradient norm is nan"):
-        trainer(vlm).step(rows, lambda _rows, _batch, logprobs, _totals: (logprobs.logprobs_BT.sum() * math.nan, {}))
+        trainer(vlm).step(rows, lambda _rows, _batch, logprobs, *_: (logprobs.logprobs_BT.sum() * math.nan, {}))
     for first, second in zip(vlm.model.parameters(), tiny_vlm.model.parameters(), strict=True):
         assert torch.equal(first, second)
 

@@ -1,0 +1,128 @@
+"""Which errors `df build-masks` repairs: problems without a correct rollout, a lower threshold, null rewards."""
+
+import pytest
+
+from stages.artifacts.columns import GROUPS, PROBLEMS, REPAIRS, ROLLOUTS
+from stages.artifacts.ledger import CostLedger
+from stages.artifacts.problems import encode_image
+from stages.artifacts.stage import execute
+from stages.artifacts.step import Tally
+from stages.artifacts.store import iterate_rows, write_rows
+from stages.engines.protocol import Sampling
+from stages.engines.transformers_engine import TransformersEngine
+from stages.recipe import load_recipe
+from stages.s4_build_masks import BuildMasks, GroupBuilder
+from stages.scoring.answering import Answerer
+from stages.scoring.auditor import open_auditor
+from stages.scoring.repairs import Repairer
+from stages.training.heldout import with_end
+
+SETTINGS = ("audit.auditor=none", "masks.candidates=4", "rollout.temperature=1.0")
+GRADED = """
+def graded(response, problem):
+    return 0.6 if response.endswith(f"The answer is {problem['answer']}.") else 0.2
+"""
+
+
+@pytest.fixture(scope="module")
+def rollouts_of(base_vlm):
+    """A function: rollouts of a problem, its annotated error or repair, with these rewards."""
+
+    def make(problem, **rewards):
+        return [
+            {"problem_id": problem.problem_id, "sample": sample, "text": problem.extra[side], "reward": reward,
+             "ids": with_end(base_vlm, problem.extra[side]), "finish_reason": "stop"}
+            for sample, (side, reward) in enumerate((side, r) for side, values in rewards.items() for r in values)
+        ]  # fmt: skip
+
+    return make
+
+
+@pytest.fixture
+def build(base_vlm, repair_problems, math_reward, step):
+    """A function: rows of repairs and of groups, and the tally."""
+
+    def run(rollouts, *settings):
+        recipe = load_recipe("digits", [*SETTINGS, *settings])
+        engine = TransformersEngine(base_vlm, rows_per_batch=64)
+        policy = Answerer(engine, recipe.prompt, math_reward, CostLedger())
+        repairer = Repairer(engine, recipe.prompt, math_reward, CostLedger())
+        problems = {problem.problem_id: problem for problem in repair_problems}
+        step.tally = Tally()
+        builder = GroupBuilder(recipe, problems, repairer, policy, open_auditor(recipe, policy), step)
+        return *builder.build(rollouts, Sampling(72, 1.0, seed=3)), step.tally
+
+    return run
+
+
+def test_a_problem_without_a_correct_rollout_is_skipped_or_repaired(build, rollouts_of, repair_problems):
+    hard, easy = repair_problems[:2]
+    rollouts = rollouts_of(hard, error=[0.0, 0.0]) + rollouts_of(easy, repair=[1.0], error=[0.0])
+    repairs, groups, tally = build(rollouts)
+    assert {row["problem_id"] for row in repairs} == {easy.problem_id}
+    assert (tally.counts["problems_none_correct"], tally.counts["repair_triggered"]) == (1, 1)
+    assert [(row["role"], row["in_pair"]) for row in groups if row["problem_id"] == hard.problem_id] == [
+        ("error", False), ("error", False),
+    ]  # fmt: skip
+    repairs, groups, tally = build(rollouts, "masks.on_no_correct=repair")
+    assert {row["problem_id"] for row in repairs} == {hard.problem_id, easy.problem_id}
+    assert (tally.counts["problems_none_correct"], tally.counts["repair_triggered"]) == (1, 3)
+    chosen = {(row["problem_id"], row["sample"]) for row in repairs if row["selection"] == "chosen"}
+    found = {(row["problem_id"], row["sample"]) for row in groups if row["role"] == "repair"}
+    assert found == chosen
+    assert any(name == hard.problem_id for name, _ in found)
+
+
+def test_a_problem_whose_rollouts_are_all_unscored_is_counted(build, rollouts_of, repair_problems):
+    unscored, right, mixed = repair_problems[:3]
+    rollouts = (
+        rollouts_of(unscored, error=[None, None])
+        + rollouts_of(right, repair=[1.0, 1.0], error=[None])
+        + rollouts_of(mixed, repair=[1.0], error=[0.0, None])
+    )
+    repairs, groups, tally = build(rollouts, "masks.on_no_correct=repair")
+    assert tally.counts["problems"] == 3
+    assert tally.counts["problems_unscored"] == tally.counts["problems_all_correct"] == 1
+    assert tally.counts["problems_none_correct"] == 0
+    assert tally.dropped["unscored"] == 4
+    assert {(row["problem_id"], row["sample"]) for row in repairs} == {(mixed.problem_id, 1)}
+    assert unscored.problem_id not in {row["problem_id"] for row in groups}
+    assert tally.rows_in == 8
+
+
+@pytest.mark.parametrize(("threshold", "right"), [(0.5, True), (0.7, False)])
+def test_the_threshold_decides_what_a_graded_reward_calls_correct(
+    rollouts_of, repair_problems, base_dir, tmp_path, monkeypatch, threshold, right
+):
+    (tmp_path / "graded_reward.py").write_text(GRADED)
+    monkeypatch.syspath_prepend(tmp_path)
+    chosen = repair_problems[:6]
+    columns = [
+        {"problem_id": p.problem_id, "question": p.question, "answer": p.answer, "kind": p.kind,
+         "images": [encode_image(image) for image in p.images]}
+        for p in chosen
+    ]  # fmt: skip
+    write_rows(tmp_path / "problems.parquet", PROBLEMS, columns)
+    rollouts = [row for p in chosen for row in rollouts_of(p, repair=[0.6], error=[0.2])]
+    (tmp_path / "rollouts").mkdir()
+    rows = [row | {"sampler_logprobs": [-1.0] * len(row["ids"])} for row in rollouts]
+    write_rows(tmp_path / "rollouts" / f"{ROLLOUTS.name}-00000.parquet", ROLLOUTS, rows)
+    recipe = load_recipe(
+        "digits",
+        [*SETTINGS, "masks.on_no_correct=repair", "reward.name=graded_reward:graded", f"reward.threshold={threshold}"],
+    )
+    out = tmp_path / "out"
+    stage = BuildMasks(recipe, tmp_path / "rollouts", tmp_path / "problems.parquet", base_dir, base_dir)
+    counts = execute(stage, out).manifest["counts"]
+    repairs, groups = list(iterate_rows(out, REPAIRS)), list(iterate_rows(out, GROUPS))
+    assert {round(row["reward"], 3) for row in repairs} == {0.2, 0.6}
+    if right:
+        assert counts["repair_triggered"] == 6
+        assert counts.get("problems_none_correct", 0) == 0
+        assert {(row["role"], round(row["reward"], 3)) for row in groups} >= {("correct", 0.6), ("repair", 0.6)}
+        assert {round(row["reward"], 3) for row in repairs if row["selection"] == "chosen"} == {0.6}
+    else:
+        assert counts["repair_triggered"] == 12
+        assert counts["problems_none_correct"] == 6
+        assert {row["selection"] for row in repairs} == {"wrong"}
+        assert {row["role"] for row in groups} == {"error"}

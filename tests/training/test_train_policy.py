@@ -1,0 +1,245 @@
+"""`df train-policy` on small groups: order, passes, counts by reason, denominators, and what carries over."""
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from stages.artifacts.columns import GROUPS, METRICS
+from stages.artifacts.stage import execute
+from stages.artifacts.step import Plan, Step
+from stages.artifacts.store import iterate_rows, write_rows
+from stages.engines.protocol import ScoreRequest
+from stages.engines.transformers_engine import TransformersEngine
+from stages.errors import DataError
+from stages.model.loading import load_model
+from stages.model.prompts import policy_prompt
+from stages.recipe import load_recipe
+from stages.s5_train_policy import GroupSource, TrainPolicy
+from stages.training.groups import rows_to_work_on
+from stages.training.heldout import with_end
+from stages.training.trainer import OPTIMIZER_STATE
+
+
+@pytest.fixture(scope="module")
+def trajectories(base_vlm, repair_problems, recipe):
+    """Of each of twelve problems its wrong and its right response, with the base policy's log-probs."""
+    engine = TransformersEngine(base_vlm, rows_per_batch=64)
+    chosen = repair_problems[:12]
+    prompts = [policy_prompt(base_vlm.processor, recipe.prompt, p.question, p.images) for p in chosen]
+    ids = [[with_end(base_vlm, problem.extra[side]) for side in ("error", "repair")] for problem in chosen]
+    requests = [ScoreRequest(prompt, own) for prompt, pair in zip(prompts, ids, strict=True) for own in pair]
+    scores = iter(engine.score(requests, temperature=recipe.rollout.temperature))
+    return [
+        (problem.problem_id, [(own, next(scores)) for own in pair]) for problem, pair in zip(chosen, ids, strict=True)
+    ]
+
+
+def row(problem_id, trajectory, role, reward, *, in_pair):
+    ids, logprobs = trajectory
+    return {
+        "problem_id": problem_id,
+        "sample": 0,
+        "role": role,
+        "in_pair": in_pair,
+        "ids": ids,
+        "reward": reward,
+        "mask": [in_pair] * len(ids),
+        "old_logprobs": logprobs,
+        "finish_reason": "stop",
+    }
+
+
+def pair(trajectory):
+    name, (error, repair) = trajectory
+    return [row(name, error, "error", 0.0, in_pair=True), row(name, repair, "repair", 1.0, in_pair=True)]
+
+
+def all_correct(trajectory):
+    name, (_, right) = trajectory
+    return [row(name, right, "correct", 1.0, in_pair=False)] * 2
+
+
+def unrepaired(trajectory):
+    name, (error, right) = trajectory
+    return [row(name, error, "error", 0.0, in_pair=False), row(name, right, "correct", 1.0, in_pair=False)]
+
+
+def ungated(trajectory):
+    """Kept without a repair: every reward is 0."""
+    name, (error, _) = trajectory
+    return [row(name, error, "error", 0.0, in_pair=True)] * 2
+
+
+@pytest.fixture
+def stage_of(tmp_path, digits, base_dir):
+    """A function: the stage on these groups, a list of shards of problems of rows."""
+
+    def make(shards, *settings, policy=base_dir, budget=None, seed=0):
+        folder = tmp_path / "groups"
+        folder.mkdir(exist_ok=True)
+        for index, problems in enumerate(shards):
+            rows = [row for problem in problems for row in problem]
+            write_rows(folder / f"{GROUPS.name}-{index:05d}.parquet", GROUPS, rows)
+        recipe = load_recipe("digits", ["train.problems_per_step=2", *settings, f"seed={seed}"])
+        return TrainPolicy(recipe, folder, digits / "repair_set.parquet", policy, budget)
+
+    return make
+
+
+@pytest.fixture
+def source_of(stage_of, base_vlm, tmp_path):
+    """A function: what the stage reads groups with; its step is `source.step`."""
+
+    def make(shards, *settings, **options):
+        stage = stage_of(shards, *settings, **options)
+        return GroupSource(stage, base_vlm, Step.open(tmp_path / "source", Plan("test", {}, 0, {}), overwrite=True))
+
+    return make
+
+
+def metrics_of(out, name):
+    rows = iterate_rows(out / f"{METRICS.name}.parquet", METRICS)
+    return {row["step"]: row["value"] for row in rows if row["metric"] == name}
+
+
+def names(batches):
+    return [[group[0].row["problem_id"] for group in batch] for batch in batches]
+
+
+def flat(batches):
+    return [name for batch in names(batches) for name in batch]
+
+
+MIXED = (pair, all_correct, unrepaired, ungated)
+SKIPPED = {"all_correct": 1, "no_repaired_error": 1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "dropped", "equal", "used"),
+    [
+        ([], SKIPPED, 1, 2),
+        (["train.objective.algorithm=dapo"], SKIPPED | {"dynamic_sampling": 1}, 0, 1),
+        (["train.gate=none"], {}, 2, 4),
+        (["train.gate=none", "train.objective.algorithm=dapo"], {"dynamic_sampling": 2}, 0, 2),
+    ],
+)
+def test_what_is_not_trained_on_is_counted_by_reason(stage_of, trajectories, tmp_path, settings, dropped, equal, used):
+    groups = [make(trajectory) for make, trajectory in zip(MIXED, trajectories, strict=False)]
+    if "train.gate=none" in settings:
+        groups[0] = [*groups[0], *all_correct(trajectories[0])]
+    manifest = execute(stage_of([groups], "train.epochs=2", *settings), tmp_path / "out").manifest
+    assert (manifest["rows_in"], manifest["rows_out"]) == (4, used)
+    assert {reason: count for reason, count in manifest["dropped"].items() if count} == dropped
+    assert manifest["counts"]["groups_of_equal_rewards"] == equal
+
+
+@pytest.mark.parametrize(("algorithm", "sequences"), [("grpo", 4), ("gspo", 4), ("dapo", 2)])
+def test_groups_of_equal_rewards_stay_in_the_denominators_but_leave_dapo_s(
+    source_of, trajectories, algorithm, sequences
+):
+    groups = [pair(trajectories[0]), ungated(trajectories[1])]
+    source = source_of([groups], f"train.objective.algorithm={algorithm}")
+    (batch,) = source.batches()
+    working, totals = rows_to_work_on(source.training_rows(batch), source.recipe.train.objective)
+    assert sorted(row.role for row in working) == ["error", "repair"]
+    counted = [row for group in groups for row in group][:sequences]
+    assert totals == (sequences, sum(len(row["ids"]) for row in counted))
+
+
+def test_epochs_pass_over_every_group_in_another_order(source_of, trajectories):
+    source = source_of([[pair(t) for t in trajectories[:6]]], "train.epochs=3", "train.problems_per_step=4")
+    batches = list(source.batches())
+    assert [len(batch) for batch in batches] == [4, 2] * 3
+    passes = [flat(batches[start : start + 2]) for start in (0, 2, 4)]
+    assert {tuple(sorted(order)) for order in passes} == {tuple(sorted(name for name, _ in trajectories[:6]))}
+    assert len({tuple(order) for order in passes}) == 3
+    assert source.step.tally.rows_in == source.step.tally.rows_out == 6
+    assert source.rows_read == 3 * 12
+
+
+def test_the_order_is_a_seeded_permutation_shard_by_shard(source_of, trajectories):
+    shards = [[pair(t) for t in trajectories[start : start + 4]] for start in (0, 4, 8)]
+    order = flat(source_of(shards).batches())
+    assert sorted(order) == sorted(name for name, _ in trajectories)
+    shard_of = {name: index // 4 for index, (name, _) in enumerate(trajectories)}
+    visited = [shard_of[name] for name in order]
+    assert [visited[start : start + 4] for start in (0, 4, 8)] == [[visited[start]] * 4 for start in (0, 4, 8)]
+    assert flat(source_of(shards).batches()) == order
+    others = [flat(source_of(shards, seed=seed).batches()) for seed in range(1, 6)]
+    assert all(other != order for other in others)
+    assert len({shard_of[other[0]] for other in others}) > 1
+
+
+def test_a_budget_passes_over_the_groups_until_it_is_spent(source_of, trajectories):
+    source = source_of([[pair(t) for t in trajectories[:4]]], "train.epochs=1", budget=5.0)
+    seen = []
+    for batch in source.batches():
+        seen.append(batch)
+        source.step.ledger.device_seconds["train"] += 1.0
+    assert len(seen) == 5
+    assert sorted(flat(seen[:2])) == sorted(flat(seen[2:4]))
+    assert source.step.tally.rows_in == 4
+
+
+def test_a_budget_ends_a_pass_from_which_nothing_can_be_learned(source_of, trajectories):
+    source = source_of([[ungated(t) for t in trajectories[:4]]], budget=1e9)
+    assert len(list(source.batches())) == 2
+
+
+def test_a_spent_budget_ends_the_training_whatever_the_epochs(stage_of, trajectories, tmp_path):
+    groups = [[pair(t) for t in trajectories[:2]]]
+    execute(stage_of(groups, "train.epochs=1"), tmp_path / "one")
+    manifest = execute(stage_of(groups, "train.epochs=1", budget=2.0), tmp_path / "budget").manifest
+    assert len(metrics_of(tmp_path / "one", "loss")) == 1
+    assert len(metrics_of(tmp_path / "budget", "loss")) > 1
+    assert manifest["recipe"]["budget_device_seconds"] == 2.0
+    assert sum(manifest["device_seconds"].values()) >= 2.0
+
+
+def test_a_budget_too_small_for_a_step_says_so(stage_of, trajectories, tmp_path):
+    stage = stage_of([[pair(trajectories[0])]], budget=0.0)
+    with pytest.raises(DataError, match="raise --budget-device-seconds"):
+        execute(stage, tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_nothing_to_train_on_names_the_reasons(stage_of, trajectories, tmp_path):
+    stage = stage_of([[all_correct(trajectories[0]), unrepaired(trajectories[1])]])
+    with pytest.raises(DataError, match=r"no group has anything to train on .*'all_correct': 1.*rollout\.samples_per"):
+        execute(stage, tmp_path / "out")
+
+
+def test_equal_rewards_alone_leave_the_policy_as_it_was(stage_of, trajectories, base_vlm, tmp_path):
+    execute(stage_of([[ungated(t) for t in trajectories[:2]]]), tmp_path / "out")
+    trained = load_model(tmp_path / "out" / "model").model
+    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), base_vlm.model.parameters(), strict=True))
+
+
+def test_the_optimizer_goes_on_from_one_output_to_the_next(stage_of, trajectories, tmp_path):
+    groups = [[pair(t) for t in trajectories[:4]]]
+    first, second = tmp_path / "first", tmp_path / "second"
+    execute(stage_of(groups, "train.optimizer.warmup_steps=8"), first)
+    execute(stage_of(groups, "train.optimizer.warmup_steps=8", policy=first), second)
+    peak = load_recipe("digits").train.optimizer.learning_rate
+    assert metrics_of(first, "learning_rate") == pytest.approx({1: peak / 8, 2: peak / 4})
+    assert metrics_of(second, "learning_rate") == pytest.approx({3: peak * 3 / 8, 4: peak / 2})
+    moments = {}
+    for out, steps in ((first, 2), (second, 4)):
+        with safe_open(out / OPTIMIZER_STATE, framework="pt") as file:
+            assert file.metadata()["steps_done"] == str(steps)
+            name = next(name for name in file.keys() if name.endswith("exp_avg_sq"))  # noqa: SIM118
+            moments[steps] = file.get_tensor(name)
+            assert file.get_tensor(name.removesuffix("exp_avg_sq") + "step").item() == steps
+    assert not torch.equal(moments[2], moments[4])
+
+
+def test_the_same_seed_trains_the_same_bytes(stage_of, trajectories, tmp_path):
+    groups = [[pair(t) for t in trajectories[:6]]]
+    files = [
+        execute(stage_of(groups, seed=seed), tmp_path / out).manifest["files"]
+        for out, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    assert files[0] == files[1]
+    assert {name for name in files[0] if files[0][name] != files[2][name]} == {
+        "metrics.parquet", "model/model.safetensors", OPTIMIZER_STATE,
+    }  # fmt: skip
