@@ -337,13 +337,13 @@ class RepairLoop:
 
 
 def _summary(groups: Sequence[Sequence[Episode]], threshold: float) -> dict[str, float]:
-    """What an iteration looked like, over its scored repairs."""
+    """Means of an iteration, over its scored repairs; what nothing was measured on is left out."""
     episodes = [episode for group in groups for episode in group if episode.attempt.reward is not None]
-    rewards = [episode.repair_reward for episode in episodes if episode.repair_reward is not None]
-    return {
-        "accuracy": float(np.mean([is_correct(episode.attempt.reward, threshold) for episode in episodes])),
-        "edit_cost": float(np.mean([episode.attempt.cost for episode in episodes])),
-        "repair_reward": float(np.mean(rewards)),
-        "c1_hit_rate": float(np.mean([group[0].gate_c1 is False for group in groups])),
-        "audit_hit_rate": float(np.mean([episode.verdict.flagged is True for episode in episodes])),
+    values: dict[str, list[float]] = {
+        "accuracy": [is_correct(episode.attempt.reward, threshold) for episode in episodes],
+        "edit_cost": [episode.attempt.cost for episode in episodes],
+        "repair_reward": [e.repair_reward for e in episodes if e.repair_reward is not None],
+        "c1_hit_rate": [group[0].gate_c1 is False for group in groups],
+        "audit_hit_rate": [episode.verdict.flagged is True for episode in episodes],
     }
+    return {name: float(np.mean(measured)) for name, measured in values.items() if measured}
