@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stages.artifacts.columns import SCORES, SUMMARY
-from stages.artifacts.problems import Problem, ProblemSet
+from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
 from stages.artifacts.step import Plan, Step
 from stages.artifacts.store import iterate_rows
+from stages.batching import batched
 from stages.engines.loading import check_model, open_engine
 from stages.engines.protocol import Sampling
 from stages.progress import track
@@ -21,8 +22,6 @@ from stages.scoring.image_removal import without_image
 from stages.scoring.rewards import check_reward, open_reward
 from stages.scoring.score_summary import summarize_by_kind, summarize_scores
 from stages.seeds import Purpose, derive_seed
-
-PROBLEMS_AT_ONCE = 256
 
 
 class Mode(NamedTuple):
@@ -53,7 +52,7 @@ class Evaluate:
     def run(self, step: Step) -> None:
         recipe = self.recipe
         problems = ProblemSet(self.problems)
-        parts = [problems.ids[start : start + PROBLEMS_AT_ONCE] for start in range(0, len(problems), PROBLEMS_AT_ONCE)]
+        parts = list(batched(problems.ids, PROBLEMS_AT_ONCE))
         with step.ledger.phase("load"):
             engine = open_engine(self.model, recipe)
         modes = list(self._modes())

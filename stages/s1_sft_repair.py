@@ -11,6 +11,7 @@ import numpy as np
 from stages.artifacts.columns import METRICS, REPAIR_SET
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import MODEL, Plan, Step
+from stages.batching import batched
 from stages.engines.loading import check_model, open_engine
 from stages.model.batches import encode_prompt
 from stages.progress import track
@@ -69,9 +70,8 @@ class SftRepair:
         section = self.recipe.sft
         rng = np.random.default_rng(derive_seed(self.recipe.seed, Purpose.SFT_ORDER))
         for _ in range(section.epochs):
-            order = rng.permutation(ids).tolist()
-            for start in range(0, len(order), section.batch_size):
-                problems = repair_set.many(order[start : start + section.batch_size])
+            for batch in batched(rng.permutation(ids).tolist(), section.batch_size):
+                problems = repair_set.many(batch)
                 shown = rng.random(len(problems)) >= section.reference_dropout
                 yield list(zip(problems, shown.tolist(), strict=True))
 

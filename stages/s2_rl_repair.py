@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from stages.artifacts.columns import DROPPED, EPISODES, METRICS, REPAIR_SET
-from stages.artifacts.problems import Problem, ProblemSet
+from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
 from stages.artifacts.step import MODEL, Plan, Step
+from stages.batching import batched
 from stages.core.selection import is_correct
 from stages.engines.loading import check_model, open_engine, recipe_sampling
 from stages.engines.protocol import ScoreRequest
@@ -33,8 +34,6 @@ from stages.training.heldout import repair_heldout
 from stages.training.losses import check_objective, policy_objective
 from stages.training.metrics import MetricsLog
 from stages.training.trainer import Trainer, TrainingRow
-
-PROBLEMS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,8 @@ class ErrorSource:
         drafts: list[Draft] = []
         solvable: list[str] = []
         with track("rl-repair: looking for errors", len(ids), "problems") as advance:
-            for part, start in enumerate(range(0, len(ids), PROBLEMS_AT_ONCE)):
-                chosen = problems.many(ids[start : start + PROBLEMS_AT_ONCE])
+            for part, names in enumerate(batched(ids, PROBLEMS_AT_ONCE)):
+                chosen = problems.many(names)
                 without_need = self._text_only_solvable(chosen, part)
                 solvable += sorted(without_need)
                 drafts += self._drafts([problem for problem in chosen if problem.problem_id not in without_need], part)
@@ -224,8 +223,8 @@ class RepairLoop:
         size = self.recipe.repair_rl.errors_per_step
         training_groups = self._training_groups(groups)
         with self.step.ledger.phase("train"):
-            for start in range(0, len(groups), size):
-                rows = [row for group in training_groups[start : start + size] for row in group]
+            for batch in batched(training_groups, size):
+                rows = [row for group in batch for row in group]
                 if rows:
                     working, totals = rows_to_work_on(rows, self.recipe.repair_rl.objective)
                     self.log.add(self.trainer.steps_done + 1, self.trainer.step(working, self.objective, totals))

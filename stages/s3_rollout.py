@@ -10,6 +10,7 @@ from typing import Any
 from stages.artifacts.columns import ROLLOUTS
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Plan, Step
+from stages.batching import batched
 from stages.core.selection import is_correct
 from stages.engines.loading import check_model, open_engine, recipe_sampling
 from stages.progress import track
@@ -39,7 +40,6 @@ class Rollout:
         problems = ProblemSet(self.problems)
         ids = problems.draw(section.problems, derive_seed(recipe.seed, Purpose.ROLLOUT_PROBLEMS))
         per_shard = max(1, section.rows_per_shard // section.samples_per_problem)
-        shards = [ids[start : start + per_shard] for start in range(0, len(ids), per_shard)]
         with step.ledger.phase("load"):
             engine = open_engine(self.policy, recipe)
         with (
@@ -47,7 +47,7 @@ class Rollout:
             track("rollout", len(ids) * section.samples_per_problem, "responses") as advance,
         ):
             answerer = Answerer(engine, recipe.prompt, reward, step.ledger)
-            for index, shard in enumerate(shards):
+            for index, shard in enumerate(batched(ids, per_shard)):
                 if not step.has_shard(ROLLOUTS, index):
                     sampling = recipe_sampling(recipe, Purpose.ROLLOUTS, index)
                     chosen = problems.many(shard)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, groupby, islice
+from itertools import count, groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from stages.artifacts.columns import GROUPS, METRICS
 from stages.artifacts.problems import ProblemSet
 from stages.artifacts.step import MODEL, Plan, Step
 from stages.artifacts.store import count_rows, iterate_rows, parquet_files
+from stages.batching import batched
 from stages.engines.loading import check_model, open_engine
 from stages.errors import DataError
 from stages.model.batches import encode_prompt
@@ -26,8 +27,6 @@ from stages.training.groups import Trajectory, optimization_group, rows_to_work_
 from stages.training.losses import check_objective, policy_objective
 from stages.training.metrics import MetricsLog
 from stages.training.trainer import Trainer, TrainingRow
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -157,10 +156,3 @@ class GroupSource:
             tally.dropped["all_correct"] += 1
         else:
             tally.dropped["no_repaired_error"] += 1
-
-
-def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of `size` items, the last one shorter."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch

@@ -209,10 +209,17 @@ EPISODES = TableSpec(
         _TEXT,
         _REWARD,
         _COST,
-        Column("gate_c1", pa.bool_(), "g_C1 (eq. 3): the error cannot be repaired without the image", null="as R"),
+        Column(
+            "gate_c1",
+            pa.bool_(),
+            "g_C1 (eq. 3): the error cannot be repaired without the image",
+            null="too many counterfactuals could not be scored",
+        ),
         Column("gate_audit", pa.bool_(), "g_audit: not flagged", null="no verdict"),
         _CATEGORY,
-        Column("repair_reward", pa.float32(), "R_rep (eq. 4)", null="some part of it is null"),
+        Column(
+            "repair_reward", pa.float32(), "R_rep (eq. 4)", null="some part of it is null, or the audit filtered it out"
+        ),
     ),
 )
 

@@ -17,6 +17,9 @@ from stages.artifacts.columns import PROBLEMS, TableSpec
 from stages.artifacts.store import parquet_files
 from stages.errors import DataError
 
+PROBLEMS_AT_ONCE = 256
+"""How many problems a stage holds that works through all of them."""
+
 
 class EncodedImages(Sequence[Image.Image]):
     """A problem's images, decoded each time they are looked at: thousands of problems fit in memory as they lie in

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from stages.batching import batched
 from stages.engines.protocol import Completion, Request, Sampling, ScoreRequest
 from stages.model.batches import EncodedPrompt, encode_prompt, prompt_batch, response_batch
 from stages.model.loading import VisionLanguageModel
 from stages.model.logprobs import response_logprobs, sampled_logits
 from stages.model.prompts import Prompt
-
-Item = TypeVar("Item")
 
 
 class TransformersEngine:
@@ -32,7 +30,7 @@ class TransformersEngine:
         completions: list[list[Completion]] = [[] for _ in requests]
         with torch.random.fork_rng(devices=_cuda_devices()):
             torch.manual_seed(sampling.seed)
-            for batch in _batches(rows, self.rows_per_batch):
+            for batch in batched(rows, self.rows_per_batch):
                 generated = self._generate_batch([prompt for _, prompt in batch], sampling)
                 for (index, _), completion in zip(batch, generated, strict=True):
                     completions[index].append(completion)
@@ -42,7 +40,7 @@ class TransformersEngine:
     def score(self, requests: Sequence[ScoreRequest], *, temperature: float) -> list[list[float]]:
         order = sorted(range(len(requests)), key=lambda i: _length(requests[i].prompt) + len(requests[i].ids))
         scores: list[list[float]] = [[] for _ in requests]
-        for batch in _batches(order, self.rows_per_batch):
+        for batch in batched(order, self.rows_per_batch):
             prompts = self._encode([requests[i].prompt for i in batch])
             rows = response_batch(self.vlm, prompts, [requests[i].ids for i in batch])
             logprobs_BT = response_logprobs(self.vlm, rows, temperature=temperature).logprobs_BT
@@ -112,11 +110,6 @@ class _SampledLogprobs(LogitsProcessor):
 def _length(prompt: Prompt) -> int:
     """What a prompt's length is sorted by, before it is encoded."""
     return len(prompt.text) + len(prompt.tail) + len(prompt.spliced_ids)
-
-
-def _batches(rows: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
 
 
 def _cuda_devices() -> list[int]:

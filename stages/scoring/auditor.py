@@ -120,7 +120,7 @@ class RulesAuditor:
     def _entailment(self, reward: float | None) -> Verdict:
         if reward is None:
             return Verdict(None)
-        return Verdict(False) if reward >= self.threshold else Verdict(True, "answer_pasted")
+        return Verdict(False) if is_correct(reward, self.threshold) else Verdict(True, "answer_pasted")
 
     @property
     def _ledger(self) -> CostLedger:

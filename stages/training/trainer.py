@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from stages.batching import batched
 from stages.errors import ModelError
 from stages.model.batches import EncodedPrompt, ResponseBatch, response_batch
 from stages.model.loading import VisionLanguageModel
@@ -25,7 +26,7 @@ OPTIMIZER_STATE = "optimizer.safetensors"
 class TrainingRow:
     """One trajectory: what the model was given, and the response that is trained on.
 
-    The last two have the response's length T; SFT leaves both out, ungated training the gate.
+    The last two have the response's length T; SFT leaves both out, repair RL the gate.
     """
 
     prompt: EncodedPrompt
@@ -138,11 +139,9 @@ class Trainer:
             return None
         return response_logprobs(self.reference, batch, temperature=self.temperature).logprobs_BT
 
-    def _micro_batches(self, rows: Sequence[TrainingRow]) -> Iterator[Sequence[TrainingRow]]:
+    def _micro_batches(self, rows: Sequence[TrainingRow]) -> Iterator[list[TrainingRow]]:
         by_length = sorted(rows, key=lambda row: len(row.prompt.ids) + len(row.ids))
-        size = self.section.rows_per_micro_batch
-        for start in range(0, len(by_length), size):
-            yield by_length[start : start + size]
+        return batched(by_length, self.section.rows_per_micro_batch)
 
     def _set_learning_rate(self) -> None:
         warm = min(1.0, (self.steps_done + 1) / max(self.section.warmup_steps, 1))
