@@ -51,6 +51,11 @@ class ModelSection(Section):
     min_pixels: Positive | None = Field(None, description="Smallest image after resizing; processor's own if null.")
     max_pixels: Positive | None = Field(None, description="Largest image after resizing; processor's own if null.")
     trust_remote_code: bool = Field(False, description="Run code that a checkpoint brings along.")
+    image_cache: Path | None = Field(
+        None,
+        exclude=True,  # no output depends on it
+        description="Folder that keeps preprocessed images by content, 23 MB for 1024×1024 pixels; null keeps none.",
+    )
 
 
 class PromptSection(Section):
@@ -74,7 +79,8 @@ class PromptSection(Section):
 class EngineSection(Section):
     """Generation and teacher-forced scoring."""
 
-    rows_per_batch: Positive = Field(64, description="Sequences that are generated or scored at once.")
+    rows_per_batch: Positive = Field(64, description="Sequences that are generated at once.")
+    tokens_per_batch: Positive = Field(16384, description="Tokens that are scored at once.")
 
 
 class RewardSection(Section):
@@ -134,7 +140,6 @@ class OptimizerSection(Section):
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     warmup_steps: int = Field(0, ge=0, description="Optimizer steps of linear warm-up.")
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="Gradient norm is clipped to this.")
-    rows_per_micro_batch: Positive = Field(8, description="Rows of one forward and backward pass.")
 
 
 class SftOptimizerSection(OptimizerSection):
@@ -223,11 +228,37 @@ class TrainSection(Section):
     optimizer: OptimizerSection = OptimizerSection()
 
 
+class LoraSection(Section):
+    """Low-rank adapters on every linear layer of the text model instead of training all weights."""
+
+    rank: Positive = Field(16, description="Rank of an adapter.")
+    alpha: Positive = Field(32, description="Scale: an adapter's output is multiplied by alpha / rank.")
+
+
+class TrainerSection(Section):
+    """What the training stages train, and with how much of the machine."""
+
+    tokens_per_micro_batch: Positive = Field(16384, description="Tokens of one forward and backward pass.")
+    gradient_checkpointing: bool = Field(False, description="Compute activations again in the backward pass.")
+    freeze_vision: bool = Field(False, description="Leave the vision tower and its projector as they are.")
+    compile: bool = Field(False, description="Compile the text model's layers with torch.compile.")
+    lora: LoraSection | None = Field(None, description="Train adapters: `{rank: 16, alpha: 32}`; all weights if null.")
+
+
 class EvaluateSection(Section):
     """`df evaluate`."""
 
     draws: Positive = Field(8, description="Sampled answers per problem, at the rollout temperature.")
     image_removed: bool = Field(True, description="Also answer greedily on the blank image.")
+
+
+class TrackingSection(Section):
+    """Where the metrics of training go while it runs; no output depends on it."""
+
+    trackers: list[Literal["jsonl", "tensorboard", "wandb"]] = Field(
+        [], description="They write under `tracking/` of the step's folder; the last two need the pip extra so named."
+    )
+    project: str = Field("difference-feedback", pattern=r"^[^/\\#?%:]+$", description="Project in wandb.")
 
 
 SAMPLING_FIELDS = {"temperature", "max_new_tokens"}
@@ -248,7 +279,9 @@ class Recipe(Section):
     rollout: RolloutSection = RolloutSection()
     masks: MasksSection = MasksSection()
     train: TrainSection = TrainSection()
+    trainer: TrainerSection = TrainerSection()
     evaluate: EvaluateSection = EvaluateSection()
+    tracking: TrackingSection = TrackingSection()
 
     def subset(self, *sections: str, **fields: set[str]) -> dict[str, Any]:
         """Whole sections, and single fields of others: what a stage's output depends on."""

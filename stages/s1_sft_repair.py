@@ -20,7 +20,7 @@ from stages.scoring.repairs import Repairer
 from stages.scoring.rewards import check_reward, open_reward
 from stages.seeds import Purpose, derive_seed
 from stages.training.heldout import annotated_draft, repair_heldout, split_repair_set, with_end
-from stages.training.losses import supervised_loss
+from stages.training.losses import SupervisedLoss
 from stages.training.metrics import MetricsLog
 from stages.training.trainer import Trainer, TrainingRow
 
@@ -37,7 +37,7 @@ class SftRepair:
         check_reward(self.recipe.reward)
         ProblemSet(self.repair_set, REPAIR_SET)
         check_model(self.model)
-        recipe = self.recipe.subset("model", "engine", "prompt", "reward", "sft", rollout=SAMPLING_FIELDS)
+        recipe = self.recipe.subset("model", "engine", "prompt", "reward", "sft", "trainer", rollout=SAMPLING_FIELDS)
         inputs = {"repair_set": self.repair_set, "model": self.model}
         return Plan("sft-repair", recipe, self.recipe.seed, inputs)
 
@@ -49,12 +49,12 @@ class SftRepair:
             engine = open_engine(self.model, recipe, master_weights=True)
         with open_reward(recipe.reward) as reward:
             repairer = Repairer(engine, recipe.prompt, reward, ledger)
-            trainer = Trainer(engine.vlm, recipe.sft.optimizer, temperature=1.0)
+            trainer = Trainer(engine.vlm, recipe.sft.optimizer, temperature=1.0, machine=recipe.trainer)
             log = MetricsLog()
             with ledger.phase("train"), track("sft-repair", len(split.train) * recipe.sft.epochs, "pairs") as advance:
                 for pairs in self._batches(repair_set, split.train):
                     rows = [self._row(repairer, problem, with_reference) for problem, with_reference in pairs]
-                    log.add(trainer.steps_done + 1, trainer.step(rows, supervised_loss))
+                    log.add(trainer.steps_done + 1, trainer.step(rows, SupervisedLoss()))
                     advance(len(rows))
             repair_heldout(repairer, repair_set, recipe, step)
         with ledger.phase("save"):

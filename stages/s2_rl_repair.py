@@ -31,7 +31,7 @@ from stages.scoring.rewards import check_reward, open_reward
 from stages.seeds import Purpose, derive_seed
 from stages.training.groups import advantages_of, rows_to_work_on
 from stages.training.heldout import repair_heldout
-from stages.training.losses import check_objective, policy_objective
+from stages.training.losses import PolicyObjective, check_objective
 from stages.training.metrics import MetricsLog
 from stages.training.trainer import Trainer, TrainingRow
 
@@ -55,7 +55,7 @@ class RlRepair:
         check_model(self.policy)
         check_model(self.repair_model)
         check_objective(self.recipe.repair_rl.objective, self.recipe.rollout)
-        sections = ("model", "engine", "prompt", "reward", "audit", "repair_rl")
+        sections = ("model", "engine", "prompt", "reward", "audit", "repair_rl", "trainer")
         recipe = self.recipe.subset(*sections, rollout=SAMPLING_FIELDS, sft={"heldout_share"})
         inputs = {
             "problems": self.problems,
@@ -200,9 +200,10 @@ class RepairLoop:
             repairer.engine.vlm,
             recipe.repair_rl.optimizer,
             temperature=recipe.rollout.temperature,
+            machine=recipe.trainer,
             reference=reference,
         )
-        self.objective = policy_objective(recipe.repair_rl.objective, recipe.rollout)
+        self.objective = PolicyObjective(recipe.repair_rl.objective, recipe.rollout)
         self.log = MetricsLog()
         self.episodes: list[dict[str, Any]] = []
 

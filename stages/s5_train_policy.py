@@ -24,7 +24,7 @@ from stages.progress import track
 from stages.recipe import SAMPLING_FIELDS, Recipe
 from stages.seeds import Purpose, derive_seed
 from stages.training.groups import Trajectory, optimization_group, rows_to_work_on
-from stages.training.losses import check_objective, policy_objective
+from stages.training.losses import PolicyObjective, check_objective
 from stages.training.metrics import MetricsLog
 from stages.training.trainer import Trainer, TrainingRow
 
@@ -45,7 +45,7 @@ class TrainPolicy:
         parquet_files(self.groups, GROUPS)
         check_model(self.policy)
         check_objective(self.recipe.train.objective, self.recipe.rollout)
-        recipe = self.recipe.subset("model", "prompt", "train", rollout=SAMPLING_FIELDS)
+        recipe = self.recipe.subset("model", "prompt", "train", "trainer", rollout=SAMPLING_FIELDS)
         inputs = {"groups": self.groups, "problems": self.problems, "policy": self.policy}
         budget = {"budget_device_seconds": self.budget_device_seconds}
         return Plan("train-policy", recipe | budget, self.recipe.seed, inputs)
@@ -60,10 +60,11 @@ class TrainPolicy:
             engine.vlm,
             section.optimizer,
             temperature=recipe.rollout.temperature,
+            machine=recipe.trainer,
             reference=reference,
             resume_from=self.policy,
         )
-        objective = policy_objective(section.objective, recipe.rollout)
+        objective = PolicyObjective(section.objective, recipe.rollout)
         source = GroupSource(self, engine.vlm, step)
         log, advanced = MetricsLog(), 0
         total = count_rows(self.groups, GROUPS) * section.epochs

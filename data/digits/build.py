@@ -28,11 +28,10 @@ from stages.engines.protocol import Request, Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.model.batches import encode_prompt, response_batch
 from stages.model.loading import VisionLanguageModel
-from stages.model.logprobs import response_logprobs
 from stages.model.prompts import Prompt, policy_prompt, repair_prompt
 from stages.recipe import load_recipe
 from stages.scoring.answers import score_answer
-from tiny_model import tiny_qwen2_5_vl, train_tokenizer
+from tiny_model import plain_logprobs, tiny_qwen2_5_vl, train_tokenizer
 from worked import QUESTIONS, Slips, gold_answer, no_slips, reading, worked_answer
 
 SEED = 27482
@@ -135,7 +134,7 @@ def _train_step(vlm: VisionLanguageModel, optimizer: torch.optim.Optimizer, exam
     end = [vlm.end_ids[0]]
     responses = [vlm.tokenizer(example.response)["input_ids"] + end for example in examples]
     batch = response_batch(vlm, prompts, responses)
-    logprobs_BT = response_logprobs(vlm, batch, temperature=1.0).logprobs_BT
+    logprobs_BT = plain_logprobs(vlm, batch, temperature=1.0)
     loss = -logprobs_BT.sum() / batch.response_mask_BT.sum()
     optimizer.zero_grad()
     loss.backward()

@@ -15,6 +15,8 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
+from stages.model.batches import ResponseBatch
+from stages.model.head import sampled_logits
 from stages.model.loading import VisionLanguageModel, wrap_model
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"]
@@ -101,3 +103,12 @@ def tiny_qwen2_5_vl(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> VisionL
         chat_template=CHAT_TEMPLATE,
     )
     return wrap_model(model, processor)
+
+
+def plain_logprobs(vlm: VisionLanguageModel, batch: ResponseBatch, *, temperature: float) -> torch.Tensor:
+    """Log-probs (B, T) of every response token from the model's own logits, 0 in the padding."""
+    mask_BT = batch.response_mask_BT
+    logits_BTV = vlm.model(**batch.inputs, use_cache=False, logits_to_keep=mask_BT.shape[1] + 1).logits[:, :-1]
+    log_distribution_NV = sampled_logits(logits_BTV[mask_BT], vlm.banned_ids, temperature).log_softmax(-1)
+    logprobs_N = log_distribution_NV.gather(-1, batch.response_ids_BT[mask_BT][:, None]).squeeze(-1)
+    return torch.zeros(mask_BT.shape).masked_scatter(mask_BT, logprobs_N)

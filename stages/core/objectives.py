@@ -134,12 +134,12 @@ def ratio_metrics(
     gate_BT: Tensor | None = None,
     **hyper: Any,
 ) -> dict[str, Tensor]:
-    """How far the policy moved: scalars over the response tokens of these rows, 0 where there are none.
+    """How far the policy moved: scalars over the tokens of these rows whose gate is open, 0 where there are none.
 
     `ratio_mean` and `ratio_max` are of the token ratio, for GSPO too. `clip_fraction` is the share of tokens
     whose gradient the clip cuts, by their ungated advantage: GSPO cuts by the sequence ratio, CISPO caps a
     weight and cuts none (the share capped), SAPO does neither (0). `kl_old` is the k3 estimate of
-    KL(old || new), in nats. `gate_density` is the mean gate.
+    KL(old || new), in nats. `gate_density` is the mean gate over all response tokens.
 
     Raises ValueError as `policy_loss` does.
     """
@@ -150,13 +150,23 @@ def ratio_metrics(
     ratio_BT = _ratio(new_BT - old_BT, mask_BT, objective.sequence_ratio)
     advantages_BT = _token_advantages(mask_BT, advantages_B)
     terms = objective.surrogate(ratio_BT, new_BT, advantages_BT, **settings.clip_or_tau)
+    weights_BT = _gate(mask_BT, gate_BT)
+    open_BT = weights_BT != 0
     return {
-        "ratio_mean": _batch_token_mean(token_ratio_BT, mask_BT),
-        "ratio_max": torch.where(mask_BT, token_ratio_BT, 0).max(),
-        "clip_fraction": _batch_token_mean(terms.clipped_BT.float(), mask_BT),
-        "kl_old": _batch_token_mean(kl_estimate(old_BT, new_BT, "k3"), mask_BT),
-        "gate_density": _batch_token_mean(_gate(mask_BT, gate_BT), mask_BT),
+        "ratio_mean": _batch_token_mean(token_ratio_BT, open_BT),
+        "ratio_max": torch.where(open_BT, token_ratio_BT, 0).max(),
+        "clip_fraction": _batch_token_mean(terms.clipped_BT.float(), open_BT),
+        "kl_old": _batch_token_mean(kl_estimate(old_BT, new_BT, "k3"), open_BT),
+        "gate_density": _batch_token_mean(weights_BT, mask_BT),
     }
+
+
+def reads_every_token(name: str, *, kl_coef: float) -> bool:
+    """Whether the loss depends on log-probs at tokens whose gate is 0: through the sequence's ratio, or the KL.
+
+    Raises ValueError on an unknown name.
+    """
+    return _objective(name).sequence_ratio or kl_coef > 0
 
 
 def objective_hyper(name: str) -> dict[str, Any]:

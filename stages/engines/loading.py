@@ -26,7 +26,9 @@ def open_engine(path: Path, recipe: Recipe, *, master_weights: bool = False) -> 
         max_pixels=section.max_pixels,
         trust_remote_code=section.trust_remote_code,
     )
-    return TransformersEngine(vlm, rows_per_batch=recipe.engine.rows_per_batch)
+    return TransformersEngine(
+        vlm, rows_per_batch=recipe.engine.rows_per_batch, tokens_per_batch=recipe.engine.tokens_per_batch
+    )
 
 
 def check_model(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -10,18 +11,25 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from stages.batching import batched
 from stages.engines.protocol import Completion, Request, Sampling, ScoreRequest
-from stages.model.batches import EncodedPrompt, encode_prompt, prompt_batch, response_batch
+from stages.model.batches import EncodedPrompt, encode_prompt, prompt_batch
+from stages.model.head import sampled_logits
+from stages.model.layout import Reading
 from stages.model.loading import VisionLanguageModel
-from stages.model.logprobs import response_logprobs, sampled_logits
+from stages.model.logprobs import LogprobReader
 from stages.model.prompts import Prompt
 
 
 class TransformersEngine:
-    """Generates with one loaded model, `rows_per_batch` sequences at a time."""
+    """One loaded model: generates `rows_per_batch` sequences at a time, scores `tokens_per_batch` tokens."""
 
-    def __init__(self, vlm: VisionLanguageModel, *, rows_per_batch: int) -> None:
+    def __init__(self, vlm: VisionLanguageModel, *, rows_per_batch: int = 64, tokens_per_batch: int = 16384) -> None:
         self.vlm = vlm
         self.rows_per_batch = rows_per_batch
+        self.tokens_per_batch = tokens_per_batch
+
+    @cached_property
+    def _reader(self) -> LogprobReader:
+        return LogprobReader(self.vlm)
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
@@ -38,13 +46,12 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def score(self, requests: Sequence[ScoreRequest], *, temperature: float) -> list[list[float]]:
-        order = sorted(range(len(requests)), key=lambda i: _length(requests[i].prompt) + len(requests[i].ids))
+        encoded = self._encode([request.prompt for request in requests])
+        readings = [Reading(prompt, request.ids) for prompt, request in zip(encoded, requests, strict=True)]
         scores: list[list[float]] = [[] for _ in requests]
-        for batch in batched(order, self.rows_per_batch):
-            prompts = self._encode([requests[i].prompt for i in batch])
-            rows = response_batch(self.vlm, prompts, [requests[i].ids for i in batch])
-            logprobs_BT = response_logprobs(self.vlm, rows, temperature=temperature).logprobs_BT
-            for i, logprobs_T in zip(batch, logprobs_BT.tolist(), strict=True):
+        for members in self._reader.micro_batches(readings, self.tokens_per_batch):
+            logprobs = self._reader.read([readings[i] for i in members], temperature=temperature)
+            for i, logprobs_T in zip(members, logprobs.logprobs_BT.tolist(), strict=True):
                 scores[i] = logprobs_T[: len(requests[i].ids)]
         return scores
 

@@ -90,6 +90,12 @@ def _inputs(
     if "mm_token_type_ids" in vlm.processor.model_input_names:
         columns["mm_token_type_ids"] = [[0] * head + p.token_types + [0] * (len(r) + tail) for head, p, r, tail in rows]
     inputs = {name: torch.tensor(values, device=vlm.device) for name, values in columns.items()}
+    return inputs | vision_inputs(vlm, prompts)
+
+
+def vision_inputs(vlm: VisionLanguageModel, prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
+    """The prompts' images on the model's device, one after the other."""
+    inputs = {}
     for name in sorted({name for prompt in prompts for name in prompt.vision}):
         value = torch.cat([prompt.vision[name] for prompt in prompts if name in prompt.vision])
         inputs[name] = value.to(vlm.device, vlm.model.dtype if value.is_floating_point() else None)

@@ -12,6 +12,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from stages.errors import ModelError
+from stages.model.image_cache import CachedImageProcessor
+from stages.model.tree_attention import use_tree_attention
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -85,10 +87,12 @@ def load_model(
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     trust_remote_code: bool = False,
+    image_cache: Path | None = None,
 ) -> VisionLanguageModel:
     """Load the checkpoint at `path`; `dtype` is a key of `DTYPES`.
 
     With `master_weights` the weights are float32 and compute in `dtype`: updates of 1e-6 vanish in bfloat16 weights.
+    Preprocessed images are kept in the folder `image_cache`, if one is given.
     It goes onto the GPU if there is one, layer by layer onto all of them if there are several, else onto the CPU.
 
     Raises:
@@ -99,6 +103,8 @@ def load_model(
     processor = AutoProcessor.from_pretrained(
         path, trust_remote_code=trust_remote_code, **{k: v for k, v in pixels.items() if v is not None}
     )
+    if image_cache is not None:
+        processor.image_processor = CachedImageProcessor(processor.image_processor, image_cache)
     model = AutoModelForImageTextToText.from_pretrained(
         path,
         dtype=torch.float32 if master_weights else DTYPES[dtype],
@@ -124,6 +130,7 @@ def wrap_model(model: Any, processor: Any, autocast_dtype: torch.dtype | None = 
             f"{model.name_or_path}: neither generation_config nor the tokenizer names an end token; "
             "set eos_token_id in generation_config.json"
         )
+    use_tree_attention(model)
     generation_config, model.generation_config = model.generation_config, GenerationConfig()
     return VisionLanguageModel(
         model=model,

@@ -1,45 +1,180 @@
-"""Log-probs of response tokens under a model, of the very distribution that is sampled."""
+"""Log-probs of response tokens under a model, of the very distribution that is sampled.
+
+Axes: B responses, T tokens of the longest, N tokens that are read, U different ones of them, H hidden size.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 
-from stages.model.batches import ResponseBatch
+from stages.errors import ModelError
+from stages.model.batches import encode_prompt
+from stages.model.head import sampled_logits, token_logprobs
+from stages.model.layout import (
+    Layout,
+    Reading,
+    packed_layout,
+    packed_micro_batches,
+    padded_layout,
+    padded_micro_batches,
+)
 from stages.model.loading import VisionLanguageModel
+from stages.model.prompts import policy_prompt
+from stages.model.tree_attention import takes_trees
+from stages.recipe import PromptSection
+
+logger = logging.getLogger(__name__)
+
+CHECK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
+"""Largest difference in log-prob between two ways to read it that counts as rounding."""
 
 
 class ResponseLogprobs(NamedTuple):
-    """Both (B, T), float32, 0 where the response mask is False."""
+    """All (B, T); the first two float32, and 0 where a token is not read or there is none."""
 
     logprobs_BT: Tensor
     entropy_BT: Tensor
     """Entropy in nats of the distribution at each token, without gradient."""
+    read_BT: Tensor
+    """Bool."""
 
 
-def sampled_logits(logits: Tensor, banned_ids: tuple[int, ...], temperature: float) -> Tensor:
-    """Logits (..., V) of the sampled distribution: banned ids out, divided by the temperature, in float32.
+class TokenLogprobs(nn.Module):
+    """The model as a training framework wraps it: from a layout to the log-probs of the tokens that it reads."""
 
-    Samplers, old and new log-probs all go through here, or the ratio is off from the first step.
+    def __init__(self, vlm: VisionLanguageModel) -> None:
+        super().__init__()
+        self.model = vlm.model
+        self.banned_ids = vlm.banned_ids
+        self.precision = vlm.precision
+        # Which modules a framework shards as one.
+        self._no_split_modules = vlm.model._no_split_modules
+
+    def forward(self, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies of the tokens that are read, both (N,)."""
+        with self.precision():
+            hidden_NH = self.model.base_model(**layout.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+            logprobs_U, entropy_U = self._read(hidden_NH, layout, temperature)
+        return logprobs_U[layout.where_N], entropy_U[layout.where_N]
+
+    def _read(self, hidden_NH: Tensor, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
+        graph_U = layout.graph_U
+        if graph_U.all():
+            return self._head(hidden_NH, layout, graph_U, temperature)
+        logprobs_U, entropy_U = torch.zeros((2, len(graph_U)), device=graph_U.device)
+        for part_U, gradient in ((graph_U, torch.is_grad_enabled()), (~graph_U, False)):
+            with torch.set_grad_enabled(gradient):
+                logprobs_P, entropy_P = self._head(hidden_NH, layout, part_U, temperature)
+            logprobs_U = logprobs_U.masked_scatter(part_U, logprobs_P)
+            entropy_U = entropy_U.masked_scatter(part_U, entropy_P)
+        return logprobs_U, entropy_U
+
+    def _head(self, hidden_NH: Tensor, layout: Layout, part_U: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        head = self.model.get_output_embeddings()
+        return token_logprobs(
+            hidden_NH[layout.source_U[part_U]],
+            head.weight,
+            head.bias,
+            layout.target_U[part_U],
+            banned_ids=self.banned_ids,
+            temperature=temperature,
+        )
+
+
+class LogprobReader:
+    """Reads log-probs of responses in as few tokens as the architecture allows.
+
+    Packed rows where a check on a made-up group finds them equal to plain rows, else plain rows.
     """
-    banned = torch.tensor(banned_ids, dtype=torch.long, device=logits.device)
-    return logits.float().div(temperature).index_fill(-1, banned, float("-inf"))
+
+    def __init__(self, vlm: VisionLanguageModel) -> None:
+        """Raises ModelError where the model's logits are not its head's output."""
+        self.vlm = vlm
+        self.module: nn.Module = TokenLogprobs(vlm)
+        check = _Check(vlm)
+        check.head()
+        self.packed = check.packing()
+
+    def micro_batches(self, readings: Sequence[Reading], token_budget: int) -> Iterator[list[int]]:
+        """Indices of readings that fit one pass of about `token_budget` tokens, padding included."""
+        if self.packed:
+            return packed_micro_batches(readings, token_budget)
+        return padded_micro_batches(readings, token_budget)
+
+    def layout(self, readings: Sequence[Reading]) -> Layout:
+        return packed_layout(self.vlm, readings) if self.packed else padded_layout(self.vlm, readings)
+
+    def read(
+        self, readings: Sequence[Reading], *, temperature: float, layout: Layout | None = None
+    ) -> ResponseLogprobs:
+        """Teacher-forced log-probs at `temperature`; `layout` is that of the readings where it is at hand."""
+        return _read(self.module, readings, layout or self.layout(readings), temperature)
 
 
-def response_logprobs(vlm: VisionLanguageModel, batch: ResponseBatch, *, temperature: float) -> ResponseLogprobs:
-    """Teacher-forced log-probs of every response token at `temperature`.
+def _read(module: nn.Module, readings: Sequence[Reading], layout: Layout, temperature: float) -> ResponseLogprobs:
+    read_BT = torch.zeros(len(readings), max(len(r.ids) for r in readings), dtype=torch.bool)
+    for row, reading in enumerate(readings):
+        read_BT[row, torch.from_numpy(reading.tokens_read)] = True
+    read_BT = read_BT.to(layout.where_N.device)
+    zeros_BT = torch.zeros(read_BT.shape, device=read_BT.device)
+    logprobs_N, entropy_N = module(layout, temperature)
+    return ResponseLogprobs(
+        zeros_BT.masked_scatter(read_BT, logprobs_N), zeros_BT.masked_scatter(read_BT, entropy_N), read_BT
+    )
 
-    The vocabulary projection runs over the response columns only.
-    """
-    mask_BT = batch.response_mask_BT
-    with vlm.precision():
-        output = vlm.model(**batch.inputs, use_cache=False, logits_to_keep=mask_BT.shape[1] + 1)
-    logits_BTV = output.logits[:, :-1]
-    log_distribution_NV = sampled_logits(logits_BTV[mask_BT], vlm.banned_ids, temperature).log_softmax(-1)
-    logprobs_N = log_distribution_NV.gather(-1, batch.response_ids_BT[mask_BT][:, None]).squeeze(-1)
-    with torch.no_grad():
-        entropy_N = torch.special.entr(log_distribution_NV.exp()).sum(-1)
-    zeros_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
-    return ResponseLogprobs(zeros_BT.masked_scatter(mask_BT, logprobs_N), zeros_BT.masked_scatter(mask_BT, entropy_N))
+
+class _Check:
+    """Compares ways to read the same log-probs of a made-up group, in the weights' own type."""
+
+    def __init__(self, vlm: VisionLanguageModel) -> None:
+        self.vlm = replace(vlm, autocast_dtype=None)
+        self.module = TokenLogprobs(self.vlm)
+        self.readings = _made_up_group(vlm)
+        self.tolerance = CHECK_TOLERANCE[vlm.model.dtype]
+
+    @torch.no_grad()
+    def head(self) -> None:
+        """Refuse a model whose logits are more than its head's output."""
+        readings = self.readings[:1]
+        layout = padded_layout(self.vlm, readings)
+        logits_UV = self.vlm.model(**layout.inputs, use_cache=False).logits[0, layout.source_U]
+        logprobs_UV = sampled_logits(logits_UV, self.vlm.banned_ids, 1.0).log_softmax(-1)
+        model_T = logprobs_UV.gather(-1, layout.target_U[:, None])[layout.where_N, 0]
+        own_T = _read(self.module, readings, layout, 1.0).logprobs_BT[0]
+        if (model_T - own_T).abs().max() > self.tolerance:
+            raise ModelError(
+                f"{self.vlm.model.name_or_path}: this architecture changes its logits after the head (soft-capping or "
+                "scaling), which log-probs are not made for; take another model"
+            )
+
+    @torch.no_grad()
+    def packing(self) -> bool:
+        """Whether packed rows give the log-probs of plain rows."""
+        architecture = type(self.vlm.model).__name__
+        if not takes_trees(self.vlm.model):
+            logger.info("%s: plain rows, its attention takes no packed ones", architecture)
+            return False
+        layouts = padded_layout(self.vlm, self.readings), packed_layout(self.vlm, self.readings)
+        plain_BT, packed_BT = (_read(self.module, self.readings, layout, 1.0).logprobs_BT for layout in layouts)
+        difference = (plain_BT - packed_BT).abs().max().item()
+        if difference > self.tolerance:
+            logger.warning("%s: plain rows, packed ones are off by %.2g", architecture, difference)
+        return difference <= self.tolerance
+
+
+def _made_up_group(vlm: VisionLanguageModel) -> list[Reading]:
+    """Three responses of unequal lengths, two with a common beginning, to a prompt with a noisy image."""
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (112, 112, 3), dtype=np.uint8))
+    prompt = encode_prompt(vlm, policy_prompt(vlm.processor, PromptSection(), "What is seen here?", [image]))
+    allowed = np.setdiff1d(np.arange(len(vlm.tokenizer)), vlm.banned_ids)
+    beginning, *endings = (rng.choice(allowed, length).tolist() for length in (5, 7, 3, 9))
+    return [Reading(prompt, ids) for ids in (beginning + endings[0], beginning + endings[1], endings[2])]

@@ -1,32 +1,41 @@
-"""What an optimizer step minimises: the supervised loss, and the policy objectives with their gates."""
+"""What an optimizer step minimises: the supervised loss, and the policy objectives with their gates.
+
+Axes: B responses of a micro-batch, T tokens of the longest.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core.objectives import objective_hyper, policy_loss, ratio_metrics
+from stages.core.objectives import objective_hyper, policy_loss, ratio_metrics, reads_every_token
 from stages.errors import RecipeError
-from stages.model.batches import ResponseBatch
+from stages.model.layout import Reading
 from stages.model.logprobs import ResponseLogprobs
 from stages.recipe import ObjectiveSection, RolloutSection
-from stages.training.trainer import LossFunction, Metric, Totals, TrainingRow
+from stages.training.trainer import Metric, Totals, TrainingRow
 
 
-def supervised_loss(
-    _rows: Sequence[TrainingRow],
-    batch: ResponseBatch,
-    logprobs: ResponseLogprobs,
-    _reference_BT: Tensor | None,
-    totals: Totals,
-) -> tuple[Tensor, dict[str, Metric]]:
+class SupervisedLoss:
     """Eq. 1: mean negative log-likelihood over the step's response tokens."""
-    loss = -logprobs.logprobs_BT.sum() / totals.num_tokens
-    tokens = int(batch.response_mask_BT.sum())
-    return loss, {"entropy": Metric(logprobs.entropy_BT.sum().item() / tokens, tokens)}
+
+    def reading(self, row: TrainingRow) -> Reading:
+        return Reading(row.prompt, row.ids)
+
+    def __call__(
+        self,
+        rows: Sequence[TrainingRow],
+        logprobs: ResponseLogprobs,
+        _reference_BT: Tensor | None,
+        totals: Totals,
+    ) -> tuple[Tensor, dict[str, Metric]]:
+        loss = -logprobs.logprobs_BT.sum() / totals.num_tokens
+        tokens = sum(len(row.ids) for row in rows)
+        return loss, {"entropy": Metric(logprobs.entropy_BT.sum().item() / tokens, tokens)}
 
 
 def check_objective(section: ObjectiveSection, rollout: RolloutSection) -> None:
@@ -46,46 +55,6 @@ def check_objective(section: ObjectiveSection, rollout: RolloutSection) -> None:
             raise RecipeError(f"objective.{name} is set, but {section.algorithm} takes only {', '.join(takes)}")
 
 
-def policy_objective(section: ObjectiveSection, rollout: RolloutSection) -> LossFunction:
-    """The recipe's objective, with metrics for each role (error, repair, correct) on its own.
-
-    Dr.GRPO's length budget is the longest response that can be sampled, unless the recipe sets another.
-    """
-    hyper = section.hyper()
-    if section.algorithm == "dr_grpo":
-        hyper.setdefault("max_response_length", rollout.max_new_tokens)
-
-    def loss_function(
-        rows: Sequence[TrainingRow],
-        batch: ResponseBatch,
-        logprobs: ResponseLogprobs,
-        reference_BT: Tensor | None,
-        totals: Totals,
-    ) -> tuple[Tensor, dict[str, Metric]]:
-        mask_BT = batch.response_mask_BT
-        tensors = PolicyTensors(
-            logprobs_BT=logprobs.logprobs_BT,
-            old_logprobs_BT=_padded([row.old_logprobs_T for row in rows], mask_BT),
-            advantages_B=torch.tensor([row.advantage for row in rows], device=mask_BT.device),
-            response_mask_BT=mask_BT,
-            gate_BT=_padded([[1.0] * len(row.ids) if row.gate_T is None else row.gate_T for row in rows], mask_BT),
-        )
-        result = policy_loss(
-            section.algorithm,
-            ref_logprobs_BT=reference_BT,
-            num_sequences=totals.num_sequences,
-            num_tokens=totals.num_tokens,
-            **tensors._asdict(),
-            **hyper,
-        )
-        metrics = _role_metrics(section.algorithm, hyper, rows, tensors, logprobs.entropy_BT)
-        if reference_BT is not None:
-            metrics["kl_ref"] = Metric(result.metrics["kl_ref"].item(), int(mask_BT.sum()))
-        return result.loss, metrics
-
-    return loss_function
-
-
 class PolicyTensors(NamedTuple):
     """What an objective reads of a micro-batch; names are `policy_loss`'s."""
 
@@ -96,22 +65,79 @@ class PolicyTensors(NamedTuple):
     gate_BT: Tensor
 
 
-def _role_metrics(
-    algorithm: str,
-    hyper: dict[str, Any],
-    rows: Sequence[TrainingRow],
-    tensors: PolicyTensors,
-    entropy_BT: Tensor,
-) -> dict[str, Metric]:
-    metrics: dict[str, Metric] = {}
-    for role in sorted({row.role for row in rows}):
-        picked = torch.tensor([row.role == role for row in rows], device=entropy_BT.device)
-        part = PolicyTensors(*(tensor[picked] for tensor in tensors))
-        values = ratio_metrics(algorithm, **part._asdict(), **hyper)
-        tokens = int(part.response_mask_BT.sum())
-        values["entropy"] = entropy_BT[picked].sum() / max(tokens, 1)
-        metrics |= {f"{name}/{role}": Metric(value.item(), tokens) for name, value in values.items()}
-    return metrics
+class PolicyObjective:
+    """The recipe's objective, with metrics for each role (error, repair, correct) on its own.
+
+    Dr.GRPO's length budget is the longest response that can be sampled, unless the recipe sets another.
+    """
+
+    def __init__(self, section: ObjectiveSection, rollout: RolloutSection) -> None:
+        self.algorithm = section.algorithm
+        self.hyper = section.hyper()
+        if self.algorithm == "dr_grpo":
+            self.hyper.setdefault("max_response_length", rollout.max_new_tokens)
+        self.has_kl = section.kl_coef > 0
+        self.reads_every_token = reads_every_token(self.algorithm, kl_coef=section.kl_coef)
+
+    def reading(self, row: TrainingRow) -> Reading:
+        """Tokens whose gate is 0 are read where the sequence's ratio or the KL needs them, without a gradient
+        where only the ratio does."""
+        open_T = None if row.gate_T is None else np.asarray(row.gate_T) != 0
+        if self.has_kl:
+            return Reading(row.prompt, row.ids)
+        return Reading(row.prompt, row.ids, read_T=None if self.reads_every_token else open_T, graph_T=open_T)
+
+    def __call__(
+        self,
+        rows: Sequence[TrainingRow],
+        logprobs: ResponseLogprobs,
+        reference_BT: Tensor | None,
+        totals: Totals,
+    ) -> tuple[Tensor, dict[str, Metric]]:
+        tensors = _tensors(rows, logprobs)
+        result = policy_loss(
+            self.algorithm,
+            ref_logprobs_BT=reference_BT,
+            num_sequences=totals.num_sequences,
+            num_tokens=totals.num_tokens,
+            **tensors._asdict(),
+            **self.hyper,
+        )
+        metrics = self._role_metrics(rows, tensors, logprobs.entropy_BT)
+        if reference_BT is not None:
+            metrics["kl_ref"] = Metric(result.metrics["kl_ref"].item(), int(tensors.response_mask_BT.sum()))
+        return result.loss, metrics
+
+    def _role_metrics(
+        self, rows: Sequence[TrainingRow], tensors: PolicyTensors, entropy_BT: Tensor
+    ) -> dict[str, Metric]:
+        """All but the gate's density are over tokens whose gate is open."""
+        metrics: dict[str, Metric] = {}
+        for role in sorted({row.role for row in rows}):
+            picked = torch.tensor([row.role == role for row in rows], device=entropy_BT.device)
+            part = PolicyTensors(*(tensor[picked] for tensor in tensors))
+            values = ratio_metrics(self.algorithm, **part._asdict(), **self.hyper)
+            open_BT = part.gate_BT != 0
+            opened, tokens = int(open_BT.sum()), int(part.response_mask_BT.sum())
+            values["entropy"] = torch.where(open_BT, entropy_BT[picked], 0).sum() / max(opened, 1)
+            weights = dict.fromkeys(values, opened) | {"gate_density": tokens}
+            metrics |= {f"{name}/{role}": Metric(value.item(), weights[name]) for name, value in values.items()}
+        return metrics
+
+
+def _tensors(rows: Sequence[TrainingRow], logprobs: ResponseLogprobs) -> PolicyTensors:
+    """Tokens that are not read stand at their old log-prob: a ratio of 1 behind a gate of 0."""
+    device = logprobs.logprobs_BT.device
+    lengths_B = torch.tensor([len(row.ids) for row in rows], device=device)
+    mask_BT = torch.arange(logprobs.logprobs_BT.shape[1], device=device) < lengths_B[:, None]
+    old_BT = _padded([row.old_logprobs_T for row in rows], mask_BT)
+    return PolicyTensors(
+        logprobs_BT=torch.where(logprobs.read_BT, logprobs.logprobs_BT, old_BT),
+        old_logprobs_BT=old_BT,
+        advantages_B=torch.tensor([row.advantage for row in rows], device=device),
+        response_mask_BT=mask_BT,
+        gate_BT=_padded([[1.0] * len(row.ids) if row.gate_T is None else row.gate_T for row in rows], mask_BT),
+    )
 
 
 def _padded(values: Sequence[Sequence[float]], mask_BT: Tensor) -> Tensor:

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from stages.model.batches import encode_prompt, prompt_batch, response_batch
-from stages.model.logprobs import response_logprobs, sampled_logits
+from stages.model.head import sampled_logits
+from stages.model.layout import Reading
+from stages.model.logprobs import LogprobReader
 from stages.model.prompts import policy_prompt
 
 
@@ -63,7 +65,9 @@ def test_logprobs_and_entropy_are_those_of_a_row_alone(tiny_vlm, prompts, respon
     batch = response_batch(tiny_vlm, encoded, responses)
     assert batch.response_mask_BT.sum(-1).tolist() == [4, 11, 1, 7]
     with torch.no_grad():
-        logprobs_BT, entropy_BT = response_logprobs(tiny_vlm, batch, temperature=temperature)
+        read = LogprobReader(tiny_vlm).read(list(map(Reading, encoded, responses)), temperature=temperature)
+    logprobs_BT, entropy_BT = read.logprobs_BT, read.entropy_BT
+    assert torch.equal(read.read_BT, batch.response_mask_BT)
     assert not logprobs_BT[~batch.response_mask_BT].any()
     assert not entropy_BT[~batch.response_mask_BT].any()
     for row, (prompt, ids) in enumerate(zip(prompts, responses, strict=True)):

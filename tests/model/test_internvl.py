@@ -8,11 +8,11 @@ from stages.engines.protocol import Request, Sampling, ScoreRequest
 from stages.engines.transformers_engine import TransformersEngine
 from stages.model.batches import encode_prompt, response_batch
 from stages.model.loading import load_model, wrap_model
-from stages.model.logprobs import response_logprobs
 from stages.model.prompts import policy_prompt
-from stages.recipe import OptimizerSection
-from stages.training.losses import supervised_loss
+from stages.recipe import OptimizerSection, TrainerSection
+from stages.training.losses import SupervisedLoss
 from stages.training.trainer import Trainer, TrainingRow
+from tiny_model import plain_logprobs
 
 SPECIAL = {"start_image_token": "<img>", "end_image_token": "</img>"}
 SPECIAL |= {"context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
@@ -123,7 +123,7 @@ def test_swapped_images_change_the_logprobs(tiny_internvl, problems, recipe):
         prompt = policy_prompt(tiny_internvl.processor, recipe.prompt, "What?", problem.images)
         batch = response_batch(tiny_internvl, [encode_prompt(tiny_internvl, prompt)], [[20, 21]])
         with torch.no_grad():
-            return response_logprobs(tiny_internvl, batch, temperature=1.0).logprobs_BT
+            return plain_logprobs(tiny_internvl, batch, temperature=1.0)
 
     same_size = [problem for problem in problems if problem.images[0].width == 112]
     assert (score(same_size[0]) - score(same_size[1])).abs().max() > 1e-4
@@ -131,11 +131,11 @@ def test_swapped_images_change_the_logprobs(tiny_internvl, problems, recipe):
 
 def test_a_step_lowers_the_supervised_loss(tiny_internvl, copy_of, prompts):
     vlm = copy_of(tiny_internvl)
-    optimizer = OptimizerSection(learning_rate=3e-3, rows_per_micro_batch=2)
-    trainer = Trainer(vlm, optimizer, temperature=1.0)
+    optimizer = OptimizerSection(learning_rate=3e-3)
+    trainer = Trainer(vlm, optimizer, temperature=1.0, machine=TrainerSection(tokens_per_micro_batch=100))
     rows = [TrainingRow(encode_prompt(vlm, prompt), [30, 31, 32, 2][-n:], "repair")
             for prompt, n in zip(prompts, (4, 2, 3), strict=True)]  # fmt: skip
-    losses = [trainer.step(rows, supervised_loss)["loss"] for _ in range(3)]
+    losses = [trainer.step(rows, SupervisedLoss())["loss"] for _ in range(3)]
     assert losses[0] > losses[1] > losses[2]
     changed = {
         name.split(".")[1]

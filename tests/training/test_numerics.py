@@ -1,5 +1,7 @@
 """In bfloat16 the first optimizer step sees the old log-probs of its own numerics: GSPO's bounds are 3e-4."""
 
+from statistics import median
+
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ from stages.scoring.repairs import Repairer
 from stages.seeds import Purpose
 from stages.training.groups import optimization_group
 from stages.training.heldout import annotated_draft, with_end
-from stages.training.losses import policy_objective
+from stages.training.losses import PolicyObjective
 from stages.training.trainer import Trainer, TrainingRow
 
 RECIPE = load_recipe(
@@ -27,9 +29,8 @@ RECIPE = load_recipe(
         "audit.auditor=none",
         "masks.candidates=3",
         "train.objective.algorithm=gspo",
-        "train.optimizer.rows_per_micro_batch=3",
+        "trainer.tokens_per_micro_batch=400",
         "repair_rl.objective.algorithm=gspo",
-        "repair_rl.optimizer.rows_per_micro_batch=3",
         "repair_rl.repairs_per_error=4",
         "repair_rl.c1=false",
     ],
@@ -45,10 +46,13 @@ class Recording:
         self.loss_function = loss_function
         self.log_s: list[float] = []
 
-    def __call__(self, rows, batch, logprobs, reference_BT, totals):
-        for row, new_T, mask_T in zip(rows, logprobs.logprobs_BT.detach(), batch.response_mask_BT, strict=True):
-            self.log_s.append((new_T[mask_T] - torch.tensor(row.old_logprobs_T)).mean().item())
-        return self.loss_function(rows, batch, logprobs, reference_BT, totals)
+    def reading(self, row):
+        return self.loss_function.reading(row)
+
+    def __call__(self, rows, logprobs, reference_BT, totals):
+        for row, new_T in zip(rows, logprobs.logprobs_BT.detach(), strict=True):
+            self.log_s.append((new_T[: len(row.ids)] - torch.tensor(row.old_logprobs_T)).mean().item())
+        return self.loss_function(rows, logprobs, reference_BT, totals)
 
     @property
     def drift(self):
@@ -87,19 +91,20 @@ def test_build_masks_and_train_policy_agree(engine_of, repair_problems, math_rew
             )
             for t, old_T in zip(chosen, old_logprobs, strict=True)
         ]  # fmt: skip
-        loss_function = Recording(policy_objective(RECIPE.train.objective, RECIPE.rollout))
-        trainer = Trainer(own, RECIPE.train.optimizer, temperature=RECIPE.rollout.temperature)
-        return loss_function, trainer.step(rows, loss_function)
+        loss_function = Recording(PolicyObjective(RECIPE.train.objective, RECIPE.rollout))
+        trainer = Trainer(own, RECIPE.train.optimizer, temperature=RECIPE.rollout.temperature, machine=RECIPE.trainer)
+        trainer.step(rows, loss_function)
+        return loss_function
 
-    recording, metrics = first_step([t.row["old_logprobs"] for t in chosen])
+    recording = first_step([t.row["old_logprobs"] for t in chosen])
     assert len(recording.log_s) == len(chosen)
     assert recording.drift < GSPO_BOUND
+    # Rows that are packed in other company may round otherwise; most do not.
+    assert median(map(abs, recording.log_s)) < GSPO_BOUND / 10
     # What weights in bfloat16 would have given instead: how large rounding is differs between processors.
     requests = [ScoreRequest(policy.prompt(problems[t.row["problem_id"]]), t.row["ids"]) for t in chosen]
-    other, _ = first_step(engine_of().score(requests, temperature=RECIPE.rollout.temperature))
+    other = first_step(engine_of().score(requests, temperature=RECIPE.rollout.temperature))
     assert other.drift > 3 * recording.drift
-    for role in ("error", "repair"):
-        assert metrics[f"clip_fraction/{role}"] < 0.1
 
 
 def test_repair_rl_s_first_step_agrees_with_itself(engine_of, repair_problems, math_reward, step):

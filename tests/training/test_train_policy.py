@@ -17,7 +17,7 @@ from stages.recipe import load_recipe
 from stages.s5_train_policy import GroupSource, TrainPolicy
 from stages.training.groups import rows_to_work_on
 from stages.training.heldout import with_end
-from stages.training.trainer import OPTIMIZER_STATE
+from stages.training.trainer import MACHINE_METRICS, OPTIMIZER_STATE
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +97,12 @@ def source_of(stage_of, base_vlm, tmp_path):
     return make
 
 
+def metric_rows(out):
+    return list(iterate_rows(out / f"{METRICS.name}.parquet", METRICS))
+
+
 def metrics_of(out, name):
-    rows = iterate_rows(out / f"{METRICS.name}.parquet", METRICS)
-    return {row["step"]: row["value"] for row in rows if row["metric"] == name}
+    return {row["step"]: row["value"] for row in metric_rows(out) if row["metric"] == name}
 
 
 def names(batches):
@@ -235,11 +238,17 @@ def test_the_optimizer_goes_on_from_one_output_to_the_next(stage_of, trajectorie
 
 def test_the_same_seed_trains_the_same_bytes(stage_of, trajectories, tmp_path):
     groups = [[pair(t) for t in trajectories[:6]]]
-    files = [
-        execute(stage_of(groups, seed=seed), tmp_path / out).manifest["files"]
+    runs = {out: tmp_path / out for out in "abc"}
+    files = {
+        out: execute(stage_of(groups, seed=seed), runs[out]).manifest["files"]
         for out, seed in (("a", 1), ("b", 1), ("c", 2))
-    ]
-    assert files[0] == files[1]
-    assert {name for name in files[0] if files[0][name] != files[2][name]} == {
-        "metrics.parquet", "model/model.safetensors", OPTIMIZER_STATE,
+    }
+    for found in files.values():
+        found.pop("metrics.parquet")
+    assert files["a"] == files["b"]
+    assert {name for name in files["a"] if files["a"][name] != files["c"][name]} == {
+        "model/model.safetensors", OPTIMIZER_STATE,
     }  # fmt: skip
+    metrics = {out: [row for row in metric_rows(folder) if row["metric"] not in MACHINE_METRICS]
+               for out, folder in runs.items()}  # fmt: skip
+    assert metrics["a"] == metrics["b"] != metrics["c"]

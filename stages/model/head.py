@@ -1,0 +1,100 @@
+"""Token log-probs from hidden states, without the logits of more than one chunk of tokens at a time.
+
+Axes: N tokens that are read, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+
+LOGITS_PER_CHUNK = 2**25
+"""Logits (tokens x vocabulary) that exist at once: 128 MiB in float32, two or three times over while in work."""
+
+
+def sampled_logits(logits: Tensor, banned_ids: tuple[int, ...], temperature: float) -> Tensor:
+    """Logits (..., V) of the sampled distribution: banned ids out, divided by the temperature, in float32.
+
+    Samplers, old and new log-probs all go through here, or the ratio is off from the first step.
+    """
+    banned = torch.tensor(banned_ids, dtype=torch.long, device=logits.device)
+    return logits.float().div(temperature).index_fill(-1, banned, float("-inf"))
+
+
+def token_logprobs(
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    targets_N: Tensor,
+    *,
+    banned_ids: tuple[int, ...],
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """Log-prob of each target under `sampled_logits(hidden @ weight.T + bias)`, and that distribution's entropy.
+
+    Both (N,), float32, in nats; the entropy has no gradient. Forward and backward each make the logits chunk by
+    chunk, so memory does not grow with N x V. It computes in the type of the surrounding autocast.
+    """
+    device_type = hidden_NH.device.type
+    if torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+        hidden_NH, weight_VH = hidden_NH.to(dtype), weight_VH.to(dtype)
+        bias_V = None if bias_V is None else bias_V.to(dtype)
+    return _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
+        hidden_NH, weight_VH, bias_V, targets_N, banned_ids, temperature
+    )
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        targets_N: Tensor,
+        banned_ids: tuple[int, ...],
+        temperature: float,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N)
+        ctx.banned_ids, ctx.temperature = banned_ids, temperature
+        logprobs_N = torch.empty(len(hidden_NH), device=hidden_NH.device)
+        entropy_N = torch.empty_like(logprobs_N)
+        for chunk in _chunks(len(hidden_NH), len(weight_VH)):
+            logits_NV = sampled_logits(linear(hidden_NH[chunk], weight_VH, bias_V), banned_ids, temperature)
+            log_distribution_NV = logits_NV.log_softmax(-1)
+            logprobs_N[chunk] = log_distribution_NV.gather(-1, targets_N[chunk, None]).squeeze(-1)
+            entropy_N[chunk] = torch.special.entr(log_distribution_NV.exp_()).sum(-1)
+        ctx.mark_non_differentiable(entropy_N)
+        return logprobs_N, entropy_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_N: Tensor, _grad_entropy_N: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_NH, weight_VH, bias_V, targets_N = ctx.saved_tensors
+        grad_hidden_NH = torch.empty_like(hidden_NH)
+        grad_weight_VH = torch.zeros_like(weight_VH) if ctx.needs_input_grad[1] else None
+        grad_bias_V = torch.zeros_like(bias_V) if bias_V is not None and ctx.needs_input_grad[2] else None
+        for chunk in _chunks(len(hidden_NH), len(weight_VH)):
+            logits_NV = sampled_logits(linear(hidden_NH[chunk], weight_VH, bias_V), ctx.banned_ids, ctx.temperature)
+            # d logprob / d logits = (one-hot of the target - softmax) / temperature
+            scale_N1 = (grad_N[chunk] / ctx.temperature)[:, None]
+            grad_NV = logits_NV.softmax(-1).mul_(-scale_N1)
+            grad_NV.scatter_add_(-1, targets_N[chunk, None], scale_N1)
+            grad_NV = grad_NV.to(hidden_NH.dtype)
+            torch.mm(grad_NV, weight_VH, out=grad_hidden_NH[chunk])
+            if grad_weight_VH is not None:
+                grad_weight_VH.addmm_(grad_NV.T, hidden_NH[chunk])
+            if grad_bias_V is not None:
+                grad_bias_V += grad_NV.sum(0)
+        return grad_hidden_NH, grad_weight_VH, grad_bias_V, None, None, None
+
+
+def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
+    rows = max(1, LOGITS_PER_CHUNK // vocabulary)
+    return (slice(start, start + rows) for start in range(0, tokens, rows))

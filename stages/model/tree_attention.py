@@ -1,0 +1,82 @@
+"""Attention over a packed row: many continuations of the same tokens, each token attending to its own past only.
+
+transformers' own attention is used for rows that are not packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+TREE_ATTENTION = "difference_feedback_tree"
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A packed row as segments of consecutive tokens, in the order of the row.
+
+    Each is the path of (start, stop) spans that its last token attends to, from the root to itself.
+    """
+
+    paths: Sequence[Sequence[tuple[int, int]]]
+
+
+def tree_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    tree: Tree | None = None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention function: query (1, heads, L, D), key and value (1, kv heads, L, D) -> (1, L, heads, D).
+
+    With a `tree`, each segment attends to its path; the work is that of the separate rows without their repeats.
+    """
+    if tree is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    # Under autocast the rotary embedding leaves float32; attention itself computes in the layers' type.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    grouped = query.shape[1] != key.shape[1]
+    outputs = []
+    for path in tree.paths:
+        start, stop = path[-1]
+        keys = torch.cat([key[:, :, first:last] for first, last in path], dim=2)
+        values = torch.cat([value[:, :, first:last] for first, last in path], dim=2)
+        causal = causal_lower_right(stop - start, keys.shape[2])
+        outputs.append(
+            scaled_dot_product_attention(
+                query[:, :, start:stop], keys, values, attn_mask=causal, scale=scaling, enable_gqa=grouped
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def use_tree_attention(model: Any) -> None:
+    """Let the text model take packed rows, where it has transformers' own attention and full context in every layer."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if config._attn_implementation == "sdpa" and kinds == {"full_attention"}:
+        names = [name for name in model.config.sub_configs if getattr(model.config, name) is config]
+        model.set_attn_implementation(dict.fromkeys(names, TREE_ATTENTION))
+
+
+def takes_trees(model: Any) -> bool:
+    """Whether `use_tree_attention` found a text model for it."""
+    return model.config.get_text_config()._attn_implementation == TREE_ATTENTION
+
+
+AttentionInterface.register(TREE_ATTENTION, tree_attention)
+AttentionMaskInterface.register(TREE_ATTENTION, sdpa_mask)
