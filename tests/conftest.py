@@ -69,6 +69,14 @@ def tiny_vlm():
 
 
 @pytest.fixture(scope="session")
+def tiny_internvl(tiny_vlm, tmp_path_factory):
+    """A random InternVL with the same tokens."""
+    from tiny_internvl import tiny_internvl
+
+    return tiny_internvl(tiny_vlm.tokenizer, tmp_path_factory.mktemp("internvl"))
+
+
+@pytest.fixture(scope="session")
 def base_vlm(base_dir):
     """The trained base policy; tests that change it take a copy."""
     from stages.model.loading import load_model

@@ -7,73 +7,12 @@ from PIL import Image
 from stages.engines.protocol import Request, Sampling, ScoreRequest
 from stages.engines.transformers_engine import TransformersEngine
 from stages.model.batches import encode_prompt, response_batch
-from stages.model.loading import load_model, wrap_model
 from stages.model.prompts import policy_prompt
 from stages.recipe import OptimizerSection, TrainerSection
 from stages.training.losses import SupervisedLoss
 from stages.training.trainer import Trainer, TrainingRow
+from tiny_internvl import SPECIAL
 from tiny_model import plain_logprobs
-
-SPECIAL = {"start_image_token": "<img>", "end_image_token": "</img>"}
-SPECIAL |= {"context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<IMG_CONTEXT>\n{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
-    "{% endfor %}<|im_start|>assistant\n"
-)
-
-
-@pytest.fixture(scope="module")
-def tiny_internvl(tiny_vlm, tmp_path_factory):
-    """Tiles of 28 by 28 pixels, each one visual token; a wide image has several and a thumbnail."""
-    # Here, because they import torchvision: see stages.model.
-    from transformers import (
-        GotOcr2ImageProcessor,
-        InternVLConfig,
-        InternVLForConditionalGeneration,
-        InternVLProcessor,
-        InternVLVideoProcessor,
-    )
-
-    folder = tmp_path_factory.mktemp("internvl")
-    tiny_vlm.tokenizer.save_pretrained(folder)
-    tokenizer = type(tiny_vlm.tokenizer).from_pretrained(folder, extra_special_tokens=SPECIAL)
-    text_config = {
-        "model_type": "qwen2",
-        "vocab_size": len(tokenizer),
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "initializer_range": 0.1,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    vision_config = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "image_size": 28,
-        "patch_size": 14,
-        "initializer_range": 0.1,
-    }
-    config = InternVLConfig(
-        vision_config=vision_config,
-        text_config=text_config,
-        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
-        image_seq_length=1,
-    )
-    processor = InternVLProcessor(
-        image_processor=GotOcr2ImageProcessor(size={"height": 28, "width": 28}),
-        tokenizer=tokenizer,
-        video_processor=InternVLVideoProcessor(size={"height": 28, "width": 28}),
-        image_seq_length=1,
-        chat_template=TEMPLATE,
-    )
-    torch.manual_seed(0)
-    wrap_model(InternVLForConditionalGeneration(config).eval(), processor).save(folder)
-    return load_model(folder)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,156 @@
+"""A step's gradients are those of the plain computation: padded rows, every logit, every token."""
+
+import numpy as np
+import pytest
+import torch
+
+from stages.core.alignment import difference_masks
+from stages.core.objectives import OBJECTIVES, policy_loss
+from stages.model.batches import encode_prompt, response_batch
+from stages.model.logprobs import LogprobReader
+from stages.model.prompts import policy_prompt
+from stages.recipe import ObjectiveSection, OptimizerSection, RolloutSection, TrainerSection
+from stages.training.losses import PolicyObjective, SupervisedLoss
+from stages.training.trainer import Trainer, TrainingRow
+from tiny_model import plain_logprobs
+
+TEMPERATURE = 0.7
+ROLLOUT = RolloutSection(max_new_tokens=32, temperature=TEMPERATURE)
+# The algorithms' own bounds, wide enough that some tokens are inside and some outside of them.
+HYPER = {name: {} for name in OBJECTIVES} | {
+    "gspo": {"clip_low": 0.01, "clip_high": 0.01},
+    "cispo": {"clip_high": 1.05},
+}
+
+
+@pytest.fixture(scope="module", params=["tiny_vlm", "tiny_internvl"])
+def vlm(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def rows(vlm, problems, recipe):
+    """Three groups, of one, two and no images: errors of unequal lengths beside their repairs, old log-probs near the
+    model's own."""
+    rng = np.random.default_rng(3)
+    allowed = np.setdiff1d(np.arange(len(vlm.tokenizer)), vlm.banned_ids)
+    made = []
+    for group, images in enumerate((problems[0].images, (*problems[1].images, *problems[2].images), ())):
+        text = policy_prompt(vlm.processor, recipe.prompt, problems[group].question, images)
+        prompt = encode_prompt(vlm, text)
+        for length in (20, 13):
+            error = rng.choice(allowed, length).tolist()
+            repair = error[:6] + rng.choice(allowed, 2).tolist() + error[7:10] + error[11:]
+            masks = difference_masks(error, repair)
+            made.append((prompt, error, "error", -0.8 - 0.1 * group, masks.error_T))
+            made.append((prompt, repair, "repair", 0.7 + 0.1 * length, masks.repair_T))
+    return [
+        TrainingRow(prompt, ids, role, advantage, mask_T.astype(float).tolist(), near_T)
+        for (prompt, ids, role, advantage, mask_T), near_T in zip(made, near_own(vlm, made, rng), strict=True)
+    ]
+
+
+def near_own(vlm, made, rng):
+    for prompt, ids, *_ in made:
+        with torch.no_grad():
+            own_T = plain_logprobs(vlm, response_batch(vlm, [prompt], [ids]), temperature=TEMPERATURE)[0]
+        yield (own_T.numpy() + rng.normal(0, 0.05, len(ids))).tolist()
+
+
+def gradients(vlm, backward):
+    vlm.model.zero_grad()
+    backward()
+    return {name: p.grad.clone() for name, p in vlm.model.named_parameters() if p.grad is not None}
+
+
+def plain_gradients(vlm, rows, algorithm, hyper, reference=None):
+    """One padded batch of whole rows through the model's own logits."""
+    batch = response_batch(vlm, [row.prompt for row in rows], [row.ids for row in rows])
+    mask_BT = batch.response_mask_BT
+
+    def padded(values):
+        return torch.nn.utils.rnn.pad_sequence([torch.tensor(value_T) for value_T in values], batch_first=True)
+
+    def backward():
+        logprobs_BT = plain_logprobs(vlm, batch, temperature=TEMPERATURE)
+        if algorithm == "supervised":
+            (-logprobs_BT.sum() / mask_BT.sum()).backward()
+            return
+        with torch.no_grad():
+            reference_BT = reference and plain_logprobs(reference, batch, temperature=TEMPERATURE)
+        policy_loss(
+            algorithm,
+            logprobs_BT=logprobs_BT,
+            old_logprobs_BT=padded([row.old_logprobs_T for row in rows]),
+            advantages_B=torch.tensor([row.advantage for row in rows]),
+            response_mask_BT=mask_BT,
+            gate_BT=None if rows[0].gate_T is None else padded([row.gate_T for row in rows]),
+            ref_logprobs_BT=reference_BT,
+            **({"max_response_length": 32} if algorithm == "dr_grpo" else {}) | hyper,
+        ).loss.backward()
+
+    return gradients(vlm, backward)
+
+
+def step_gradients(vlm, rows, loss, machine, packed, reference=None):
+    section = OptimizerSection(learning_rate=1e-9, max_grad_norm=1e9)
+    trainer = Trainer(vlm, section, temperature=TEMPERATURE, machine=machine, reference=reference)
+    assert trainer.reader.packed
+    trainer.reader.packed = packed
+    return gradients(vlm, lambda: trainer.step(rows, loss))
+
+
+def assert_same(found, expected):
+    """Every parameter's, to 1e-5 of its norm."""
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert gradient.norm() > 0, name
+        assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
+def ungated(rows):
+    return [TrainingRow(r.prompt, r.ids, r.role, r.advantage, None, r.old_logprobs_T) for r in rows]
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("gates", ["difference", "none"])
+@pytest.mark.parametrize("algorithm", OBJECTIVES)
+def test_policy_gradients(vlm, copy_of, rows, algorithm, gates, packed):
+    rows = rows if gates == "difference" else ungated(rows)
+    loss = PolicyObjective(ObjectiveSection(algorithm=algorithm, **HYPER[algorithm]), ROLLOUT)
+    machine = TrainerSection(tokens_per_micro_batch=150)
+    found = step_gradients(copy_of(vlm), rows, loss, machine, packed)
+    assert_same(found, plain_gradients(copy_of(vlm), rows, algorithm, HYPER[algorithm]))
+
+
+@pytest.mark.parametrize("tokens", [1, 150, 10_000])
+def test_supervised_gradients(vlm, copy_of, rows, tokens):
+    machine = TrainerSection(tokens_per_micro_batch=tokens)
+    found = step_gradients(copy_of(vlm), rows, SupervisedLoss(), machine, packed=True)
+    assert_same(found, plain_gradients(copy_of(vlm), rows, "supervised", {}))
+
+
+def test_gradients_with_a_kl(vlm, copy_of, rows):
+    hyper = {"kl_coef": 0.5, "kl_estimator": "k3"}
+    reference = copy_of(vlm)
+    with torch.no_grad():
+        reference.model.lm_head.weight.mul_(1.2)
+    loss = PolicyObjective(ObjectiveSection(algorithm="grpo", **hyper), ROLLOUT)
+    found = step_gradients(copy_of(vlm), rows, loss, TrainerSection(), packed=True, reference=reference)
+    assert_same(found, plain_gradients(copy_of(vlm), rows, "grpo", hyper, reference))
+
+
+def test_a_packed_step_works_on_fewer_tokens(vlm, rows):
+    """Each prompt once, a pair's common beginning once, nothing after the last open gate."""
+    loss = PolicyObjective(ObjectiveSection(), ROLLOUT)
+    layout = LogprobReader(vlm).layout([loss.reading(row) for row in rows])
+    expected = 0
+    for first in range(0, len(rows), 4):
+        expected += len(rows[first].prompt.ids)
+        for error, repair in zip(rows[first : first + 4 : 2], rows[first + 1 : first + 4 : 2], strict=True):
+            needed = [np.flatnonzero(row.gate_T)[-1] for row in (error, repair)]
+            shared = next(i for i, (a, b) in enumerate(zip(error.ids, repair.ids, strict=False)) if a != b)
+            expected += sum(needed) - shared
+    assert layout.tokens == layout.slots == expected
+    assert layout.graph_U.all()
+    assert len(layout.where_N) == sum(int(np.count_nonzero(row.gate_T)) for row in rows)
