@@ -15,11 +15,9 @@ from stages.artifacts.step import MODEL, Plan, Step
 from stages.batching import batched
 from stages.core.selection import is_correct
 from stages.engines.loading import check_model, open_engine, recipe_sampling
-from stages.engines.protocol import ScoreRequest
 from stages.errors import DataError
 from stages.model.batches import encode_prompt
 from stages.model.loading import VisionLanguageModel
-from stages.model.prompts import Prompt
 from stages.progress import track
 from stages.recipe import SAMPLING_FIELDS, Recipe
 from stages.scoring.answering import Answerer
@@ -221,14 +219,7 @@ class RepairLoop:
         groups = self._episodes(drafts, iteration)
         self.episodes += [episode.row(iteration) for group in groups for episode in group]
         self._count(groups)
-        size = self.recipe.repair_rl.errors_per_step
-        training_groups = self._training_groups(groups)
-        with self.step.ledger.phase("train"):
-            for batch in batched(training_groups, size):
-                rows = [row for group in batch for row in group]
-                if rows:
-                    working, totals = rows_to_work_on(rows, self.recipe.repair_rl.objective)
-                    self.log.add(self.trainer.steps_done + 1, self.trainer.step(working, self.objective, totals))
+        self._train(groups)
         self.log.add(self.trainer.steps_done, _summary(groups, self.recipe.reward.threshold))
 
     def _episodes(self, drafts: Sequence[Draft], iteration: int) -> list[list[Episode]]:
@@ -279,45 +270,41 @@ class RepairLoop:
         )
         return Episode(attempt, gate_c1, verdict, None if filtered else reward)
 
-    def _training_groups(self, groups: Sequence[Sequence[Episode]]) -> list[list[TrainingRow]]:
-        """Each error's repairs with advantages and old log-probs; nulls are left out of the group and its mean.
-
-        The old log-probs are teacher-forced in the numerics of training, which a sampler's are not in bfloat16.
-        """
-        scored = [
-            [(episode.attempt, reward) for episode in group if (reward := episode.repair_reward) is not None]
-            for group in groups
-        ]
-        prompts = [self.repairer.prompt(group[0].attempt.draft) for group in groups]
-        requests = [
-            ScoreRequest(prompt, attempt.ids)
-            for prompt, group in zip(prompts, scored, strict=True)
-            for attempt, _ in group
+    def _train(self, groups: Sequence[Sequence[Episode]]) -> None:
+        """Optimizer steps on one iteration's repairs; all old log-probs are from before the first."""
+        section = self.recipe.repair_rl
+        steps = [
+            rows_to_work_on([row for group in batch for row in group], section.objective)
+            for batch in batched(self._training_groups(groups), section.errors_per_step)
         ]
         with self.step.ledger.phase("score"):
-            logprobs = iter(self.repairer.engine.score(requests, temperature=self.recipe.rollout.temperature))
-        return [
-            self._training_rows(prompt, group, [next(logprobs) for _ in group])
-            for prompt, group in zip(prompts, scored, strict=True)
-        ]
+            working = iter(self.trainer.with_old_logprobs([row for rows, _ in steps for row in rows]))
+        with self.step.ledger.phase("train"):
+            for rows, totals in steps:
+                if totals.num_sequences:
+                    metrics = self.trainer.step([next(working) for _ in rows], self.objective, totals)
+                    self.log.add(self.trainer.steps_done, metrics)
 
-    def _training_rows(
-        self, prompt: Prompt, group: Sequence[tuple[Attempt, float]], old_logprobs: Sequence[Sequence[float]]
-    ) -> list[TrainingRow]:
-        rewards = [reward for _, reward in group]
+    def _training_groups(self, groups: Sequence[Sequence[Episode]]) -> list[list[TrainingRow]]:
+        """Each error's repairs with their advantages; nulls are left out of the group and its mean."""
+        return [self._training_rows(group) for group in groups]
+
+    def _training_rows(self, group: Sequence[Episode]) -> list[TrainingRow]:
+        scored = [(episode.attempt, reward) for episode in group if (reward := episode.repair_reward) is not None]
+        rewards = [reward for _, reward in scored]
         advantages = advantages_of(
             rewards,
             outcomes=rewards,
-            lengths=[len(attempt.ids) for attempt, _ in group],
+            lengths=[len(attempt.ids) for attempt, _ in scored],
             objective=self.recipe.repair_rl.objective,
             max_new_tokens=self.recipe.rollout.max_new_tokens,
         )
         if advantages is None:
             return []
-        encoded = encode_prompt(self.repairer.engine.vlm, prompt)
+        prompt = encode_prompt(self.repairer.engine.vlm, self.repairer.prompt(group[0].attempt.draft))
         return [
-            TrainingRow(encoded, attempt.ids, "repair", advantage=advantage, old_logprobs_T=logprobs_T)
-            for (attempt, _), advantage, logprobs_T in zip(group, advantages, old_logprobs, strict=True)
+            TrainingRow(prompt, attempt.ids, "repair", advantage=advantage)
+            for (attempt, _), advantage in zip(scored, advantages, strict=True)
         ]
 
     def _count(self, groups: Sequence[Sequence[Episode]]) -> None:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -133,6 +133,17 @@ class Trainer:
             "grad_norm": grad_norm.item(),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
+
+    @torch.no_grad()
+    def with_old_logprobs(self, rows: Sequence[TrainingRow]) -> list[TrainingRow]:
+        """The rows with the model's present log-probs as their old ones, in the numerics of training."""
+        readings = [Reading(row.prompt, row.ids) for row in rows]
+        scored: dict[int, TrainingRow] = {}
+        for members in self.reader.micro_batches(readings, self.machine.tokens_per_micro_batch):
+            logprobs = self.reader.read([readings[i] for i in members], temperature=self.temperature)
+            for i, logprobs_T in zip(members, logprobs.logprobs_BT.tolist(), strict=True):
+                scored[i] = replace(rows[i], old_logprobs_T=logprobs_T[: len(rows[i].ids)])
+        return [scored[i] for i in range(len(rows))]
 
     def save(self, folder: Path, model_folder: Path) -> None:
         """Write the checkpoint to `model_folder` and the optimizer's state to `folder`."""
