@@ -15,8 +15,12 @@ Seed = Annotated[int | None, typer.Option(min=0, help="Seed of this step; the re
 Out = Annotated[Path, typer.Option("--out", help="Output folder of this step.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there already.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check inputs and recipe, print the plan, stop.")]
-Problems = Annotated[Path, typer.Option("--problems", help="Problems, a Parquet file or a folder of shards.")]
-Policy = Annotated[Path, typer.Option("--policy", help="Policy: a checkpoint, or a train-policy output.")]
-RepairModel = Annotated[
-    Path, typer.Option("--repair-model", help="Repair model: a checkpoint, or an sft-repair or rl-repair output.")
-]
+_problems = typer.Option("--problems", help="Problems, a Parquet file or a folder of shards.")
+_policy = typer.Option("--policy", help="Policy: a checkpoint, or a train-policy output.")
+_repair_model = typer.Option("--repair-model", help="Repair model: a checkpoint, or an sft-repair or rl-repair output.")
+Problems = Annotated[Path, _problems]
+Policy = Annotated[Path, _policy]
+RepairModel = Annotated[Path, _repair_model]
+OptionalProblems = Annotated[Path | None, _problems]
+OptionalPolicy = Annotated[Path | None, _policy]
+OptionalRepairModel = Annotated[Path | None, _repair_model]

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from stages import processes
+
 INTERVAL_S = 15.0
 
 Advance = Callable[[int], None]
@@ -18,8 +20,10 @@ Advance = Callable[[int], None]
 @contextmanager
 def track(label: str, total: int, unit: str) -> Iterator[Advance]:
     """Give a function that is called with how much more is done; `unit` names what is counted."""
-    console = Console(stderr=True)
-    if console.is_terminal:
+    console = Console(stderr=True, quiet=not processes.is_main())
+    if console.quiet:
+        yield lambda _amount: None
+    elif console.is_terminal:
         with _bar(console, unit) as progress:
             task = progress.add_task(label, total=total, rate="")
             started = time.monotonic()

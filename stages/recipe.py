@@ -54,7 +54,8 @@ class ModelSection(Section):
     image_cache: Path | None = Field(
         None,
         exclude=True,  # no output depends on it
-        description="Folder that keeps preprocessed images by content, 23 MB for 1024×1024 pixels; null keeps none.",
+        description="Folder that keeps preprocessed images by content; null keeps none. It pays only while its files "
+        "(23 MB for 1024×1024 pixels) stay in memory.",
     )
 
 

@@ -14,14 +14,16 @@ from stages.artifacts.step import MODEL, Plan, Step
 from stages.batching import batched
 from stages.engines.loading import check_model, open_engine
 from stages.model.batches import encode_prompt
+from stages.prefetch import prefetch
 from stages.progress import track
 from stages.recipe import SAMPLING_FIELDS, Recipe
 from stages.scoring.repairs import Repairer
 from stages.scoring.rewards import check_reward, open_reward
 from stages.seeds import Purpose, derive_seed
-from stages.training.heldout import annotated_draft, repair_heldout, split_repair_set, with_end
+from stages.training.heldout import Split, annotated_draft, repair_heldout, split_repair_set, with_end
 from stages.training.losses import SupervisedLoss
 from stages.training.metrics import MetricsLog
+from stages.training.tracking import check_trackers, open_trackers
 from stages.training.trainer import Trainer, TrainingRow
 
 
@@ -35,6 +37,7 @@ class SftRepair:
 
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
+        check_trackers(self.recipe.tracking)
         ProblemSet(self.repair_set, REPAIR_SET)
         check_model(self.model)
         recipe = self.recipe.subset("model", "engine", "prompt", "reward", "sft", "trainer", rollout=SAMPLING_FIELDS)
@@ -45,18 +48,22 @@ class SftRepair:
         recipe, ledger = self.recipe, step.ledger
         repair_set = ProblemSet(self.repair_set, REPAIR_SET)
         split = split_repair_set(repair_set, recipe.sft.heldout_share)
-        with ledger.phase("load"):
-            engine = open_engine(self.model, recipe, master_weights=True)
-        with open_reward(recipe.reward) as reward:
-            repairer = Repairer(engine, recipe.prompt, reward, ledger)
-            trainer = Trainer(engine.vlm, recipe.sft.optimizer, temperature=1.0, machine=recipe.trainer)
-            log = MetricsLog()
-            with ledger.phase("train"), track("sft-repair", len(split.train) * recipe.sft.epochs, "pairs") as advance:
-                for pairs in self._batches(repair_set, split.train):
-                    rows = [self._row(repairer, problem, with_reference) for problem, with_reference in pairs]
-                    log.add(trainer.steps_done + 1, trainer.step(rows, SupervisedLoss()))
-                    advance(len(rows))
-            repair_heldout(repairer, repair_set, recipe, step)
+        with open_trackers(recipe.tracking, step.out, step.plan["recipe"]) as trackers:
+            with ledger.phase("load"):
+                engine = open_engine(self.model, recipe, master_weights=True)
+                trainer = Trainer(engine.vlm, recipe.sft.optimizer, temperature=1.0, machine=recipe.trainer)
+            log = MetricsLog(trackers)
+            with open_reward(recipe.reward) as reward:
+                repairer = Repairer(engine, recipe.prompt, reward, ledger)
+                batches = ([self._row(repairer, *pair) for pair in pairs] for pairs in self._batches(repair_set, split))
+                with track("sft-repair", len(split.train) * recipe.sft.epochs, "pairs") as advance:
+                    for rows in prefetch(batches):
+                        with ledger.phase("train"):
+                            metrics = trainer.step(rows, SupervisedLoss())
+                        log.add(trainer.steps_done, metrics)
+                        advance(len(rows))
+                with trainer.parallel.whole():
+                    repair_heldout(repairer, repair_set, recipe, step)
         with ledger.phase("save"):
             trainer.save(step.out, step.out / MODEL)
             step.write_table(METRICS, log.rows)
@@ -65,12 +72,12 @@ class SftRepair:
         step.tally.dropped["held_out"] = len(split.heldout)
         step.finish()
 
-    def _batches(self, repair_set: ProblemSet, ids: list[str]) -> Iterator[list[tuple[Problem, bool]]]:
+    def _batches(self, repair_set: ProblemSet, split: Split) -> Iterator[list[tuple[Problem, bool]]]:
         """Batches of problems, each with whether its prompt shows the reference."""
         section = self.recipe.sft
         rng = np.random.default_rng(derive_seed(self.recipe.seed, Purpose.SFT_ORDER))
         for _ in range(section.epochs):
-            for batch in batched(rng.permutation(ids).tolist(), section.batch_size):
+            for batch in batched(rng.permutation(split.train).tolist(), section.batch_size):
                 problems = repair_set.many(batch)
                 shown = rng.random(len(problems)) >= section.reference_dropout
                 yield list(zip(problems, shown.tolist(), strict=True))

@@ -31,6 +31,7 @@ from stages.training.groups import advantages_of, rows_to_work_on
 from stages.training.heldout import repair_heldout
 from stages.training.losses import PolicyObjective, check_objective
 from stages.training.metrics import MetricsLog
+from stages.training.tracking import check_trackers, open_trackers
 from stages.training.trainer import Trainer, TrainingRow
 
 
@@ -47,6 +48,7 @@ class RlRepair:
 
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
+        check_trackers(self.recipe.tracking)
         ProblemSet(self.problems)
         if self.repair_set is not None:
             ProblemSet(self.repair_set, REPAIR_SET)
@@ -66,33 +68,46 @@ class RlRepair:
 
     def run(self, step: Step) -> None:
         recipe = self.recipe
-        with step.ledger.phase("load"):
-            policy_engine = open_engine(self.policy, recipe)
-            repair_engine = open_engine(self.repair_model, recipe, master_weights=True)
-            anchored = recipe.repair_rl.objective.kl_coef > 0
-            reference = open_engine(self.repair_model, recipe, master_weights=True).vlm if anchored else None
-        with open_reward(recipe.reward) as reward:
-            policy = Answerer(policy_engine, recipe.prompt, reward, step.ledger)
-            repairer = Repairer(repair_engine, recipe.prompt, reward, step.ledger)
+        with (
+            open_trackers(recipe.tracking, step.out, step.plan["recipe"]) as trackers,
+            open_reward(recipe.reward) as reward,
+        ):
+            with step.ledger.phase("load"):
+                policy = Answerer(open_engine(self.policy, recipe), recipe.prompt, reward, step.ledger)
+                repair_engine = open_engine(self.repair_model, recipe, master_weights=True)
+                repairer = Repairer(repair_engine, recipe.prompt, reward, step.ledger)
+                trainer = self._trainer(repair_engine.vlm)
             drafts = ErrorSource(recipe, policy, step).errors(ProblemSet(self.problems))
             if not drafts:
                 raise DataError(
                     f"{self.problems}: no error to repair ({dict(step.tally.dropped)}); "
                     "raise repair_rl.problems or repair_rl.drafts_per_problem"
                 )
-            loop = RepairLoop(recipe, repairer, open_auditor(recipe, policy), step, reference)
+            loop = RepairLoop(recipe, repairer, open_auditor(recipe, policy), step, trainer, MetricsLog(trackers))
             with track("rl-repair", recipe.repair_rl.iterations, "iterations") as advance:
                 for iteration in range(recipe.repair_rl.iterations):
                     loop.iterate(iteration, loop.draw(drafts, iteration))
                     advance(1)
             if self.repair_set is not None:
-                repair_heldout(repairer, ProblemSet(self.repair_set, REPAIR_SET), recipe, step)
+                with trainer.parallel.whole():
+                    repair_heldout(repairer, ProblemSet(self.repair_set, REPAIR_SET), recipe, step)
         with step.ledger.phase("save"):
-            loop.trainer.save(step.out, step.out / MODEL)
+            trainer.save(step.out, step.out / MODEL)
             step.write_table(EPISODES, loop.episodes)
             step.write_table(METRICS, loop.log.rows)
         step.tally.rows_out = len(loop.episodes)
         step.finish()
+
+    def _trainer(self, vlm: VisionLanguageModel) -> Trainer:
+        recipe = self.recipe
+        anchored = recipe.repair_rl.objective.kl_coef > 0 and recipe.trainer.lora is None
+        return Trainer(
+            vlm,
+            recipe.repair_rl.optimizer,
+            temperature=recipe.rollout.temperature,
+            machine=recipe.trainer,
+            reference=open_engine(self.repair_model, recipe, master_weights=True).vlm if anchored else None,
+        )
 
 
 class ErrorSource:
@@ -188,21 +203,16 @@ class RepairLoop:
         repairer: Repairer,
         auditor: Auditor,
         step: Step,
-        reference: VisionLanguageModel | None = None,
+        trainer: Trainer,
+        log: MetricsLog,
     ) -> None:
         self.recipe = recipe
         self.repairer = repairer
         self.auditor = auditor
         self.step = step
-        self.trainer = Trainer(
-            repairer.engine.vlm,
-            recipe.repair_rl.optimizer,
-            temperature=recipe.rollout.temperature,
-            machine=recipe.trainer,
-            reference=reference,
-        )
+        self.trainer = trainer
+        self.log = log
         self.objective = PolicyObjective(recipe.repair_rl.objective, recipe.rollout)
-        self.log = MetricsLog()
         self.episodes: list[dict[str, Any]] = []
 
     def draw(self, drafts: Sequence[Draft], iteration: int) -> list[Draft]:
@@ -216,7 +226,8 @@ class RepairLoop:
 
     def iterate(self, iteration: int, drafts: Sequence[Draft]) -> None:
         """One round: repairs of `drafts`, their rewards, the optimizer steps on them."""
-        groups = self._episodes(drafts, iteration)
+        with self.trainer.parallel.whole():
+            groups = self._episodes(drafts, iteration)
         self.episodes += [episode.row(iteration) for group in groups for episode in group]
         self._count(groups)
         self._train(groups)

@@ -8,6 +8,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
+from stages import processes
 from stages.artifacts.columns import GROUPS, REPAIRS, ROLLOUTS
 from stages.artifacts.overlay import MarkedToken, PairView, overlay_page
 from stages.artifacts.problems import ProblemSet
@@ -77,7 +78,7 @@ class BuildMasks:
                 rollouts = list(iterate_rows(shard, ROLLOUTS))
                 if not step.has_shard(GROUPS, index):
                     repairs, groups = builder.build(rollouts, recipe_sampling(recipe, Purpose.CANDIDATES, index))
-                    if index == 0:
+                    if index == 0 and processes.is_main():
                         (step.out / PAGE).write_text(builder.page(groups), encoding="utf-8")
                     step.write_shards(index, {REPAIRS: repairs, GROUPS: groups})
                 advance(len(rollouts))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from stages import processes
 from stages.artifacts.columns import GROUPS, METRICS
 from stages.artifacts.problems import ProblemSet
 from stages.artifacts.step import MODEL, Plan, Step
@@ -20,12 +21,14 @@ from stages.errors import DataError
 from stages.model.batches import encode_prompt
 from stages.model.loading import VisionLanguageModel
 from stages.model.prompts import policy_prompt
+from stages.prefetch import prefetch
 from stages.progress import track
 from stages.recipe import SAMPLING_FIELDS, Recipe
 from stages.seeds import Purpose, derive_seed
 from stages.training.groups import Trajectory, optimization_group, rows_to_work_on
 from stages.training.losses import PolicyObjective, check_objective
 from stages.training.metrics import MetricsLog
+from stages.training.tracking import check_trackers, open_trackers
 from stages.training.trainer import Trainer, TrainingRow
 
 
@@ -45,6 +48,7 @@ class TrainPolicy:
         parquet_files(self.groups, GROUPS)
         check_model(self.policy)
         check_objective(self.recipe.train.objective, self.recipe.rollout)
+        check_trackers(self.recipe.tracking)
         recipe = self.recipe.subset("model", "prompt", "train", "trainer", rollout=SAMPLING_FIELDS)
         inputs = {"groups": self.groups, "problems": self.problems, "policy": self.policy}
         budget = {"budget_device_seconds": self.budget_device_seconds}
@@ -52,47 +56,67 @@ class TrainPolicy:
 
     def run(self, step: Step) -> None:
         recipe, section = self.recipe, self.recipe.train
-        with step.ledger.phase("load"):
-            engine = open_engine(self.policy, recipe, master_weights=True)
-            anchored = section.objective.kl_coef > 0
-            reference = open_engine(self.policy, recipe, master_weights=True).vlm if anchored else None
-        trainer = Trainer(
-            engine.vlm,
-            section.optimizer,
-            temperature=recipe.rollout.temperature,
-            machine=recipe.trainer,
-            reference=reference,
-            resume_from=self.policy,
-        )
-        objective = PolicyObjective(section.objective, recipe.rollout)
-        source = GroupSource(self, engine.vlm, step)
-        log, advanced = MetricsLog(), 0
-        total = count_rows(self.groups, GROUPS) * section.epochs
-        with track("train-policy", total, "trajectories") as advance:
-            for groups in source.batches():
-                with step.ledger.phase("train"):
-                    rows, totals = rows_to_work_on(source.training_rows(groups), section.objective)
-                    log.add(trainer.steps_done + 1, trainer.step(rows, objective, totals))
-                advance(source.rows_read - advanced)
-                advanced = source.rows_read
-        if not log.rows and self.budget_device_seconds is not None and step.tally.rows_out:
-            raise DataError(
-                f"{self.groups}: loading took {step.ledger.spent:.1f} device-seconds of a budget of "
-                f"{self.budget_device_seconds:g}, and no step was done; raise --budget-device-seconds"
-            )
-        if not log.rows:
-            raise DataError(
-                f"{self.groups}: no group has anything to train on ({dict(step.tally.dropped)}); "
-                "raise rollout.samples_per_problem or look at the repairs"
-            )
+        with open_trackers(recipe.tracking, step.out, step.plan["recipe"]) as trackers:
+            trainer = self._trainer(step)
+            objective = PolicyObjective(section.objective, recipe.rollout)
+            source = GroupSource(self, trainer.vlm, step)
+            log, advanced = MetricsLog(trackers), 0
+            total = count_rows(self.groups, GROUPS) * section.epochs
+            with track("train-policy", total, "trajectories") as advance:
+                for batch in prefetch(map(source.training_rows, source.batches())):
+                    if self._is_spent(step):
+                        break
+                    with step.ledger.phase("train"):
+                        rows, totals = rows_to_work_on(batch, section.objective)
+                        metrics = trainer.step(rows, objective, totals)
+                    log.add(trainer.steps_done, metrics)
+                    advance(source.rows_read - advanced)
+                    advanced = source.rows_read
+        self._check_trained(step, log)
         with step.ledger.phase("save"):
             trainer.save(step.out, step.out / MODEL)
             step.write_table(METRICS, log.rows)
         step.finish()
 
+    def _trainer(self, step: Step) -> Trainer:
+        recipe, section = self.recipe, self.recipe.train
+        with step.ledger.phase("load"):
+            engine = open_engine(self.policy, recipe, master_weights=True)
+            anchored = section.objective.kl_coef > 0 and recipe.trainer.lora is None
+            reference = open_engine(self.policy, recipe, master_weights=True).vlm if anchored else None
+            return Trainer(
+                engine.vlm,
+                section.optimizer,
+                temperature=recipe.rollout.temperature,
+                machine=recipe.trainer,
+                reference=reference,
+                resume_from=self.policy,
+            )
+
+    def _is_spent(self, step: Step) -> bool:
+        budget = self.budget_device_seconds
+        return budget is not None and processes.on_main(lambda: step.ledger.spent >= budget)
+
+    def _check_trained(self, step: Step, log: MetricsLog) -> None:
+        """Raises DataError where no step was done."""
+        if log.rows:
+            return
+        if step.tally.rows_out and self._is_spent(step):
+            raise DataError(
+                f"{self.groups}: loading took {step.ledger.spent:.1f} device-seconds of a budget of "
+                f"{self.budget_device_seconds:g}, and no step was done; raise --budget-device-seconds"
+            )
+        raise DataError(
+            f"{self.groups}: no group has anything to train on ({dict(step.tally.dropped)}); "
+            "raise rollout.samples_per_problem or look at the repairs"
+        )
+
 
 class GroupSource:
-    """Reads groups shard by shard and makes optimizer steps of them; memory does not grow with their number."""
+    """Reads groups shard by shard and makes optimizer steps of them; memory does not grow with their number.
+
+    `rows_read` and the step's tally tell what was read, which may be a step ahead of what was trained on.
+    """
 
     def __init__(self, stage: TrainPolicy, vlm: VisionLanguageModel, step: Step) -> None:
         self.recipe = stage.recipe
@@ -104,15 +128,14 @@ class GroupSource:
         self.rows_read = 0
 
     def batches(self) -> Iterator[list[list[Trajectory]]]:
-        """Groups of one optimizer step at a time, in seeded order, until epochs or budget are used up.
+        """Groups of one optimizer step at a time, in seeded order: as many epochs as the recipe has, or with a budget
+        without end.
 
         A pass in which no group has a contrast of rewards is the last one: nothing would ever be learned from it.
         """
         for epoch in range(self.recipe.train.epochs) if self.budget is None else count():
             contrast = False
             for groups in batched(self._epoch(epoch), self.recipe.train.problems_per_step):
-                if self.budget is not None and self.step.ledger.spent >= self.budget:
-                    return
                 contrast = contrast or any(t.advantage != 0 for group in groups for t in group)
                 yield groups
             if not contrast:

@@ -81,10 +81,13 @@ class TableSpec:
 
 def _first_null(values: pa.ChunkedArray) -> int | None:
     """The first row that is null or a list with a null in it."""
+    is_list = pa.types.is_list(values.type) or pa.types.is_large_list(values.type)
+    items = pc.list_flatten(values) if is_list else values
+    if values.null_count == items.null_count == 0:
+        return None
     rows = pc.indices_nonzero(pc.is_null(values)).to_pylist()
-    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
-        inside = pc.is_null(pc.list_flatten(values))
-        rows += pc.filter(pc.list_parent_indices(values), inside).to_pylist()
+    if is_list:
+        rows += pc.filter(pc.list_parent_indices(values), pc.is_null(items)).to_pylist()
     return min(rows, default=None)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from stages import processes
 from stages.artifacts.step import Plan, Step
 
 
@@ -44,8 +45,14 @@ def execute(stage: Stage, out: Path, *, overwrite: bool = False, dry_run: bool =
     plan = stage.plan()
     if dry_run:
         return Outcome(out, plan.record(), None, ran=False)
-    step = Step.open(out, plan, overwrite=overwrite, devices=max(1, torch.cuda.device_count()))
+    step = processes.on_main(lambda: Step.open(out, plan, overwrite=overwrite, devices=_devices()))
     if step.manifest is not None:
         return Outcome(out, step.plan, step.manifest, ran=False)
     stage.run(step)
+    processes.wait()
     return Outcome(out, step.plan, step.manifest, ran=True)
+
+
+def _devices() -> int:
+    """GPUs that the step runs on: one a process, or all that one process sees."""
+    return processes.count() if processes.count() > 1 else max(1, torch.cuda.device_count())

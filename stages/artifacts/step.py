@@ -7,15 +7,19 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from stages import processes
 from stages.artifacts.columns import TableSpec
 from stages.artifacts.fingerprint import MANIFEST, file_sha256, fingerprint
 from stages.artifacts.ledger import CostLedger
-from stages.artifacts.store import PARTIAL, write_rows
+from stages.artifacts.store import PARTIAL, write_rows, write_tables
 from stages.errors import ArtifactError
 
 SCHEMA_VERSION = 1
@@ -23,6 +27,8 @@ PLAN = "plan.json"
 PROGRESS = "progress.json"
 MODEL = "model"
 """Folder of the checkpoint inside a training step's output."""
+TRACKING = "tracking"
+"""Folder of the trackers' files there; they tell the time, and are no part of the output's fingerprint."""
 _PACKAGES = ("difference-feedback", "torch", "transformers", "rapidfuzz", "edlib", "math-verify", "vllm")
 
 
@@ -66,7 +72,10 @@ class Tally:
 
 
 class Step:
-    """A folder being filled. Use `Step.open`."""
+    """A folder being filled. Use `Step.open`.
+
+    Where several processes do one step, each has one of these, and the main process writes.
+    """
 
     def __init__(self, out: Path, plan: dict[str, Any], ledger: CostLedger) -> None:
         self.out = out
@@ -118,21 +127,28 @@ class Step:
     def write_shards(self, index: int, tables: Mapping[TableSpec, Sequence[Mapping[str, Any]]]) -> None:
         """Write one shard of each artifact and note it, with the counts so far, as finished."""
         for spec, rows in tables.items():
-            write_rows(self.out / _shard_name(spec, index), spec, rows)
             self._shards[_shard_name(spec, index)] = len(rows)
-        progress = {
-            "shards": self._shards,
-            "device_seconds": dict(self.ledger.device_seconds),
-            "tally": {**vars(self.tally)},
-        }
-        _write_json(self.out / PROGRESS, progress)
+        if processes.is_main():
+            for spec, rows in tables.items():
+                write_rows(self.out / _shard_name(spec, index), spec, rows)
+            self._note_progress()
+        processes.wait()
+
+    def stream_shard(self, index: int, spec: TableSpec, tables: Iterable[pa.Table]) -> None:
+        """Write one shard from tables as they come and note it, with the counts by then, as finished."""
+        name = _shard_name(spec, index)
+        self._shards[name] = write_tables(self.out / name, spec, tables)
+        self._note_progress()
 
     def write_table(self, spec: TableSpec, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write an artifact that is one file, named like its spec."""
-        write_rows(self.out / f"{spec.name}.parquet", spec, rows)
+        if processes.is_main():
+            write_rows(self.out / f"{spec.name}.parquet", spec, rows)
 
-    def finish(self) -> dict[str, Any]:
-        """Write the manifest, which makes the step complete, and return it."""
+    def finish(self) -> None:
+        """Write the manifest, which makes the step complete."""
+        if not processes.is_main():
+            return
         self.ledger.close()
         files = sorted(file for file in self.out.rglob("*") if file.is_file() and not self._is_bookkeeping(file))
         self.manifest = self.plan | {
@@ -150,11 +166,19 @@ class Step:
         }
         _write_json(self.out / MANIFEST, self.manifest)
         (self.out / PROGRESS).unlink(missing_ok=True)
-        return self.manifest
+
+    def _note_progress(self) -> None:
+        progress = {
+            "shards": self._shards,
+            "device_seconds": dict(self.ledger.device_seconds),
+            "tally": {**vars(self.tally)},
+        }
+        _write_json(self.out / PROGRESS, progress)
 
     def _is_bookkeeping(self, file: Path) -> bool:
         """Not output: the step's own notes, and what an interrupted write left behind."""
-        return file in (self.out / PLAN, self.out / PROGRESS) or file.suffix == PARTIAL
+        notes = (self.out / PLAN, self.out / PROGRESS)
+        return file in notes or file.suffix == PARTIAL or (self.out / TRACKING) in file.parents
 
     def _begin(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
@@ -247,8 +271,11 @@ def _differences(old: Any, new: Any, place: str = "") -> list[str]:
 
 
 def _versions() -> dict[str, str]:
-    installed = {distribution.metadata["Name"] for distribution in importlib.metadata.distributions()}
-    return {name: importlib.metadata.version(name) for name in _PACKAGES if name in installed}
+    versions = {}
+    for name in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

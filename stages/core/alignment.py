@@ -3,9 +3,8 @@
 Axis: T tokens of one response; the error and its repair have a T each.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 try:
@@ -14,7 +13,7 @@ except ModuleNotFoundError:  # no wheel for this Python; rapidfuzz finds the sam
     edlib = None
 import numpy as np
 from numpy.typing import NDArray
-from rapidfuzz.distance import LCSseq, Levenshtein
+from rapidfuzz.distance import Editops, LCSseq, Levenshtein, Opcodes
 
 Align: TypeAlias = Literal["levenshtein", "lcs"]
 Truncate: TypeAlias = Literal["none", "error", "both"]
@@ -61,33 +60,59 @@ def difference_masks(
 
     Raises ValueError on an unknown option, or on ids that are not a flat sequence of token ids.
     """
+    error_ids, repair_ids = _ids(error_ids), _ids(repair_ids)
+    error_T, repair_T = np.zeros(len(error_ids), np.bool_), np.zeros(len(repair_ids), np.bool_)
+    distance = mark_differences(
+        error_ids.tolist(),
+        repair_ids.tolist(),
+        error_T,
+        repair_T,
+        align=align,
+        anchor_gaps=anchor_gaps,
+        truncate=truncate,
+    )
+    levenshtein = distance if align == "levenshtein" else _levenshtein(error_ids, repair_ids)
+    return DifferenceMasks(error_T, repair_T, distance, _cost(levenshtein, len(error_ids), len(repair_ids)))
+
+
+def mark_differences(
+    error_ids: list[int],
+    repair_ids: list[int],
+    error_T: Mask,
+    repair_T: Mask,
+    *,
+    align: Align,
+    anchor_gaps: bool,
+    truncate: Truncate,
+) -> int:
+    """The masks of `difference_masks`, set in arrays that are all False; the number of edits on the path.
+
+    For pairs by the million: the arrays may be slices of one array over many rows, and eq. 2 is not worked out.
+    Raises ValueError on an unknown option.
+    """
     if truncate not in ("none", "error", "both"):
         raise ValueError(f"truncate is {truncate!r}; use none, error or both")
-    script = edit_script(error_ids, repair_ids, align=align)
-    error_T, repair_T = np.zeros(len(error_ids), np.bool_), np.zeros(len(repair_ids), np.bool_)
-    for first, last in _blocks(script):
-        _mark(error_T, first.i1, last.i2, anchor_gaps)
-        _mark(repair_T, first.j1, last.j2, anchor_gaps)
+    edits = _edits(error_ids, repair_ids, align)
+    i = j = 0
+    for next_i, next_j, equal in edits.as_matching_blocks():  # the last one is empty, at both ends
+        if i < next_i or j < next_j:
+            _mark(error_T, i, next_i, anchor_gaps)
+            _mark(repair_T, j, next_j, anchor_gaps)
+        i, j = next_i + equal, next_j + equal
     if truncate != "none":
         _keep_first_span(error_T)
     if truncate == "both":
         _keep_first_span(repair_T)
-    distance = sum(max(e.i2 - e.i1, e.j2 - e.j1) for e in script if e.tag != "equal")
-    levenshtein = distance if align == "levenshtein" else _levenshtein(_ids(error_ids), _ids(repair_ids))
-    return DifferenceMasks(error_T, repair_T, distance, _cost(levenshtein, len(error_ids), len(repair_ids)))
+    return len(edits)
 
 
 def edit_script(error_ids: TokenIds, repair_ids: TokenIds, *, align: Align = "levenshtein") -> list[Edit]:
     """An optimal script from error to repair, equal runs included; `lcs` forbids substitution.
 
-    Many paths are optimal, so rapidfuzz makes every one of them, over the untrimmed sequences.
     Raises ValueError on an unknown `align`, or on ids that are not a flat sequence of token ids.
     """
-    libraries = {"levenshtein": Levenshtein, "lcs": LCSseq}
-    if align not in libraries:
-        raise ValueError(f"align is {align!r}; use levenshtein or lcs")
-    opcodes = libraries[align].opcodes(_ids(error_ids).tolist(), _ids(repair_ids).tolist())
-    return [Edit(op.tag, op.src_start, op.src_end, op.dest_start, op.dest_end) for op in opcodes]
+    edits = _edits(_ids(error_ids).tolist(), _ids(repair_ids).tolist(), align)
+    return [Edit(op.tag, op.src_start, op.src_end, op.dest_start, op.dest_end) for op in Opcodes.from_editops(edits)]
 
 
 def edit_cost(error_ids: TokenIds, repair_ids: TokenIds) -> float:
@@ -109,12 +134,13 @@ def _ids(ids: TokenIds) -> Ids:
     return array.astype(np.int64)
 
 
-def _blocks(script: Sequence[Edit]) -> Iterator[tuple[Edit, Edit]]:
-    """The first and the last edit of each maximal run of edits."""
-    for is_equal, run in groupby(script, key=lambda edit: edit.tag == "equal"):
-        if not is_equal:
-            edits = list(run)
-            yield edits[0], edits[-1]
+def _edits(error_ids: list[int], repair_ids: list[int], align: Align) -> Editops:
+    """Many paths are optimal, so rapidfuzz makes every one of them, over the untrimmed sequences."""
+    if align == "levenshtein":
+        return Levenshtein.editops(error_ids, repair_ids)
+    if align == "lcs":
+        return LCSseq.editops(error_ids, repair_ids)
+    raise ValueError(f"align is {align!r}; use levenshtein or lcs")
 
 
 def _mark(mask_T: Mask, start: int, stop: int, anchor_gaps: bool) -> None:

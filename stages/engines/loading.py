@@ -25,6 +25,7 @@ def open_engine(path: Path, recipe: Recipe, *, master_weights: bool = False) -> 
         min_pixels=section.min_pixels,
         max_pixels=section.max_pixels,
         trust_remote_code=section.trust_remote_code,
+        image_cache=section.image_cache,
     )
     return TransformersEngine(
         vlm, rows_per_batch=recipe.engine.rows_per_batch, tokens_per_batch=recipe.engine.tokens_per_batch

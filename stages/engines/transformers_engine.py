@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
@@ -17,6 +18,7 @@ from stages.model.layout import Reading
 from stages.model.loading import VisionLanguageModel
 from stages.model.logprobs import LogprobReader
 from stages.model.prompts import Prompt
+from stages.processes import spread
 
 
 class TransformersEngine:
@@ -31,13 +33,19 @@ class TransformersEngine:
     def _reader(self) -> LogprobReader:
         return LogprobReader(self.vlm)
 
-    @torch.inference_mode()
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        return spread(requests, lambda share: self._generate(share, sampling))
+
+    def score(self, requests: Sequence[ScoreRequest], *, temperature: float) -> list[list[float]]:
+        return spread(requests, lambda share: self._score(share, temperature))
+
+    @torch.inference_mode()
+    def _generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         rows = [(index, request.prompt) for index, request in enumerate(requests) for _ in range(request.n)]
         rows.sort(key=lambda row: _length(row[1]))
         completions: list[list[Completion]] = [[] for _ in requests]
         with torch.random.fork_rng(devices=_cuda_devices()):
-            torch.manual_seed(sampling.seed)
+            torch.manual_seed(sampling.seed + PartialState().process_index)
             for batch in batched(rows, self.rows_per_batch):
                 generated = self._generate_batch([prompt for _, prompt in batch], sampling)
                 for (index, _), completion in zip(batch, generated, strict=True):
@@ -45,7 +53,7 @@ class TransformersEngine:
         return completions
 
     @torch.inference_mode()
-    def score(self, requests: Sequence[ScoreRequest], *, temperature: float) -> list[list[float]]:
+    def _score(self, requests: Sequence[ScoreRequest], temperature: float) -> list[list[float]]:
         encoded = self._encode([request.prompt for request in requests])
         readings = [Reading(prompt, request.ids) for prompt, request in zip(encoded, requests, strict=True)]
         scores: list[list[float]] = [[] for _ in requests]

@@ -42,8 +42,8 @@ class CachedImageProcessor:
     arguments of the call, and the versions of the libraries that computed them. Processes may share a folder. An
     unreadable entry is made again.
 
-    It saves reading work only where the file is in memory: for an image of 1024×1024 pixels a hit takes 8 ms with the
-    file in memory and 30 ms from disk, preprocessing it 17 ms, and decoding the PNG before either 36 ms.
+    It pays only while the files stay in memory: an image of 1024×1024 pixels is 23 MB, which a hit reads in 7 ms from
+    memory and 25 ms from disk; preprocessing takes 18 ms. The image is decoded either way: 36 ms for a PNG.
     """
 
     def __init__(self, inner: Any, folder: Path) -> None:

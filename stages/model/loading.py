@@ -72,9 +72,12 @@ class VisionLanguageModel:
         """The response without its end token, if it has one."""
         return ids[:-1] if ids and ids[-1] in self.end_ids else ids
 
-    def save(self, folder: Path) -> None:
-        """Write a plain Hugging Face checkpoint: safetensors, configuration, processor and tokenizer."""
-        self.model.save_pretrained(folder)
+    def save(self, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
+        """Write a plain Hugging Face checkpoint: safetensors, configuration, processor and tokenizer.
+
+        `state` are the weights where the model holds only a part of them.
+        """
+        self.model.save_pretrained(folder, state_dict=state)
         self.generation_config.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 

@@ -137,7 +137,7 @@ class _Check:
     def __init__(self, vlm: VisionLanguageModel) -> None:
         self.vlm = replace(vlm, autocast_dtype=None)
         self.module = TokenLogprobs(self.vlm)
-        self.readings = _made_up_group(vlm)
+        self.readings = made_up_group(vlm)
         self.tolerance = CHECK_TOLERANCE[vlm.model.dtype]
 
     @torch.no_grad()
@@ -170,7 +170,7 @@ class _Check:
         return difference <= self.tolerance
 
 
-def _made_up_group(vlm: VisionLanguageModel) -> list[Reading]:
+def made_up_group(vlm: VisionLanguageModel) -> list[Reading]:
     """Three responses of unequal lengths, two with a common beginning, to a prompt with a noisy image."""
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (112, 112, 3), dtype=np.uint8))

@@ -11,7 +11,7 @@ from stages.engines.protocol import Completion, Request, Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.model.prompts import Prompt, policy_prompt
 from stages.recipe import PromptSection
-from stages.scoring.rewards import Reward
+from stages.scoring.rewards import Reward, score_all
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Answerer:
         flat = [(problem, c) for problem, group in zip(problems, groups, strict=True) for c in group]
         texts = [self.engine.vlm.decode(completion.ids) for _, completion in flat]
         with self.ledger.phase("reward"):
-            rewards = self.reward.score_many(texts, [problem.as_row() for problem, _ in flat])
+            rewards = score_all(self.reward, texts, [problem.as_row() for problem, _ in flat])
         answers = [
             Answer(completion, text, reward) for (_, completion), text, reward in zip(flat, texts, rewards, strict=True)
         ]

@@ -18,6 +18,7 @@ from stages.recipe import AuditSection, Recipe
 from stages.scoring.answering import Answerer
 from stages.scoring.extraction import final_answer, statement_start
 from stages.scoring.repairs import Attempt
+from stages.scoring.rewards import score_all
 
 Category = Literal["image_ignored", "template_shortcut", "mask_hallucination", "answer_pasted"]
 
@@ -114,7 +115,7 @@ class RulesAuditor:
             for request, completion in zip(requests, completions, strict=True)
         ]
         with self._ledger.phase("reward"):
-            rewards = self.policy.reward.score_many(texts, [attempt.draft.problem.as_row() for attempt in attempts])
+            rewards = score_all(self.policy.reward, texts, [attempt.draft.problem.as_row() for attempt in attempts])
         return [self._entailment(reward) for reward in rewards]
 
     def _entailment(self, reward: float | None) -> Verdict:

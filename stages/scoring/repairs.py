@@ -13,7 +13,7 @@ from stages.engines.transformers_engine import TransformersEngine
 from stages.model.prompts import Prompt, repair_prompt
 from stages.recipe import PromptSection
 from stages.scoring.image_removal import Blank, without_image
-from stages.scoring.rewards import Reward
+from stages.scoring.rewards import Reward, score_all
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Repairer:
         flat = [(draft, k, c) for draft, group in zip(drafts, groups, strict=True) for k, c in enumerate(group)]
         texts = [self.engine.vlm.decode(completion.ids) for _, _, completion in flat]
         with self.ledger.phase("reward"):
-            rewards = self.reward.score_many(texts, [draft.problem.as_row() for draft, _, _ in flat])
+            rewards = score_all(self.reward, texts, [draft.problem.as_row() for draft, _, _ in flat])
             attempts = [
                 Attempt(draft, k, completion, text, reward, edit_cost(draft.ids, completion.ids))
                 for (draft, k, completion), text, reward in zip(flat, texts, rewards, strict=True)

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from stages.errors import DataError, RecipeError
+from stages.processes import spread
 from stages.recipe import RewardSection
 from stages.scoring.answers import AnswerScorer
 
@@ -26,6 +27,12 @@ class Reward(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+def score_all(reward: Reward, responses: Sequence[str], problems: Sequence[Problem]) -> list[float | None]:
+    """`score_many` with the responses shared among the processes of a run; all get every reward."""
+    pairs = list(zip(responses, problems, strict=True))
+    return spread(pairs, lambda share: reward.score_many([r for r, _ in share], [p for _, p in share]))
 
 
 def open_reward(section: RewardSection) -> Reward:

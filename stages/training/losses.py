@@ -23,6 +23,8 @@ from stages.training.trainer import Metric, Totals, TrainingRow
 class SupervisedLoss:
     """Eq. 1: mean negative log-likelihood over the step's response tokens."""
 
+    has_kl = False
+
     def reading(self, row: TrainingRow) -> Reading:
         return Reading(row.prompt, row.ids)
 

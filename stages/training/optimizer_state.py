@@ -9,17 +9,20 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from stages import processes
 from stages.errors import ModelError
+from stages.training.parallel import like, whole_tensor
 
 
 def save_optimizer_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, steps_done: int) -> None:
     """Write every parameter's state and the number of optimizer steps done."""
     tensors = {
-        f"{name}/{key}": value
+        f"{name}/{key}": whole_tensor(value).cpu()
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state[parameter].items()
     }
-    save_file(tensors, path, metadata={"steps_done": str(steps_done)})
+    if processes.is_main():
+        save_file(tensors, path, metadata={"steps_done": str(steps_done)})
 
 
 def load_optimizer_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -35,5 +38,5 @@ def load_optimizer_state(path: Path, model: nn.Module, optimizer: torch.optim.Op
             tensor = file.get_tensor(key)
             if name not in parameters or (tensor.ndim and tensor.shape != parameters[name].shape):
                 raise ModelError(f"{path}: {name} does not fit the model beside it; delete the file to start afresh")
-            optimizer.state[parameters[name]][entry] = tensor.to(parameters[name].device if tensor.ndim else "cpu")
+            optimizer.state[parameters[name]][entry] = like(tensor, parameters[name]) if tensor.ndim else tensor
         return int(file.metadata()["steps_done"])

@@ -14,15 +14,19 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from stages import processes
 from stages.errors import ModelError
 from stages.model.batches import EncodedPrompt
-from stages.model.layout import Reading
+from stages.model.layout import Layout, Reading
 from stages.model.loading import VisionLanguageModel
-from stages.model.logprobs import LogprobReader, ResponseLogprobs
+from stages.model.logprobs import LogprobReader, ResponseLogprobs, made_up_group
 from stages.recipe import OptimizerSection, TrainerSection
 from stages.training.optimizer_state import load_optimizer_state, save_optimizer_state
+from stages.training.parallel import parallel
+from stages.training.weights import plain_state, prepare_weights, save_adapters
 
 OPTIMIZER_STATE = "optimizer.safetensors"
+ADAPTERS = "adapter"
 MACHINE_METRICS = ("padding_share", "tokens_per_second", "peak_memory_gib")
 """Metrics that tell of the machine, not of the model: they differ from run to run."""
 
@@ -60,6 +64,9 @@ class Metric(NamedTuple):
 class Loss(Protocol):
     """What a step minimises."""
 
+    has_kl: bool
+    """Whether it compares with the reference's log-probs."""
+
     def reading(self, row: TrainingRow) -> Reading:
         """Which of the row's log-probs the loss reads, and which of them have a gradient."""
         ...
@@ -79,8 +86,9 @@ class Loss(Protocol):
 class Trainer:
     """AdamW over the whole model, one optimizer step a call.
 
-    The optimizer's state and its step count live beside the checkpoint and carry over from round to round. A frozen
-    `reference` gives the log-probs that a KL term compares with.
+    The optimizer's state and its step count live beside the checkpoint and carry over from round to round, but not
+    with adapters, which start anew on the weights that the last ones were added to. A frozen `reference` gives the
+    log-probs that a KL term compares with; with adapters it is the model without them.
     """
 
     def __init__(
@@ -99,11 +107,14 @@ class Trainer:
         self.temperature = temperature
         self.reader = LogprobReader(vlm)
         self.reference = None if reference is None else LogprobReader(reference)
-        self.optimizer = torch.optim.AdamW(
-            vlm.model.parameters(), lr=section.learning_rate, weight_decay=section.weight_decay
-        )
+        self.adapters = prepare_weights(vlm, self.machine)
+        trained = [parameter for parameter in vlm.model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=section.learning_rate, weight_decay=section.weight_decay)
+        self._made_up = made_up_group(vlm)
+        self.parallel = parallel(self.reader.module, optimizer)
+        self.reader.module, self.optimizer = self.parallel.module, self.parallel.optimizer
         self.steps_done = 0
-        if resume_from is not None and (resume_from / OPTIMIZER_STATE).is_file():
+        if resume_from is not None and self.adapters is None and (resume_from / OPTIMIZER_STATE).is_file():
             self.steps_done = load_optimizer_state(resume_from / OPTIMIZER_STATE, vlm.model, self.optimizer)
 
     def step(self, rows: Sequence[TrainingRow], loss_function: Loss, totals: Totals | None = None) -> dict[str, float]:
@@ -120,8 +131,8 @@ class Trainer:
         self.vlm.model.train()
         self._set_learning_rate()
         self.optimizer.zero_grad()
-        work.run()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.vlm.model.parameters(), self.section.max_grad_norm)
+        metrics = work.run()
+        grad_norm = self.parallel.clip(self.section.max_grad_norm)
         self.steps_done += 1
         if not grad_norm.isfinite():
             raise ModelError(
@@ -129,25 +140,63 @@ class Trainer:
             )
         self.optimizer.step()
         self.vlm.model.eval()
-        return work.metrics() | {
+        return metrics | {
             "grad_norm": grad_norm.item(),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
+
+    def passes(self, readings: Sequence[Reading]) -> list[list[int]]:
+        """This process's share of the micro-batches; there are enough for all, or one of each reading."""
+        budget, enough = self.machine.tokens_per_micro_batch, min(processes.count(), len(readings))
+        batches = list(self.reader.micro_batches(readings, budget))
+        while len(batches) < enough:
+            budget //= 2
+            batches = list(self.reader.micro_batches(readings, budget))
+        share = list(processes.own(batches))
+        missing = -(-len(batches) // processes.count()) - len(share)
+        return share + [[]] * (missing if self.parallel.in_step else 0)
+
+    def fillers(self, readings: Sequence[Reading]) -> list[Reading]:
+        """A made-up reading with an image, where each process must run every part of the model in each pass."""
+        if self.parallel.in_step and not any(reading.prompt.vision for reading in readings):
+            return self._made_up[:1]
+        return []
+
+    @torch.no_grad()
+    def reference_logprobs(self, readings: Sequence[Reading], layout: Layout) -> Tensor:
+        """What a KL compares with, (B, T).
+
+        Raises:
+            ValueError: the trainer has neither a reference nor adapters to leave out.
+        """
+        if self.adapters is not None:
+            with self.adapters.disable_adapter():
+                return self.reader.read(readings, temperature=self.temperature, layout=layout).logprobs_BT
+        if self.reference is None:
+            raise ValueError("the loss has a KL; give the trainer a reference")
+        return self.reference.read(readings, temperature=self.temperature, layout=layout).logprobs_BT
 
     @torch.no_grad()
     def with_old_logprobs(self, rows: Sequence[TrainingRow]) -> list[TrainingRow]:
         """The rows with the model's present log-probs as their old ones, in the numerics of training."""
         readings = [Reading(row.prompt, row.ids) for row in rows]
-        scored: dict[int, TrainingRow] = {}
-        for members in self.reader.micro_batches(readings, self.machine.tokens_per_micro_batch):
-            logprobs = self.reader.read([readings[i] for i in members], temperature=self.temperature)
-            for i, logprobs_T in zip(members, logprobs.logprobs_BT.tolist(), strict=True):
-                scored[i] = replace(rows[i], old_logprobs_T=logprobs_T[: len(rows[i].ids)])
-        return [scored[i] for i in range(len(rows))]
+        scored: list[tuple[int, TrainingRow]] = []
+        for members in self.passes(readings):
+            some = [readings[i] for i in members]
+            logprobs = self.reader.read([*some, *self.fillers(some)], temperature=self.temperature)
+            for i, logprobs_T in zip(members, logprobs.logprobs_BT.tolist(), strict=False):
+                scored.append((i, replace(rows[i], old_logprobs_T=logprobs_T[: len(rows[i].ids)])))
+        by_index = dict(processes.gather(scored))
+        return [by_index[i] for i in range(len(rows))]
 
     def save(self, folder: Path, model_folder: Path) -> None:
-        """Write the checkpoint to `model_folder` and the optimizer's state to `folder`."""
-        self.vlm.save(model_folder)
+        """Write the checkpoint to `model_folder`, and the optimizer's state to `folder`, or the adapters."""
+        state = plain_state(self.vlm.model)
+        if processes.is_main():
+            self.vlm.save(model_folder, state)
+        if self.adapters is not None:
+            save_adapters(self.adapters, folder / ADAPTERS)
+            return
         save_optimizer_state(folder / OPTIMIZER_STATE, self.vlm.model, self.optimizer, self.steps_done)
 
     def _set_learning_rate(self) -> None:
@@ -157,48 +206,47 @@ class Trainer:
 
 
 class _Work:
-    """Forward and backward passes of one optimizer step, and what they measured."""
+    """Forward and backward passes of one optimizer step, and what they measured in all processes."""
 
     def __init__(self, trainer: Trainer, rows: Sequence[TrainingRow], loss_function: Loss, totals: Totals) -> None:
         self.trainer = trainer
         self.rows = rows
         self.loss_function = loss_function
         self.totals = totals
-        self.loss_sum = 0.0
-        self.parts: dict[str, list[Metric]] = defaultdict(list)
-        self.tokens = self.slots = 0
-        self.started = time.perf_counter()
+        self.measured: list[tuple[str, Metric]] = []
 
-    def run(self) -> None:
+    def run(self) -> dict[str, float]:
+        """Leave the gradient in the parameters; return the step's metrics."""
+        started = time.perf_counter()
         readings = [self.loss_function.reading(row) for row in self.rows]
-        for members in self.trainer.reader.micro_batches(readings, self.trainer.machine.tokens_per_micro_batch):
-            self._micro_batch([self.rows[i] for i in members], [readings[i] for i in members])
-
-    def metrics(self) -> dict[str, float]:
-        seconds = time.perf_counter() - self.started
-        return {name: _combine(name, values) for name, values in self.parts.items()} | {
-            "loss": self.loss_sum,
-            "padding_share": 1 - self.tokens / max(self.slots, 1),
-            "tokens_per_second": self.tokens / seconds,
+        for members in self.trainer.passes(readings):
+            self._pass([self.rows[i] for i in members], [readings[i] for i in members])
+        parts: dict[str, list[Metric]] = defaultdict(list)
+        for name, metric in processes.gather(self.measured):
+            parts[name].append(metric)
+        sums = {name: sum(part.value for part in parts.pop(name, [])) for name in ("loss", "tokens", "slots")}
+        return {name: _combine(name, values) for name, values in parts.items()} | {
+            "loss": sums["loss"],
+            "padding_share": 1 - sums["tokens"] / max(sums["slots"], 1),
+            "tokens_per_second": sums["tokens"] / (time.perf_counter() - started),
             "peak_memory_gib": _peak_memory_gib(),
         }
 
-    def _micro_batch(self, rows: Sequence[TrainingRow], readings: Sequence[Reading]) -> None:
-        reader, reference = self.trainer.reader, self.trainer.reference
+    def _pass(self, rows: Sequence[TrainingRow], readings: Sequence[Reading]) -> None:
+        reader, temperature = self.trainer.reader, self.trainer.temperature
+        readings = [*readings, *self.trainer.fillers(readings)]
         layout = reader.layout(readings)
-        self.tokens += layout.tokens
-        self.slots += layout.slots
-        temperature = self.trainer.temperature
-        reference_BT = None
-        if reference is not None:
-            with torch.no_grad():
-                reference_BT = reference.read(readings, temperature=temperature, layout=layout).logprobs_BT
+        reference_BT = self.trainer.reference_logprobs(readings, layout) if self.loss_function.has_kl else None
         logprobs = reader.read(readings, temperature=temperature, layout=layout)
-        loss, metrics = self.loss_function(rows, logprobs, reference_BT, self.totals)
-        loss.backward()
-        self.loss_sum += loss.item()
-        for name, metric in metrics.items():
-            self.parts[name].append(metric)
+        filler_loss = 0 * logprobs.logprobs_BT[len(rows) :].sum()
+        metrics: dict[str, Metric] = {}
+        loss = filler_loss
+        if rows:
+            own = ResponseLogprobs(*(values_BT[: len(rows)] for values_BT in logprobs))
+            loss, metrics = self.loss_function(rows, own, reference_BT, self.totals)
+        self.trainer.parallel.backward(loss + filler_loss)
+        sums = {"loss": loss.item(), "tokens": layout.tokens, "slots": layout.slots}
+        self.measured += [*metrics.items(), *((name, Metric(value, 1)) for name, value in sums.items())]
 
 
 def _peak_memory_gib() -> float:

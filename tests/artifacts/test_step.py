@@ -87,7 +87,8 @@ def test_the_manifest_comes_last(tmp_path, source):
 def test_the_manifest_says_what_was_done(tmp_path, source):
     step = Step.open(tmp_path / "out", plan(source), devices=4)
     write_shard(step, 0)
-    manifest = step.finish()
+    step.finish()
+    manifest = step.manifest
 
     assert manifest["schema_version"] == 1
     assert manifest["step"] == "rollout"
@@ -99,7 +100,7 @@ def test_the_manifest_says_what_was_done(tmp_path, source):
     assert manifest["devices"] == 4
     assert manifest["device_seconds"].keys() == {"generate", "other"}
     assert manifest["device_seconds"]["generate"] == 10.0
-    assert {"torch", "transformers"} <= manifest["versions"].keys()
+    assert {"torch", "transformers", "rapidfuzz"} <= manifest["versions"].keys()
 
 
 def test_the_manifests_checksums_are_the_files(tmp_path, source):
@@ -109,7 +110,8 @@ def test_the_manifests_checksums_are_the_files(tmp_path, source):
     step.write_table(DROPPED, LOST)
     (out / "model").mkdir()
     (out / "model" / PLAN).write_text("a model's own file of that name")
-    files = step.finish()["files"]
+    step.finish()
+    files = step.manifest["files"]
 
     assert files.keys() == {"metrics-00000.parquet", "dropped.parquet", f"model/{PLAN}"}
     for name, entry in files.items():
@@ -123,7 +125,8 @@ def test_what_an_interrupted_write_left_is_not_output(tmp_path, source):
     write_shard(step, 0)
     (out / (MANIFEST + PARTIAL)).write_text("{")
 
-    assert step.finish()["files"].keys() == {"metrics-00000.parquet"}
+    step.finish()
+    assert step.manifest["files"].keys() == {"metrics-00000.parquet"}
 
 
 def test_a_complete_step_with_the_same_plan_is_left_alone(tmp_path, source):
@@ -223,7 +226,8 @@ def test_a_stopped_run_goes_on_with_its_tallies_and_costs(overwrite, tmp_path, s
     step = Step.open(tmp_path / "out", plan(source), overwrite=overwrite)
     assert [step.has_shard(METRICS, index) for index in range(3)] == [True, True, False]
     write_shard(step, 2)
-    manifest = step.finish()
+    step.finish()
+    manifest = step.manifest
 
     assert (manifest["rows_in"], manifest["rows_out"]) == (6, 3)
     assert (manifest["dropped"], manifest["counts"]) == ({"unscored": 3}, {"correct": 9})
@@ -243,7 +247,8 @@ def test_a_shard_without_a_note_is_written_again_and_counted_once(tmp_path, sour
     assert not step.has_shard(METRICS, 1)
     write_shard(step, 1)
 
-    assert step.finish()["rows_in"] == 4
+    step.finish()
+    assert step.manifest["rows_in"] == 4
 
 
 def test_a_shard_that_went_missing_starts_the_step_again(tmp_path, source):

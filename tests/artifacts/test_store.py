@@ -1,11 +1,20 @@
 """Parquet files: whole or absent, read back as written, refused by name where they are something else."""
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from stages.artifacts.columns import DROPPED, METRICS, ROLLOUTS
-from stages.artifacts.store import ROWS_PER_GROUP, count_rows, iterate_rows, parquet_files, write_rows
+from stages.artifacts.store import (
+    ROWS_PER_GROUP,
+    count_rows,
+    iterate_rows,
+    iterate_tables,
+    parquet_files,
+    write_rows,
+    write_tables,
+)
 from stages.errors import DataError
 
 ROLLOUT = {
@@ -39,6 +48,69 @@ def test_a_file_has_row_groups_and_they_come_back_in_order(tmp_path):
     assert count_rows(tmp_path / "metrics.parquet", METRICS) == count
 
 
+@pytest.mark.parametrize("cut", [1, 100, ROWS_PER_GROUP, 3 * ROWS_PER_GROUP])
+def test_a_file_does_not_depend_on_how_its_rows_came(cut, tmp_path):
+    rows = metrics(2 * ROWS_PER_GROUP + 1)
+    write_rows(tmp_path / "rows.parquet", METRICS, rows)
+    tables = (pa.Table.from_pylist(rows[k : k + cut], schema=METRICS.schema()) for k in range(0, len(rows), cut))
+
+    assert write_tables(tmp_path / "tables.parquet", METRICS, tables) == len(rows)
+    assert (tmp_path / "tables.parquet").read_bytes() == (tmp_path / "rows.parquet").read_bytes()
+
+
+def test_tables_are_written_as_they_come(tmp_path):
+    """The file grows while the tables are made, under another name."""
+    sizes = []
+
+    def tables():
+        for number in range(4):
+            partial = [file.stat().st_size for file in tmp_path.iterdir() if file.name != "metrics.parquet"]
+            sizes.append(partial)
+            rows = [{"step": number, "metric": "m", "value": float(k * k)} for k in range(ROWS_PER_GROUP)]
+            yield pa.Table.from_pylist(rows, schema=METRICS.schema())
+        assert not (tmp_path / "metrics.parquet").exists()
+
+    write_tables(tmp_path / "metrics.parquet", METRICS, tables())
+
+    assert sizes == sorted(sizes)
+    assert len({size for (size,) in sizes}) == 4
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.parquet"]
+
+
+def test_tables_come_back_as_written_a_row_group_at_a_time(tmp_path):
+    rows = metrics(2 * ROWS_PER_GROUP + 1)
+    write_rows(tmp_path / "metrics.parquet", METRICS, rows)
+    tables = list(iterate_tables(tmp_path / "metrics.parquet", METRICS))
+
+    assert [len(table) for table in tables] == [ROWS_PER_GROUP, ROWS_PER_GROUP, 1]
+    assert pa.concat_tables(tables).to_pylist() == rows
+
+
+def test_reading_holds_a_few_row_groups_however_long_the_file(tmp_path):
+    values = np.random.default_rng(0).random(40 * ROWS_PER_GROUP * 64, np.float32)
+    logprobs = pa.FixedSizeListArray.from_arrays(values, 64).cast(pa.list_(pa.float32()))
+    rows = len(logprobs)
+    columns = {"problem_id": ["p"] * rows, "sample": [0] * rows, "ids": [[]] * rows, "sampler_logprobs": logprobs}
+    columns |= {"finish_reason": ["stop"] * rows, "reward": [None] * rows, "text": [""] * rows}
+    write_tables(tmp_path / "rollouts.parquet", ROLLOUTS, [pa.table(columns, schema=ROLLOUTS.schema())])
+    del values, logprobs, columns
+    before = pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in iterate_tables(tmp_path / "rollouts.parquet", ROLLOUTS)]
+
+    assert len(held) == 40
+    assert max(held) < 10 * ROWS_PER_GROUP * 64 * 4
+
+
+def test_token_lists_are_written_plain_and_repeated_words_as_a_dictionary(tmp_path):
+    write_rows(tmp_path / "rollouts.parquet", ROLLOUTS, [ROLLOUT, ROLLOUT])
+    group = pq.ParquetFile(tmp_path / "rollouts.parquet").metadata.row_group(0)
+    columns = {group.column(k).path_in_schema: group.column(k) for k in range(group.num_columns)}
+
+    assert columns["problem_id"].has_dictionary_page
+    assert not columns["ids.list.element"].has_dictionary_page
+    assert not columns["sampler_logprobs.list.element"].has_dictionary_page
+
+
 def test_shards_are_read_in_order_and_others_left_alone(tmp_path):
     for index in (10, 2, 1):
         write_rows(tmp_path / f"metrics-{index:05d}.parquet", METRICS, [{"step": index, "metric": "m", "value": 0}])
@@ -58,6 +130,15 @@ def test_only_the_specs_columns_are_read(tmp_path):
 def test_a_refused_write_leaves_nothing(tmp_path):
     with pytest.raises(DataError, match="row 1: metric is null"):
         write_rows(tmp_path / "metrics-00000.parquet", METRICS, [*metrics(1), {"step": 1, "value": 0.0}])
+
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refused_table_is_placed_by_its_row_in_the_file_and_leaves_nothing(tmp_path):
+    good = pa.Table.from_pylist(metrics(ROWS_PER_GROUP + 4), schema=METRICS.schema())
+    bad = pa.Table.from_pylist([{"step": 1, "value": 0.0}], schema=METRICS.schema())
+    with pytest.raises(DataError, match=rf"row {ROWS_PER_GROUP + 4}: metric is null"):
+        write_tables(tmp_path / "metrics-00000.parquet", METRICS, [good, bad])
 
     assert not list(tmp_path.iterdir())
 

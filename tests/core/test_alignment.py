@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
-from stages.core.alignment import difference_masks, edit_cost, edit_script
+from stages.core.alignment import difference_masks, edit_cost, edit_script, mark_differences
 
 LARGEST_ID = 2**31
 ALIGNMENTS = ("levenshtein", "lcs")
@@ -135,6 +135,19 @@ def test_masks_worked_by_hand(error, repair, align, on_error, on_repair, distanc
 
     assert (marked(masks.error_T), marked(masks.repair_T)) == (on_error, on_repair)
     assert (masks.distance, masks.cost) == (distance, pytest.approx(cost))
+
+
+@pytest.mark.parametrize("align", ALIGNMENTS)
+@unhurried
+@given(few_symbols, few_symbols, st.booleans(), st.sampled_from(["none", "error", "both"]))
+def test_marks_in_slices_of_one_array_are_the_masks_and_stay_inside(align, error, repair, anchor_gaps, truncate):
+    options = {"align": align, "anchor_gaps": anchor_gaps, "truncate": truncate}
+    flat, middle, end = np.zeros(len(error) + len(repair) + 3, np.bool_), len(error) + 1, len(error) + len(repair) + 1
+    edits = mark_differences(error, repair, flat[1:middle], flat[middle:end], **options)
+    masks = difference_masks(error, repair, **options)
+
+    assert edits == masks.distance
+    assert flat.tolist() == [False, *masks.error_T, *masks.repair_T, False, False]
 
 
 def test_anchor_marks_the_token_after_a_gap_only_where_asked():

@@ -347,21 +347,22 @@ def test_kl_estimators_worked_by_hand(estimator, expected):
 
 @pytest.mark.parametrize(
     ("name", "clip_fraction"),
-    [("grpo", 2 / 4), ("dr_grpo", 2 / 4), ("dapo", 2 / 4), ("gspo", 4 / 4), ("sapo", 0.0), ("cispo", 1 / 4)],
+    [("grpo", 2 / 3), ("dr_grpo", 2 / 3), ("dapo", 2 / 3), ("gspo", 3 / 3), ("sapo", 0.0), ("cispo", 1 / 3)],
 )
 def test_metrics_worked_by_hand(name, clip_fraction):
-    batch = two_rows(gate=torch.tensor([[0.0, 1.0, 0.5], [0.0, 1.0, 1.0]]))
+    batch = two_rows(gate=torch.tensor([[0.5, 1.0, 0.0], [1.0, 1.0, 1.0]]))
     new = batch.new.clone().requires_grad_()
     metrics = policy_loss(name, logprobs_BT=new, **inputs(name, batch)).metrics
-    ratios = [6.0, 0.5, 1.1, 0.5]
+    # Of the tokens whose gate is open; 1.1 stands behind a gate of 0.
+    ratios = [6.0, 0.5, 0.5]
 
     assert {key: value.item() for key, value in metrics.items()} == pytest.approx(
         {
-            "ratio_mean": sum(ratios) / 4,
+            "ratio_mean": sum(ratios) / 3,
             "ratio_max": 6.0,
             "clip_fraction": clip_fraction,
-            "kl_old": sum(r - 1 - math.log(r) for r in ratios) / 4,
-            "gate_density": 1.5 / 4,
+            "kl_old": sum(r - 1 - math.log(r) for r in ratios) / 3,
+            "gate_density": 2.5 / 4,
         },
         rel=1e-5,
     )

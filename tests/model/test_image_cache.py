@@ -132,11 +132,13 @@ def test_what_an_image_shows_is_its_content(tmp_path):
     palette.putpalette([255, 0, 0] * 256)
     green = palette.copy()
     green.putpalette([0, 255, 0] * 256)
+    inks = Image.frombytes("CMYK", (28, 28), wide.tobytes())
+    opaque = Image.frombytes("RGBA", (28, 28), wide.tobytes())
     processor = transformers.Qwen2VLImageProcessor()
     cached = CachedImageProcessor(processor, tmp_path)
-    for image in (wide, tall, palette, green, wide.convert("RGB")):
+    for image in (wide, tall, palette, green, inks, opaque):
         same(cached([image], return_tensors="pt"), processor([image], return_tensors="pt"))
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 5
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 6
 
 
 def test_what_is_not_asked_for_as_tensors_is_not_cached(tmp_path):

@@ -19,6 +19,7 @@ from stages.seeds import Purpose
 from stages.training.groups import optimization_group
 from stages.training.heldout import annotated_draft, with_end
 from stages.training.losses import PolicyObjective
+from stages.training.metrics import MetricsLog
 from stages.training.trainer import Trainer, TrainingRow
 
 RECIPE = load_recipe(
@@ -44,6 +45,7 @@ class Recording:
 
     def __init__(self, loss_function):
         self.loss_function = loss_function
+        self.has_kl = loss_function.has_kl
         self.log_s: list[float] = []
 
     def reading(self, row):
@@ -111,7 +113,10 @@ def test_repair_rl_s_first_step_agrees_with_itself(engine_of, repair_problems, m
     engine = engine_of(master_weights=True)
     policy = Answerer(engine_of(), RECIPE.prompt, math_reward, CostLedger())
     repairer = Repairer(engine, RECIPE.prompt, math_reward, CostLedger())
-    loop = RepairLoop(RECIPE, repairer, open_auditor(RECIPE, policy), step)
+    trainer = Trainer(
+        engine.vlm, RECIPE.repair_rl.optimizer, temperature=RECIPE.rollout.temperature, machine=RECIPE.trainer
+    )
+    loop = RepairLoop(RECIPE, repairer, open_auditor(RECIPE, policy), step, trainer, MetricsLog())
     loop.objective = Recording(loop.objective)
     loop.iterate(0, [annotated_draft(engine.vlm, problem) for problem in repair_problems[:8]])
     metrics = {row["metric"]: row["value"] for row in loop.log.rows if row["step"] == 1}

@@ -23,6 +23,8 @@ from stages.scoring.extraction import final_answer
 from stages.scoring.image_removal import without_image
 from stages.scoring.repairs import Repairer
 from stages.training.heldout import annotated_draft
+from stages.training.metrics import MetricsLog
+from stages.training.trainer import Trainer
 
 NEARLY_GREEDY = "rollout.temperature=0.01"
 NO_AUDIT = "audit.auditor=none"
@@ -60,7 +62,10 @@ def loop_of(base_vlm, copy_of, math_reward, step):
         policy = Answerer(TransformersEngine(base_vlm, rows_per_batch=64), recipe.prompt, reward, CostLedger())
         repairer = Repairer(Recording(copy_of(base_vlm)), recipe.prompt, reward, CostLedger())
         step.tally = Tally()
-        return RepairLoop(recipe, repairer, open_auditor(recipe, policy), step, reference)
+        trainer = Trainer(
+            repairer.engine.vlm, recipe.repair_rl.optimizer, temperature=recipe.rollout.temperature, reference=reference
+        )
+        return RepairLoop(recipe, repairer, open_auditor(recipe, policy), step, trainer, MetricsLog())
 
     return make
 

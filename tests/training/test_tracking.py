@@ -146,7 +146,7 @@ def test_wandb_offline_writes_history_recipe_and_project(log_rows):
 
 
 def test_several_trackers_write_at_once_and_a_repeated_name_counts_once(log_rows):
-    folder = log_rows("jsonl", "tensorboard", "jsonl")
+    folder = log_rows("jsonl", "tensorboard", "tensorboard")
     assert len(json_lines(folder / "metrics.jsonl")) == len(ROWS)
     assert len(list((folder / "tensorboard").glob("events*"))) == 1
 

@@ -149,6 +149,7 @@ def test_a_gated_out_token_has_no_gradient(tiny_vlm, copy_of, rows, algorithm):
     loss_function = objective(algorithm)
 
     class WithoutToken:
+        has_kl = False
         reading = loss_function.reading
 
         def __call__(self, step_rows, logprobs, reference_BT, totals):

@@ -1,0 +1,64 @@
+"""The processes that `accelerate launch` started, or the one that there is: who writes, and work shared among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def is_main() -> bool:
+    """Whether this process writes files and speaks to the user."""
+    return bool(PartialState().is_main_process)
+
+
+def wait() -> None:
+    """Until every process is here."""
+    PartialState().wait_for_everyone()
+
+
+def count() -> int:
+    return int(PartialState().num_processes)
+
+
+def own(items: Sequence[Item]) -> Sequence[Item]:
+    """This process's share."""
+    state = PartialState()
+    return items[state.process_index :: state.num_processes]
+
+
+def gather(items: list[Item]) -> list[Item]:
+    """What every process gives, at all of them, process by process."""
+    return gather_object(items) if count() > 1 else items
+
+
+def spread(items: Sequence[Item], work: Callable[[Sequence[Item]], list[Result]]) -> list[Result]:
+    """Each process works on its share; all get every result, in the order of the items."""
+    processes = count()
+    if processes == 1:
+        return work(items)
+    shares = gather([work(own(items))])
+    return [shares[i % processes][i // processes] for i in range(len(items))]
+
+
+def on_main(work: Callable[[], Result]) -> Result:
+    """Do it on the main process alone and give all of them its result, or raise what it raised."""
+    if count() == 1:
+        return work()
+    outcome: list[Any] = [_outcome(work) if is_main() else None]
+    result, error = broadcast_object_list(outcome)[0]
+    if error is not None:
+        raise error
+    return result
+
+
+def _outcome(work: Callable[[], Result]) -> tuple[Result | None, Exception | None]:
+    try:
+        return work(), None
+    except Exception as error:  # noqa: BLE001, every process raises it again
+        return None, error

@@ -1,0 +1,114 @@
+"""Difference feedback once more, without a model: the pairs of an earlier groups -> groups with other masks (eq. 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from stages.artifacts.columns import GROUPS
+from stages.artifacts.step import Plan, Step, Tally
+from stages.artifacts.store import count_rows, iterate_tables, parquet_files
+from stages.core.alignment import mark_differences
+from stages.errors import DataError
+from stages.progress import track
+from stages.recipe import Recipe
+
+MASK_OPTIONS = {"align", "anchor_gaps", "truncate"}
+"""Fields of `masks` that decide which tokens of a pair are marked."""
+
+
+@dataclass(frozen=True)
+class RealignPairs:
+    """`df build-masks --pairs`: every column of an earlier output but `mask` is copied.
+
+    Rows outside pairs keep their mask: all false, or all true on an ungated error.
+    """
+
+    recipe: Recipe
+    pairs: Path
+
+    def plan(self) -> Plan:
+        parquet_files(self.pairs, GROUPS)
+        return Plan("build-masks", self.recipe.subset(masks=MASK_OPTIONS), self.recipe.seed, {"pairs": self.pairs})
+
+    def run(self, step: Step) -> None:
+        options = self.recipe.masks.model_dump(include=MASK_OPTIONS)
+        with track("build-masks", count_rows(self.pairs, GROUPS), "rows") as advance:
+            for index, shard in enumerate(parquet_files(self.pairs, GROUPS)):
+                rows = count_rows(shard, GROUPS)
+                if not step.has_shard(GROUPS, index):
+                    step.stream_shard(index, GROUPS, _realigned(shard, options, step.tally))
+                advance(rows)
+        step.finish()
+
+
+def _realigned(shard: Path, options: dict[str, Any], tally: Tally) -> Iterator[pa.Table]:
+    first_row = 0
+    for table in _with_whole_pairs(iterate_tables(shard, GROUPS)):
+        yield _realign(table, str(shard), first_row, options, tally)
+        first_row += len(table)
+    tally.rows_in += first_row
+    tally.rows_out += first_row
+
+
+def _with_whole_pairs(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows, cut nowhere between an error and its repair."""
+    schema = GROUPS.schema()
+    rest = schema.empty_table()
+    for table in tables:
+        rest = pa.concat_tables([rest, table.cast(schema)])
+        whole = len(rest) - (rest["role"][-1].as_py() == "error")
+        yield rest.slice(0, whole)
+        rest = rest.slice(whole)
+    yield rest
+
+
+def _realign(table: pa.Table, place: str, first_row: int, options: dict[str, Any], tally: Tally) -> pa.Table:
+    """The table with new masks, worked on as one flat array of T tokens over all its rows."""
+    bounds = np.append(0, np.cumsum(_lengths(table, place, first_row))).tolist()
+    ids_T, mask_T = (pc.list_flatten(table[name]).to_numpy() for name in ("ids", "mask"))
+    ids = ids_T.tolist()
+    for repair in _repairs(table, place, first_row):
+        start, middle, end = bounds[repair - 1 : repair + 2]
+        mask_T[start:end] = False
+        mark_differences(ids[start:middle], ids[middle:end], mask_T[start:middle], mask_T[middle:end], **options)
+        tally.counts["pairs"] += 1
+        tally.counts["tokens_in_pairs"] += end - start
+        tally.counts["tokens_marked"] += int(np.count_nonzero(mask_T[start:end]))
+    column = table.schema.get_field_index("mask")
+    return table.set_column(column, table.schema.field(column), pa.ListArray.from_arrays(bounds, mask_T))
+
+
+def _lengths(table: pa.Table, place: str, first_row: int) -> NDArray[np.int32]:
+    """How many tokens each row has; its mask must have as many values."""
+    tokens, values = (pc.list_value_length(table[name]).to_numpy() for name in ("ids", "mask"))
+    wrong = np.flatnonzero(tokens != values)
+    if len(wrong):
+        row = wrong[0]
+        raise DataError(
+            f"{place} row {first_row + row}: mask has {values[row]} values for {tokens[row]} ids; "
+            f"write it again with {GROUPS.producer}"
+        )
+    return tokens
+
+
+def _repairs(table: pa.Table, place: str, first_row: int) -> list[int]:
+    """Which rows are repairs; each must follow the error that it repairs."""
+    roles, problems, samples = (table[name].to_numpy() for name in ("role", "problem_id", "sample"))
+    is_repair, follows = roles == "repair", np.zeros(len(roles), np.bool_)
+    follows[1:] = (roles[:-1] == "error") & (problems[1:] == problems[:-1]) & (samples[1:] == samples[:-1])
+    alone = np.flatnonzero(is_repair & ~follows)
+    if len(alone):
+        row = alone[0]
+        raise DataError(
+            f"{place} row {first_row + row}: a repair of {problems[row]}, sample {samples[row]}, does not follow its "
+            f"error; write it again with {GROUPS.producer}"
+        )
+    return np.flatnonzero(is_repair).tolist()

@@ -1,0 +1,118 @@
+"""One optimizer step over the processes of `accelerate launch`: copies of the model, or one cut into shards.
+
+Every process holds all rows of a step and takes its share of the micro-batches; losses have the whole step's
+denominators, so gradients add up to those of one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from stages import processes
+
+
+class Parallel(Protocol):
+    """How the processes of a run share a model's training."""
+
+    module: nn.Module
+    """What is called in place of the model."""
+    optimizer: torch.optim.Optimizer
+    in_step: bool
+    """Whether all processes run the same passes at the same time, each through every part of the model."""
+
+    def backward(self, loss: Tensor) -> None: ...
+
+    def clip(self, max_norm: float) -> Tensor:
+        """Finish the step's gradient; return its norm, and scale it down to `max_norm`."""
+        ...
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Inside, the model can be run by each process on its own."""
+        ...
+
+
+class Copies:
+    """A whole model in each process, or the one process; gradients are summed once a step."""
+
+    in_step = False
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.module, self.optimizer = module, optimizer
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def clip(self, max_norm: float) -> Tensor:
+        parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        if processes.count() > 1:
+            for parameter in parameters:
+                # A process without a share, or whose share had no image, adds nothing.
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                dist.all_reduce(parameter.grad)
+        return nn.utils.clip_grad_norm_(parameters, max_norm)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        yield
+
+
+class Shards:
+    """FSDP2 as the configuration of `accelerate launch` wants it."""
+
+    in_step = True
+
+    def __init__(self, accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.accelerator = accelerator
+        self.module, prepared = accelerator.prepare(module, optimizer)
+        self.optimizer = prepared.optimizer
+
+    def backward(self, loss: Tensor) -> None:
+        # The framework averages over the processes.
+        self.accelerator.backward(loss * processes.count())
+
+    def clip(self, max_norm: float) -> Tensor:
+        return whole_tensor(self.accelerator.clip_grad_norm_(self.module.parameters(), max_norm))
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        units = [unit for unit in self.module.modules() if isinstance(unit, FSDPModule)]
+        for unit in units:
+            unit.set_reshard_after_forward(False, recurse=False)
+            unit.unshard()
+        try:
+            yield
+        finally:
+            for unit in units:
+                unit.reshard()
+                unit.set_reshard_after_forward(unit is not self.module, recurse=False)
+
+
+def parallel(module: nn.Module, optimizer: torch.optim.Optimizer) -> Parallel:
+    """As `accelerate launch` was configured."""
+    accelerator = Accelerator(device_placement=False)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        return Shards(accelerator, module, optimizer)
+    return Copies(module, optimizer)
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be cut into shards; every process has to ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: Tensor, other: Tensor) -> Tensor:
+    """The tensor on the device of `other`, and cut as it is."""
+    tensor = tensor.to(other.device)
+    if isinstance(other, DTensor):
+        return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
+    return tensor

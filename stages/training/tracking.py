@@ -1,0 +1,135 @@
+"""Training metrics while they come: JSON lines, TensorBoard, Weights & Biases."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+
+from stages import processes
+from stages.artifacts.step import TRACKING
+from stages.errors import RecipeError
+from stages.recipe import TrackingSection
+
+
+class JsonLinesTracker(GeneralTracker):  # type: ignore[misc]
+    """One line a log: `{"step": 3, "loss": 0.5}`."""
+
+    name = "jsonl"
+    requires_logging_directory = True
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self._file: TextIO
+
+    @property
+    def tracker(self) -> TextIO:
+        return self._file
+
+    def start(self) -> None:
+        self._file = self._path.open("w", encoding="utf-8")
+
+    def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
+        print(json.dumps({"step": step} | values), file=self._file, flush=True)
+
+    def finish(self) -> None:
+        self._file.close()
+
+
+class Trackers:
+    """The trackers of one step; a context manager that closes them."""
+
+    def __init__(self, trackers: Sequence[GeneralTracker] = ()) -> None:
+        self._trackers = trackers
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        for tracker in self._trackers:
+            tracker.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.finish()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def check_trackers(section: TrackingSection) -> None:
+    """Refuse trackers that cannot be had, before any compute.
+
+    Raises:
+        RecipeError: a package is not installed.
+    """
+    for name in section.trackers:
+        if name != "jsonl" and not _installed(name):
+            raise RecipeError(f"tracking.trackers: {name} is not installed; pip install 'difference-feedback[{name}]'")
+
+
+def open_trackers(section: TrackingSection, out: Path, config: Mapping[str, Any]) -> Trackers:
+    """Start the section's trackers on the main process, none on the others; `config` is what they show of the recipe.
+
+    Their files in `out` replace those of a start that was stopped.
+
+    Raises:
+        RecipeError: wandb does not start.
+    """
+    if not section.trackers or not processes.is_main():
+        return Trackers()
+    folder = out / TRACKING
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    trackers = [_start(name, section, folder) for name in dict.fromkeys(section.trackers)]
+    for tracker in trackers:
+        tracker.store_init_configuration(_flat(config))
+    return Trackers(trackers)
+
+
+def _installed(package: str) -> bool:
+    """Whether a package can be imported; a folder of its name, as wandb leaves one behind, is none."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
+def _start(name: str, section: TrackingSection, folder: Path) -> GeneralTracker:
+    if name == "wandb":
+        return _start_wandb(section, folder)
+    tracker = (
+        TensorBoardTracker(name, logging_dir=folder)
+        if name == "tensorboard"
+        else JsonLinesTracker(folder / "metrics.jsonl")
+    )
+    tracker.start()
+    return tracker
+
+
+def _start_wandb(section: TrackingSection, folder: Path) -> WandBTracker:
+    import wandb
+
+    tracker = WandBTracker(section.project, dir=folder, name="/".join(folder.absolute().parts[-3:-1]))
+    try:
+        tracker.start()
+    except wandb.Error as error:
+        raise RecipeError(
+            f"tracking.trackers: wandb did not start ({error}); run `wandb login`, or set WANDB_MODE=offline"
+        ) from error
+    return tracker
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted names with values of one level, which is what trackers take."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat

@@ -1,0 +1,69 @@
+"""Which weights are trained, and how they become a plain checkpoint again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from stages import processes
+from stages.model.loading import VisionLanguageModel
+from stages.recipe import LoraSection, TrainerSection
+from stages.training.parallel import whole_tensor
+
+
+def prepare_weights(vlm: VisionLanguageModel, section: TrainerSection) -> PeftModel | None:
+    """Freeze, wrap and compile as the recipe says; the adapters where it trains those alone."""
+    if section.freeze_vision:
+        _freeze_all_but_text(vlm.model)
+    adapters = None if section.lora is None else _add_adapters(vlm.model, section.lora)
+    if section.gradient_checkpointing:
+        vlm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if section.compile:
+        for layer in vlm.model.get_decoder().layers:
+            layer.compile(dynamic=True)
+    return adapters
+
+
+def plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """The whole weights as a checkpoint names them, adapters added in, on the main process; empty on the others.
+
+    Every process has to ask.
+    """
+    state: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        if ".lora_" not in name:
+            _keep(state, name.replace(".base_layer.", "."), whole_tensor(value))
+    adapted: dict[str, Any] = {name: part for name, part in model.named_modules() if isinstance(part, LoraLayer)}
+    for name, layer in adapted.items():
+        weight, delta = layer.get_base_layer().weight, layer.get_delta_weight("default")
+        _keep(state, f"{name}.weight", whole_tensor(weight) + whole_tensor(delta))
+    return state
+
+
+def save_adapters(adapters: PeftModel, folder: Path) -> None:
+    """Write them as peft reads them; every process has to ask."""
+    state = {name: whole_tensor(value) for name, value in adapters.state_dict().items() if ".lora_" in name}
+    if processes.is_main():
+        adapters.save_pretrained(str(folder), state_dict=state)
+
+
+def _keep(state: dict[str, Tensor], name: str, value: Tensor) -> None:
+    if processes.is_main():
+        state[name] = value.detach().cpu()
+
+
+def _freeze_all_but_text(model: Any) -> None:
+    kept = {id(p) for part in (model.get_decoder(), model.get_output_embeddings()) for p in part.parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in kept)
+
+
+def _add_adapters(model: Any, section: LoraSection) -> PeftModel:
+    """On every linear layer of the text model; all other weights are frozen."""
+    text = {id(module) for module in model.get_decoder().modules()}
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and id(module) in text]
+    return get_peft_model(model, LoraConfig(r=section.rank, lora_alpha=section.alpha, target_modules=names))
