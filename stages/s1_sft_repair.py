@@ -51,7 +51,9 @@ class SftRepair:
         with open_trackers(recipe.tracking, step.out, step.plan["recipe"]) as trackers:
             with ledger.phase("load"):
                 engine = open_engine(self.model, recipe, master_weights=True)
-                trainer = Trainer(engine.vlm, recipe.sft.optimizer, temperature=1.0, machine=recipe.trainer)
+                trainer = Trainer(
+                    engine.vlm, recipe.sft.optimizer, temperature=1.0, machine=recipe.trainer, seed=recipe.seed
+                )
             log = MetricsLog(trackers)
             with open_reward(recipe.reward) as reward:
                 repairer = Repairer(engine, recipe.prompt, reward, ledger)

@@ -106,6 +106,7 @@ class RlRepair:
             recipe.repair_rl.optimizer,
             temperature=recipe.rollout.temperature,
             machine=recipe.trainer,
+            seed=recipe.seed,
             reference=open_engine(self.repair_model, recipe, master_weights=True).vlm if anchored else None,
         )
 

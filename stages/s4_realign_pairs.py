@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stages.artifacts.columns import GROUPS
 from stages.artifacts.step import Plan, Step, Tally
 from stages.artifacts.store import count_rows, iterate_tables, parquet_files
-from stages.core.alignment import mark_differences
+from stages.core.alignment import mark_differences, symbols
 from stages.errors import DataError
 from stages.progress import track
 from stages.recipe import Recipe
@@ -74,11 +74,11 @@ def _realign(table: pa.Table, place: str, first_row: int, options: dict[str, Any
     """The table with new masks, worked on as one flat array of T tokens over all its rows."""
     bounds = np.append(0, np.cumsum(_lengths(table, place, first_row))).tolist()
     ids_T, mask_T = (pc.list_flatten(table[name]).to_numpy() for name in ("ids", "mask"))
-    ids = ids_T.tolist()
+    tokens = symbols(ids_T)
     for repair in _repairs(table, place, first_row):
         start, middle, end = bounds[repair - 1 : repair + 2]
         mask_T[start:end] = False
-        mark_differences(ids[start:middle], ids[middle:end], mask_T[start:middle], mask_T[middle:end], **options)
+        mark_differences(tokens[start:middle], tokens[middle:end], mask_T[start:middle], mask_T[middle:end], **options)
         tally.counts["pairs"] += 1
         tally.counts["tokens_in_pairs"] += end - start
         tally.counts["tokens_marked"] += int(np.count_nonzero(mask_T[start:end]))

@@ -91,6 +91,7 @@ class TrainPolicy:
                 machine=recipe.trainer,
                 reference=reference,
                 resume_from=self.policy,
+                seed=recipe.seed,
             )
 
     def _is_spent(self, step: Step) -> bool:

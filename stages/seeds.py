@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     C1 = 12
     GROUP_ORDER = 13
     EVALUATION = 14
+    ADAPTERS = 15
 
 
 def derive_seed(seed: int, purpose: Purpose, *path: int) -> int:

@@ -3,6 +3,7 @@
 Axis: T tokens of one response; the error and its repair have a T each.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -19,6 +20,7 @@ Align: TypeAlias = Literal["levenshtein", "lcs"]
 Truncate: TypeAlias = Literal["none", "error", "both"]
 TokenIds: TypeAlias = Sequence[int] | NDArray[Any]
 Ids: TypeAlias = NDArray[np.int64]
+Symbols: TypeAlias = str | list[int]
 Mask: TypeAlias = NDArray[np.bool_]
 
 EDLIB_SYMBOLS = 256
@@ -62,22 +64,17 @@ def difference_masks(
     """
     error_ids, repair_ids = _ids(error_ids), _ids(repair_ids)
     error_T, repair_T = np.zeros(len(error_ids), np.bool_), np.zeros(len(repair_ids), np.bool_)
+    error, repair = _both_symbols(error_ids, repair_ids)
     distance = mark_differences(
-        error_ids.tolist(),
-        repair_ids.tolist(),
-        error_T,
-        repair_T,
-        align=align,
-        anchor_gaps=anchor_gaps,
-        truncate=truncate,
+        error, repair, error_T, repair_T, align=align, anchor_gaps=anchor_gaps, truncate=truncate
     )
     levenshtein = distance if align == "levenshtein" else _levenshtein(error_ids, repair_ids)
     return DifferenceMasks(error_T, repair_T, distance, _cost(levenshtein, len(error_ids), len(repair_ids)))
 
 
 def mark_differences(
-    error_ids: list[int],
-    repair_ids: list[int],
+    error: Symbols,
+    repair: Symbols,
     error_T: Mask,
     repair_T: Mask,
     *,
@@ -87,12 +84,12 @@ def mark_differences(
 ) -> int:
     """The masks of `difference_masks`, set in arrays that are all False; the number of edits on the path.
 
-    For pairs by the million: the arrays may be slices of one array over many rows, and eq. 2 is not worked out.
-    Raises ValueError on an unknown option.
+    For pairs by the million: tokens and arrays may be slices of what many rows share (`symbols` makes the tokens,
+    both sides in one call), and eq. 2 is not worked out. Raises ValueError on an unknown option.
     """
     if truncate not in ("none", "error", "both"):
         raise ValueError(f"truncate is {truncate!r}; use none, error or both")
-    edits = _edits(error_ids, repair_ids, align)
+    edits = _edits(error, repair, align)
     i = j = 0
     for next_i, next_j, equal in edits.as_matching_blocks():  # the last one is empty, at both ends
         if i < next_i or j < next_j:
@@ -106,12 +103,19 @@ def mark_differences(
     return len(edits)
 
 
+def symbols(ids: NDArray[np.integer[Any]]) -> Symbols:
+    """Token ids as what rapidfuzz reads fastest: characters, or numbers where an id is beyond the last character."""
+    if ids.size and (ids.min() < 0 or ids.max() > sys.maxunicode):
+        return ids.tolist()
+    return ids.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
+
+
 def edit_script(error_ids: TokenIds, repair_ids: TokenIds, *, align: Align = "levenshtein") -> list[Edit]:
     """An optimal script from error to repair, equal runs included; `lcs` forbids substitution.
 
     Raises ValueError on an unknown `align`, or on ids that are not a flat sequence of token ids.
     """
-    edits = _edits(_ids(error_ids).tolist(), _ids(repair_ids).tolist(), align)
+    edits = _edits(*_both_symbols(_ids(error_ids), _ids(repair_ids)), align)
     return [Edit(op.tag, op.src_start, op.src_end, op.dest_start, op.dest_end) for op in Opcodes.from_editops(edits)]
 
 
@@ -134,12 +138,17 @@ def _ids(ids: TokenIds) -> Ids:
     return array.astype(np.int64)
 
 
-def _edits(error_ids: list[int], repair_ids: list[int], align: Align) -> Editops:
+def _both_symbols(error_T: Ids, repair_T: Ids) -> tuple[Symbols, Symbols]:
+    both = symbols(np.concatenate([error_T, repair_T]))
+    return both[: len(error_T)], both[len(error_T) :]
+
+
+def _edits(error: Symbols, repair: Symbols, align: Align) -> Editops:
     """Many paths are optimal, so rapidfuzz makes every one of them, over the untrimmed sequences."""
     if align == "levenshtein":
-        return Levenshtein.editops(error_ids, repair_ids)
+        return Levenshtein.editops(error, repair)
     if align == "lcs":
-        return LCSseq.editops(error_ids, repair_ids)
+        return LCSseq.editops(error, repair)
     raise ValueError(f"align is {align!r}; use levenshtein or lcs")
 
 
@@ -167,9 +176,9 @@ def _levenshtein(error_T: Ids, repair_T: Ids) -> int:
     shared = np.intersect1d(error_T, repair_T)
     if edlib is None or len(shared) + 2 > EDLIB_SYMBOLS:
         return int(Levenshtein.distance(error_T.tolist(), repair_T.tolist()))
-    error_symbols = _symbols(error_T, shared, len(shared))
-    repair_symbols = _symbols(repair_T, shared, len(shared) + 1)
-    return int(edlib.align(error_symbols, repair_symbols, mode="NW", task="distance")["editDistance"])
+    error_bytes = _bytes(error_T, shared, len(shared))
+    repair_bytes = _bytes(repair_T, shared, len(shared) + 1)
+    return int(edlib.align(error_bytes, repair_bytes, mode="NW", task="distance")["editDistance"])
 
 
 def _without_common_prefix(error_T: Ids, repair_T: Ids) -> tuple[Ids, Ids]:
@@ -178,6 +187,6 @@ def _without_common_prefix(error_T: Ids, repair_T: Ids) -> tuple[Ids, Ids]:
     return error_T[prefix:], repair_T[prefix:]
 
 
-def _symbols(ids_T: Ids, shared: Ids, otherwise: int) -> bytes:
+def _bytes(ids_T: Ids, shared: Ids, otherwise: int) -> bytes:
     symbols_T = np.where(np.isin(ids_T, shared), np.searchsorted(shared, ids_T), otherwise)
     return symbols_T.astype(np.uint8).tobytes()

@@ -21,6 +21,7 @@ from stages.model.layout import Layout, Reading
 from stages.model.loading import VisionLanguageModel
 from stages.model.logprobs import LogprobReader, ResponseLogprobs, made_up_group
 from stages.recipe import OptimizerSection, TrainerSection
+from stages.seeds import Purpose, derive_seed
 from stages.training.optimizer_state import load_optimizer_state, save_optimizer_state
 from stages.training.parallel import parallel
 from stages.training.weights import plain_state, prepare_weights, save_adapters
@@ -100,6 +101,7 @@ class Trainer:
         machine: TrainerSection | None = None,
         reference: VisionLanguageModel | None = None,
         resume_from: Path | None = None,
+        seed: int = 0,
     ) -> None:
         self.vlm = vlm
         self.section = section
@@ -107,7 +109,7 @@ class Trainer:
         self.temperature = temperature
         self.reader = LogprobReader(vlm)
         self.reference = None if reference is None else LogprobReader(reference)
-        self.adapters = prepare_weights(vlm, self.machine)
+        self.adapters = prepare_weights(vlm, self.machine, derive_seed(seed, Purpose.ADAPTERS))
         trained = [parameter for parameter in vlm.model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=section.learning_rate, weight_decay=section.weight_decay)
         self._made_up = made_up_group(vlm)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -15,11 +16,11 @@ from stages.recipe import LoraSection, TrainerSection
 from stages.training.parallel import whole_tensor
 
 
-def prepare_weights(vlm: VisionLanguageModel, section: TrainerSection) -> PeftModel | None:
-    """Freeze, wrap and compile as the recipe says; the adapters where it trains those alone."""
+def prepare_weights(vlm: VisionLanguageModel, section: TrainerSection, seed: int) -> PeftModel | None:
+    """Freeze, wrap and compile as the recipe says; the adapters, drawn by `seed`, where it trains those alone."""
     if section.freeze_vision:
         _freeze_all_but_text(vlm.model)
-    adapters = None if section.lora is None else _add_adapters(vlm.model, section.lora)
+    adapters = None if section.lora is None else _add_adapters(vlm.model, section.lora, seed)
     if section.gradient_checkpointing:
         vlm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if section.compile:
@@ -62,8 +63,10 @@ def _freeze_all_but_text(model: Any) -> None:
         parameter.requires_grad_(id(parameter) in kept)
 
 
-def _add_adapters(model: Any, section: LoraSection) -> PeftModel:
+def _add_adapters(model: Any, section: LoraSection, seed: int) -> PeftModel:
     """On every linear layer of the text model; all other weights are frozen."""
     text = {id(module) for module in model.get_decoder().modules()}
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and id(module) in text]
-    return get_peft_model(model, LoraConfig(r=section.rank, lora_alpha=section.alpha, target_modules=names))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, LoraConfig(r=section.rank, lora_alpha=section.alpha, target_modules=names))

@@ -1,0 +1,125 @@
+"""Optimizer steps of the digits base, run by the tests in one process and by `accelerate launch` in two."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from stages import processes  # noqa: E402
+from stages.artifacts.problems import ProblemSet  # noqa: E402
+from stages.engines.protocol import Request, Sampling  # noqa: E402
+from stages.engines.transformers_engine import TransformersEngine  # noqa: E402
+from stages.model.batches import encode_prompt  # noqa: E402
+from stages.model.loading import load_model  # noqa: E402
+from stages.model.prompts import policy_prompt  # noqa: E402
+from stages.recipe import (  # noqa: E402
+    LoraSection,
+    ObjectiveSection,
+    OptimizerSection,
+    RolloutSection,
+    TrainerSection,
+    load_recipe,
+)
+from stages.training.losses import PolicyObjective  # noqa: E402
+from stages.training.trainer import Trainer, TrainingRow  # noqa: E402
+
+DIGITS = ROOT / "data" / "digits"
+ROLLOUT = RolloutSection(max_new_tokens=32, temperature=0.7)
+
+
+def prompts(vlm):
+    """Of problems with one image and, every third, none."""
+    problems = ProblemSet(DIGITS / "problems_test.parquet")
+    style = load_recipe("digits").prompt
+    return [
+        policy_prompt(vlm.processor, style, p.question, () if index % 3 == 2 else p.images)
+        for index, p in enumerate(problems.many(problems.ids[:6]))
+    ]
+
+
+def training_rows(vlm):
+    """Five groups of unequal lengths, with gates."""
+    rng = np.random.default_rng(7)
+    rows = []
+    for index, prompt in enumerate(prompts(vlm)[:5]):
+        encoded = encode_prompt(vlm, prompt)
+        for role, advantage in (("error", -0.7), ("repair", 0.9)):
+            length = int(rng.integers(3, 20))
+            ids = rng.integers(7, len(vlm.tokenizer), length).tolist()
+            gate = (rng.random(length) < 0.5).astype(float)
+            gate[-1] = 1.0
+            old = rng.normal(-6, 0.1, length)
+            rows.append(TrainingRow(encoded, ids, role, advantage + 0.1 * index, gate.tolist(), old.tolist()))
+    return rows
+
+
+def steps(model, out, first, last, *, resume_from=None, lora=None, kl_coef=0.0, tokens=150, checkpointing=False):
+    """Do optimizer steps `first` to `last` on rows in another order each; save, and return the steps' metrics."""
+    vlm = load_model(model)
+    machine = TrainerSection(tokens_per_micro_batch=tokens, lora=lora, gradient_checkpointing=checkpointing)
+    trainer = Trainer(
+        vlm,
+        OptimizerSection(learning_rate=1e-3, weight_decay=0.1),
+        temperature=ROLLOUT.temperature,
+        machine=machine,
+        reference=load_model(model) if kl_coef and lora is None else None,
+        resume_from=resume_from,
+    )
+    rows = training_rows(vlm)
+    objective = PolicyObjective(ObjectiveSection(algorithm="dapo", clip_high=1e9, kl_coef=kl_coef), ROLLOUT)
+    metrics = []
+    for step in range(first, last):
+        chosen = np.random.default_rng(step).permutation(len(rows))[: 4 + 2 * (step % 3)]
+        metrics.append(trainer.step([rows[i] for i in chosen], objective))
+    trainer.save(out, out / "model")
+    return trainer, metrics
+
+
+def sample(trainer):
+    """Greedy answers, whose lengths differ, while the model may lie in shards."""
+    engine = TransformersEngine(trainer.vlm, rows_per_batch=2)
+    requests = [Request(prompt) for prompt in prompts(trainer.vlm)]
+    with trainer.parallel.whole():
+        return [group[0].ids for group in engine.generate(requests, Sampling(12, temperature=0))]
+
+
+def shard_on_cpu():
+    """accelerate itself takes FSDP on accelerators only; its plugin works on any device."""
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate.utils import DistributedType
+
+    state = Accelerator(cpu=True).state
+    state.distributed_type = DistributedType.FSDP
+    state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        cpu_ram_efficient_loading=False,
+        reshard_after_forward=True,
+    )
+
+
+def main(mode, out):
+    """Steps 0 to 2, saved, then step 3 in what was loaded again."""
+    if mode.startswith("fsdp2"):
+        shard_on_cpu()
+    options = {
+        "": {},
+        "kl": {"kl_coef": 0.5, "checkpointing": True},
+        "lora": {"kl_coef": 0.5, "lora": LoraSection(rank=4, alpha=8)},
+    }[mode.partition("-")[2]]
+    out = Path(out)
+    trainer, metrics = steps(DIGITS / "base", out / "first", 0, 3, **options)
+    answers = sample(trainer)
+    processes.wait()
+    _, more = steps(out / "first" / "model", out / "second", 3, 4, resume_from=out / "first", **options)
+    if processes.is_main():
+        torch.save({"metrics": metrics + more, "answers": answers, "processes": processes.count()}, out / "told.pt")
+    processes.wait()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
