@@ -36,8 +36,11 @@ def _run(
         settings = settings.model_copy(update={"seed": seed})
     stage = make_stage(settings, **inputs)
     from stages.artifacts.stage import execute
+    from stages.processes import is_main
 
-    print_outcome(execute(stage, Path(out), overwrite=overwrite, dry_run=dry_run))
+    outcome = execute(stage, Path(out), overwrite=overwrite, dry_run=dry_run)
+    if is_main():
+        print_outcome(outcome)
 
 
 def stage_command(make_stage: Callable[..., Stage]) -> Callable[..., None]:

@@ -5,30 +5,50 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def _state() -> PartialState:
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def index() -> int:
+    """This process's number, from 0."""
+    return int(_state().process_index)
+
+
 def is_main() -> bool:
     """Whether this process writes files and speaks to the user."""
-    return bool(PartialState().is_main_process)
+    return bool(_state().is_main_process)
+
+
+def device() -> torch.device:
+    """This process's own."""
+    return _state().device
+
+
+def will_shard() -> bool:
+    """Whether the launch configuration cuts models that are trained into shards."""
+    return parse_flag_from_env("ACCELERATE_USE_FSDP") or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
 
 
 def wait() -> None:
     """Until every process is here."""
-    PartialState().wait_for_everyone()
+    _state().wait_for_everyone()
 
 
 def count() -> int:
-    return int(PartialState().num_processes)
+    return int(_state().num_processes)
 
 
 def own(items: Sequence[Item]) -> Sequence[Item]:
     """This process's share."""
-    state = PartialState()
+    state = _state()
     return items[state.process_index :: state.num_processes]
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from stages import processes
 from stages.batching import batched
 from stages.engines.protocol import Completion, Request, Sampling, ScoreRequest
 from stages.model.batches import EncodedPrompt, encode_prompt, prompt_batch
@@ -18,7 +18,6 @@ from stages.model.layout import Reading
 from stages.model.loading import VisionLanguageModel
 from stages.model.logprobs import LogprobReader
 from stages.model.prompts import Prompt
-from stages.processes import spread
 
 
 class TransformersEngine:
@@ -34,10 +33,10 @@ class TransformersEngine:
         return LogprobReader(self.vlm)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
-        return spread(requests, lambda share: self._generate(share, sampling))
+        return processes.spread(requests, lambda share: self._generate(share, sampling))
 
     def score(self, requests: Sequence[ScoreRequest], *, temperature: float) -> list[list[float]]:
-        return spread(requests, lambda share: self._score(share, temperature))
+        return processes.spread(requests, lambda share: self._score(share, temperature))
 
     @torch.inference_mode()
     def _generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
@@ -45,7 +44,7 @@ class TransformersEngine:
         rows.sort(key=lambda row: _length(row[1]))
         completions: list[list[Completion]] = [[] for _ in requests]
         with torch.random.fork_rng(devices=_cuda_devices()):
-            torch.manual_seed(sampling.seed + PartialState().process_index)
+            torch.manual_seed(sampling.seed + processes.index())
             for batch in batched(rows, self.rows_per_batch):
                 generated = self._generate_batch([prompt for _, prompt in batch], sampling)
                 for (index, _), completion in zip(batch, generated, strict=True):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
+from stages import processes
 from stages.errors import ModelError
 from stages.model.image_cache import CachedImageProcessor
 from stages.model.tree_attention import use_tree_attention
@@ -96,7 +97,8 @@ def load_model(
 
     With `master_weights` the weights are float32 and compute in `dtype`: updates of 1e-6 vanish in bfloat16 weights.
     Preprocessed images are kept in the folder `image_cache`, if one is given.
-    It goes onto the GPU if there is one, layer by layer onto all of them if there are several, else onto the CPU.
+    It goes onto the GPU if there is one, layer by layer onto all of them if there are several, else onto the CPU. Of
+    several processes each loads onto its own GPU, or onto the CPU what is going to be cut into shards.
 
     Raises:
         ModelError: the folder has no configuration, or its model is not an image-text-to-text model.
@@ -111,7 +113,7 @@ def load_model(
     model = AutoModelForImageTextToText.from_pretrained(
         path,
         dtype=torch.float32 if master_weights else DTYPES[dtype],
-        device_map=_device_map(),
+        device_map=_device_map(master_weights),
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
     )
@@ -167,7 +169,9 @@ def check_model_folder(path: Path | str) -> None:
         raise ModelError(f"{path}: no *.safetensors file; convert the weights, other formats are not read")
 
 
-def _device_map() -> str:
+def _device_map(trained: bool) -> str | dict[str, torch.device]:
+    if processes.count() > 1:
+        return "cpu" if trained and processes.will_shard() else {"": processes.device()}
     if torch.cuda.device_count() > 1:
         return "auto"
     return "cuda" if torch.cuda.is_available() else "cpu"
