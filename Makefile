@@ -1,10 +1,12 @@
 # make all     the pipeline on the embedded digits example, then its result table
 # make test    every test
 # make check   formatting, lint, types, import layers
+# make bench   the training step beside TRL's, the loss's memory, masks per second; tables and plots in runs/bench
 #
 # make all RECIPE=my.yaml RUN=runs/mine ROUNDS=4 SEED=1 DATA=/data/mine BASE=org/model SET="rollout.problems=512"
 #
-# Values in SET hold no spaces.
+# Values in SET hold no spaces. Several processes, one a GPU:
+# make all LAUNCH="--config_file stages/recipes/accelerate/ddp.yaml" TRAIN_LAUNCH="--config_file stages/recipes/accelerate/fsdp2.yaml"
 
 RECIPE ?= digits
 RUN ?= runs/$(patsubst %.yaml,%,$(notdir $(RECIPE)))
@@ -19,7 +21,11 @@ SET ?=
 
 PYTHON ?= python3
 BIN := .venv/bin
-DF := $(BIN)/df
+LAUNCH ?=
+TRAIN_LAUNCH ?= $(LAUNCH)
+df = $(if $(1),$(BIN)/accelerate launch $(1) -m df_cli,$(BIN)/df)
+DF := $(call df,$(LAUNCH))
+DF_TRAIN := $(call df,$(TRAIN_LAUNCH))
 OPTIONS = --recipe $(RECIPE) $(foreach assignment,$(SET),--set '$(assignment)') --overwrite
 RECIPE_FILE := $(wildcard $(RECIPE) stages/recipes/$(RECIPE).yaml)
 
@@ -43,18 +49,18 @@ ifneq ($(filter all,$(or $(MAKECMDGOALS),all)),)
 $(shell mkdir -p '$(RUN)' && echo "$(SETTINGS)" | cmp -s - '$(RUN)/settings' || echo "$(SETTINGS)" > '$(RUN)/settings')
 endif
 
-.PHONY: all test check clean
+.PHONY: all test check bench clean
 
 all: $(RUN)/summary.parquet
 
 $(RUN)/summary.parquet: $(LAST)/manifest.json $(RUN)/evaluate-base/manifest.json $(FINAL)/manifest.json
-	$(DF) summarize $(RUN) --rounds $(ROUNDS)
+	$(BIN)/df summarize $(RUN) --rounds $(ROUNDS)
 
 $(SFT)/manifest.json: $(RUN)/settings $(RECIPE_FILE) $(REPAIR_SET) | .venv/installed
-	$(DF) sft-repair --repair-set $(REPAIR_SET) --model $(BASE) --seed $(SEED) --out $(@D) $(OPTIONS)
+	$(DF_TRAIN) sft-repair --repair-set $(REPAIR_SET) --model $(BASE) --seed $(SEED) --out $(@D) $(OPTIONS)
 
 $(RL)/manifest.json: $(SFT)/manifest.json $(TRAIN)
-	$(DF) rl-repair --problems $(TRAIN) --policy $(BASE) --repair-model $(SFT) --repair-set $(REPAIR_SET) --seed $(SEED) --out $(@D) $(OPTIONS)
+	$(DF_TRAIN) rl-repair --problems $(TRAIN) --policy $(BASE) --repair-model $(SFT) --repair-set $(REPAIR_SET) --seed $(SEED) --out $(@D) $(OPTIONS)
 
 # A round: roll out the newest policy, repair its errors, train on the difference.
 define round_rules
@@ -65,7 +71,7 @@ $(call round,$(1))/build-masks/manifest.json: $(call round,$(1))/rollout/manifes
 	$(DF) build-masks --rollouts $(call round,$(1))/rollout --problems $(TRAIN) --repair-model $(RL) --policy $(call policy,$(1)) --seed $(call round_seed,$(1)) --out $$(@D) $(OPTIONS)
 
 $(call round,$(1))/train-policy/manifest.json: $(call round,$(1))/build-masks/manifest.json
-	$(DF) train-policy --groups $(call round,$(1))/build-masks --problems $(TRAIN) --policy $(call policy,$(1)) --seed $(call round_seed,$(1)) --out $$(@D) $(OPTIONS)
+	$(DF_TRAIN) train-policy --groups $(call round,$(1))/build-masks --problems $(TRAIN) --policy $(call policy,$(1)) --seed $(call round_seed,$(1)) --out $$(@D) $(OPTIONS)
 endef
 $(foreach number,$(shell seq $(ROUNDS)),$(eval $(call round_rules,$(number))))
 
@@ -87,6 +93,11 @@ check: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+bench: .venv/installed-bench
+	for shape in visual text; do for group in 8 16; do $(BIN)/python tests/bench/training_step.py --shape $$shape --group $$group || exit 1; done; done
+	$(BIN)/python tests/bench/loss_memory.py
+	$(BIN)/python tests/bench/build_masks.py
+
 clean:
 	rm -rf $(RUN)
 
@@ -97,4 +108,8 @@ clean:
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+.venv/installed-bench: .venv/installed
+	$(BIN)/pip install --quiet --editable '.[bench]'
 	touch $@

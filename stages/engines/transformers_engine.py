@@ -75,6 +75,7 @@ class TransformersEngine:
                 **inputs,
                 generation_config=self._generation_config(sampling),
                 logits_processor=LogitsProcessorList([recorder]),
+                synced_gpus=False,
             )
         response_BT = output_BS[:, inputs["input_ids"].shape[1] :]
         logprobs_BT = recorder.finish(output_BS)

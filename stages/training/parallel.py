@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -30,7 +31,13 @@ class Parallel(Protocol):
     in_step: bool
     """Whether all processes run the same passes at the same time, each through every part of the model."""
 
-    def backward(self, loss: Tensor) -> None: ...
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add a pass's gradient; `last` of this process's passes in the step."""
+        ...
+
+    def frozen(self, module: nn.Module) -> nn.Module:
+        """A second model that is not trained, as this one is laid out."""
+        ...
 
     def clip(self, max_norm: float) -> Tensor:
         """Finish the step's gradient; return its norm, and scale it down to `max_norm`."""
@@ -49,8 +56,11 @@ class Copies:
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.module, self.optimizer = module, optimizer
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, last: bool) -> None:  # noqa: ARG002
         loss.backward()
+
+    def frozen(self, module: nn.Module) -> nn.Module:
+        return module
 
     def clip(self, max_norm: float) -> Tensor:
         parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
@@ -75,10 +85,15 @@ class Shards:
         self.accelerator = accelerator
         self.module, prepared = accelerator.prepare(module, optimizer)
         self.optimizer = prepared.optimizer
+        # Or the first part that runs on its own would take itself for the root.
+        self.module._get_fsdp_state()._lazy_init()
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, last: bool) -> None:  # noqa: ARG002, every pass is reduced into the shards
         # The framework averages over the processes.
         self.accelerator.backward(loss * processes.count())
+
+    def frozen(self, module: nn.Module) -> nn.Module:
+        return fsdp2_prepare_model(self.accelerator, module.requires_grad_(False))
 
     def clip(self, max_norm: float) -> Tensor:
         return whole_tensor(self.accelerator.clip_grad_norm_(self.module.parameters(), max_norm))

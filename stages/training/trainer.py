@@ -108,13 +108,15 @@ class Trainer:
         self.machine = machine or TrainerSection()
         self.temperature = temperature
         self.reader = LogprobReader(vlm)
-        self.reference = None if reference is None else LogprobReader(reference)
         self.adapters = prepare_weights(vlm, self.machine, derive_seed(seed, Purpose.ADAPTERS))
         trained = [parameter for parameter in vlm.model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=section.learning_rate, weight_decay=section.weight_decay)
         self._made_up = made_up_group(vlm)
         self.parallel = parallel(self.reader.module, optimizer)
         self.reader.module, self.optimizer = self.parallel.module, self.parallel.optimizer
+        self.reference = None if reference is None else LogprobReader(reference)
+        if self.reference is not None:
+            self.reference.module = self.parallel.frozen(self.reference.module)
         self.steps_done = 0
         if resume_from is not None and self.adapters is None and (resume_from / OPTIMIZER_STATE).is_file():
             self.steps_done = load_optimizer_state(resume_from / OPTIMIZER_STATE, vlm.model, self.optimizer)
@@ -221,8 +223,9 @@ class _Work:
         """Leave the gradient in the parameters; return the step's metrics."""
         started = time.perf_counter()
         readings = [self.loss_function.reading(row) for row in self.rows]
-        for members in self.trainer.passes(readings):
-            self._pass([self.rows[i] for i in members], [readings[i] for i in members])
+        passes = self.trainer.passes(readings)
+        for number, members in enumerate(passes, start=1):
+            self._pass([self.rows[i] for i in members], [readings[i] for i in members], last=number == len(passes))
         parts: dict[str, list[Metric]] = defaultdict(list)
         for name, metric in processes.gather(self.measured):
             parts[name].append(metric)
@@ -234,7 +237,7 @@ class _Work:
             "peak_memory_gib": _peak_memory_gib(),
         }
 
-    def _pass(self, rows: Sequence[TrainingRow], readings: Sequence[Reading]) -> None:
+    def _pass(self, rows: Sequence[TrainingRow], readings: Sequence[Reading], *, last: bool) -> None:
         reader, temperature = self.trainer.reader, self.trainer.temperature
         readings = [*readings, *self.trainer.fillers(readings)]
         layout = reader.layout(readings)
@@ -246,7 +249,7 @@ class _Work:
         if rows:
             own = ResponseLogprobs(*(values_BT[: len(rows)] for values_BT in logprobs))
             loss, metrics = self.loss_function(rows, own, reference_BT, self.totals)
-        self.trainer.parallel.backward(loss + filler_loss)
+        self.trainer.parallel.backward(loss + filler_loss, last=last)
         sums = {"loss": loss.item(), "tokens": layout.tokens, "slots": layout.slots}
         self.measured += [*metrics.items(), *((name, Metric(value, 1)) for name, value in sums.items())]
 

@@ -1,19 +1,11 @@
 """Commands in the two processes of one `accelerate launch`."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
+from launching import launch
 from stages.artifacts.columns import ROLLOUTS
 from stages.artifacts.step import read_manifest
 from stages.artifacts.store import iterate_rows
-
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-# The launcher knows several processes on GPUs alone; the processes themselves know CPUs.
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
 
 @pytest.fixture
@@ -23,9 +15,9 @@ def rollout(digits, base_dir):
     def run(out):
         options = {"--problems": digits / "problems_train.parquet", "--policy": base_dir, "--out": out}
         settings = ["rollout.problems=7", "rollout.samples_per_problem=3", "rollout.rows_per_shard=12"]
-        command = [*LAUNCH, "-m", "df_cli", "rollout", *(str(word) for pair in options.items() for word in pair)]
-        command += [word for setting in settings for word in ("--set", setting)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+        words = [word for pair in options.items() for word in pair]
+        words += [word for setting in settings for word in ("--set", setting)]
+        return launch("-m", "df_cli", "rollout", *words)
 
     return run
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
-from stages.core.alignment import difference_masks, edit_cost, edit_script, mark_differences
+from stages.core.alignment import difference_masks, edit_cost, edit_script, mark_differences, symbols
 
 LARGEST_ID = 2**31
 ALIGNMENTS = ("levenshtein", "lcs")
@@ -143,7 +143,8 @@ def test_masks_worked_by_hand(error, repair, align, on_error, on_repair, distanc
 def test_marks_in_slices_of_one_array_are_the_masks_and_stay_inside(align, error, repair, anchor_gaps, truncate):
     options = {"align": align, "anchor_gaps": anchor_gaps, "truncate": truncate}
     flat, middle, end = np.zeros(len(error) + len(repair) + 3, np.bool_), len(error) + 1, len(error) + len(repair) + 1
-    edits = mark_differences(error, repair, flat[1:middle], flat[middle:end], **options)
+    tokens = symbols(np.array(error + repair, np.int32))
+    edits = mark_differences(tokens[: len(error)], tokens[len(error) :], flat[1:middle], flat[middle:end], **options)
     masks = difference_masks(error, repair, **options)
 
     assert edits == masks.distance

@@ -1,20 +1,12 @@
 """Two processes train what one trains: copies of the model, and one cut into shards by FSDP2."""
 
-import os
-import subprocess
-import sys
-
-import distributed_steps
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import distributed_steps
+from launching import launch
 from stages.training.trainer import ADAPTERS, MACHINE_METRICS, OPTIMIZER_STATE
-
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-# The launcher knows several processes on GPUs alone; the processes themselves know CPUs.
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
 
 @pytest.fixture(scope="module")
@@ -31,16 +23,11 @@ def one_process(tmp_path_factory):
     return run
 
 
-def launch(mode, out):
-    command = [*LAUNCH, distributed_steps.__file__, mode, str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.mark.parametrize("mode", ["copies", "copies-lora", "fsdp2-kl", "fsdp2-lora"])
 def test_two_processes_do_the_steps_of_one(mode, one_process, tmp_path):
     """Metrics of every step, weights and optimizer after three steps, and after a fourth from what was saved."""
-    launch(mode, tmp_path)
+    done = launch(distributed_steps.__file__, mode, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
     expected = one_process(mode.partition("-")[2])
     told, alone = (torch.load(folder / "told.pt", weights_only=True) for folder in (tmp_path, expected))
     assert (told["processes"], alone["processes"]) == (2, 1)
