@@ -1,5 +1,6 @@
 """`df train-policy` on small groups: order, passes, counts by reason, denominators, and what carries over."""
 
+import json
 from itertools import islice
 
 import pytest
@@ -250,3 +251,15 @@ def test_the_same_seed_trains_the_same_bytes(stage_of, trajectories, tmp_path):
     metrics = {out: [row for row in metric_rows(folder) if row["metric"] not in MACHINE_METRICS]
                for out, folder in runs.items()}  # fmt: skip
     assert metrics["a"] == metrics["b"] != metrics["c"]
+
+
+def test_trackers_tell_of_every_step_and_are_no_part_of_the_output(stage_of, trajectories, tmp_path):
+    groups = [[pair(t) for t in trajectories[:4]]]
+    plain = execute(stage_of(groups, "train.epochs=2"), tmp_path / "plain").manifest
+    told = execute(stage_of(groups, "train.epochs=2", "tracking.trackers=[jsonl]"), tmp_path / "told").manifest
+    lines = [json.loads(line) for line in (tmp_path / "told" / "tracking" / "metrics.jsonl").read_text().splitlines()]
+    assert {line["step"]: line["loss"] for line in lines} == metrics_of(tmp_path / "told", "loss")
+    assert len(lines) == 2 * 2
+    assert told["recipe"] == plain["recipe"]
+    assert told["files"].keys() == plain["files"].keys()
+    assert told["files"]["model/model.safetensors"] == plain["files"]["model/model.safetensors"]

@@ -1,0 +1,42 @@
+"""The benchmark's picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+LABELS = {
+    "trl": "TRL",
+    "trl_compact": "TRL, head as on a GPU",
+    "trl_checkpointing": "TRL, head as on a GPU, checkpointing",
+    "full_logits": "full logits, padded rows",
+    "ours": "Difference Feedback, gates off",
+    "ours_checkpointing": "Difference Feedback, gates off, checkpointing",
+    "ours_gated": "Difference Feedback, gates on",
+}
+OWN, OTHERS = "#2a6f4e", "#9aa3ad"
+
+
+def draw(report: Mapping[str, Any], path: Path) -> None:
+    """Time and peak memory of every side as shares of TRL's."""
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    time_axes, memory_axes = figure.subplots(1, 2, sharey=True)
+    _bars(time_axes, report["median_seconds"], "time of one optimizer step / TRL's")
+    _bars(memory_axes, report["peak_bytes"], "peak memory / TRL's")
+    time_axes.invert_yaxis()  # and with it the other's
+    figure.suptitle(f"{report['shape']} prompt of {report['prompt_tokens']} tokens, group of {report['group']}")
+    figure.savefig(path, dpi=150)
+
+
+def _bars(axes: Axes, values: Mapping[str, float], title: str) -> None:
+    shares = [values[name] / values["trl"] for name in LABELS]
+    colours = [OWN if name.startswith("ours") else OTHERS for name in LABELS]
+    bars = axes.barh(list(LABELS.values()), shares, color=colours)
+    axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.set_xlim(0, max(shares) * 1.15)
+    axes.set_title(title, fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
