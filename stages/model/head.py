@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 LOGITS_PER_CHUNK = 2**25
-"""Logits (tokens x vocabulary) that exist at once: 128 MiB in float32, two or three times over while in work."""
+"""Logits (tokens x vocabulary) that exist at once: 128 MiB in float32, twice over while in work."""
 
 
 def sampled_logits(logits: Tensor, banned_ids: tuple[int, ...], temperature: float) -> Tensor:
@@ -23,7 +23,7 @@ def sampled_logits(logits: Tensor, banned_ids: tuple[int, ...], temperature: flo
     Samplers, old and new log-probs all go through here, or the ratio is off from the first step.
     """
     banned = torch.tensor(banned_ids, dtype=torch.long, device=logits.device)
-    return logits.float().div(temperature).index_fill(-1, banned, float("-inf"))
+    return logits.float().div(temperature).index_fill_(-1, banned, float("-inf"))
 
 
 def token_logprobs(
@@ -66,10 +66,11 @@ class _TokenLogprobs(torch.autograd.Function):
         logprobs_N = torch.empty(len(hidden_NH), device=hidden_NH.device)
         entropy_N = torch.empty_like(logprobs_N)
         for chunk in _chunks(len(hidden_NH), len(weight_VH)):
+            # No name holds on to the logits before the one that is needed: two tensors of a chunk exist at most.
             logits_NV = sampled_logits(linear(hidden_NH[chunk], weight_VH, bias_V), banned_ids, temperature)
-            log_distribution_NV = logits_NV.log_softmax(-1)
-            logprobs_N[chunk] = log_distribution_NV.gather(-1, targets_N[chunk, None]).squeeze(-1)
-            entropy_N[chunk] = torch.special.entr(log_distribution_NV.exp_()).sum(-1)
+            logits_NV = logits_NV.log_softmax(-1)
+            logprobs_N[chunk] = logits_NV.gather(-1, targets_N[chunk, None]).squeeze(-1)
+            entropy_N[chunk] = torch.special.entr(logits_NV.exp_(), out=logits_NV).sum(-1)
         ctx.mark_non_differentiable(entropy_N)
         return logprobs_N, entropy_N
 
@@ -81,11 +82,11 @@ class _TokenLogprobs(torch.autograd.Function):
         grad_weight_VH = torch.zeros_like(weight_VH) if ctx.needs_input_grad[1] else None
         grad_bias_V = torch.zeros_like(bias_V) if bias_V is not None and ctx.needs_input_grad[2] else None
         for chunk in _chunks(len(hidden_NH), len(weight_VH)):
-            logits_NV = sampled_logits(linear(hidden_NH[chunk], weight_VH, bias_V), ctx.banned_ids, ctx.temperature)
+            grad_NV = sampled_logits(linear(hidden_NH[chunk], weight_VH, bias_V), ctx.banned_ids, ctx.temperature)
+            grad_NV = grad_NV.softmax(-1)
             # d logprob / d logits = (one-hot of the target - softmax) / temperature
             scale_N1 = (grad_N[chunk] / ctx.temperature)[:, None]
-            grad_NV = logits_NV.softmax(-1).mul_(-scale_N1)
-            grad_NV.scatter_add_(-1, targets_N[chunk, None], scale_N1)
+            grad_NV.mul_(-scale_N1).scatter_add_(-1, targets_N[chunk, None], scale_N1)
             grad_NV = grad_NV.to(hidden_NH.dtype)
             torch.mm(grad_NV, weight_VH, out=grad_hidden_NH[chunk])
             if grad_weight_VH is not None:

@@ -125,10 +125,14 @@ def packed_micro_batches(readings: Sequence[Reading], token_budget: int) -> Iter
 def padded_micro_batches(readings: Sequence[Reading], token_budget: int) -> Iterator[list[int]]:
     """Indices of readings of like lengths whose padded rows hold at most `token_budget` tokens, or one reading."""
     batch: list[int] = []
-    for index in sorted(range(len(readings)), key=lambda i: _padded_length(readings[i])):
-        if batch and _padded_length(readings[index]) * (len(batch) + 1) > token_budget:
+    prompt_width = response_width = 0
+    for index in sorted(range(len(readings)), key=lambda i: _length(readings[i])):
+        prompt, response = len(readings[index].prompt.ids), len(readings[index].inputs)
+        prompt_width, response_width = max(prompt_width, prompt), max(response_width, response)
+        if batch and (prompt_width + response_width) * (len(batch) + 1) > token_budget:
             yield batch
             batch = []
+            prompt_width, response_width = prompt, response
         batch.append(index)
     if batch:
         yield batch
@@ -141,7 +145,7 @@ def _packed_cost(reading: Reading, previous: Reading | None) -> int:
     return len(reading.inputs) - _common(previous.inputs, reading.inputs)
 
 
-def _padded_length(reading: Reading) -> int:
+def _length(reading: Reading) -> int:
     return len(reading.prompt.ids) + len(reading.inputs)
 
 

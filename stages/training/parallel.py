@@ -47,8 +47,42 @@ class Parallel(Protocol):
         """Inside, the model can be run by each process on its own."""
         ...
 
+    def shape(self, parameter: Tensor) -> torch.Size:
+        """That of the whole parameter."""
+        ...
 
-class Copies:
+    def whole_tensor(self, tensor: Tensor) -> Tensor:
+        """All of a weight or buffer of the model; every process has to ask."""
+        ...
+
+    def optimizer_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The whole state that the optimizer keeps of a parameter, if any; every process has to ask."""
+        ...
+
+    def set_optimizer_state(self, parameter: Tensor, entry: str, value: Tensor) -> None:
+        """Put back one entry of what `optimizer_state` gave."""
+        ...
+
+
+class _Torch:
+    """What torch's own optimizer does alike for whole tensors and for those cut into shards."""
+
+    optimizer: torch.optim.Optimizer
+
+    def shape(self, parameter: Tensor) -> torch.Size:
+        return parameter.shape
+
+    def whole_tensor(self, tensor: Tensor) -> Tensor:
+        return _whole(tensor)
+
+    def optimizer_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        return {entry: _whole(value) for entry, value in self.optimizer.state[parameter].items()}
+
+    def set_optimizer_state(self, parameter: Tensor, entry: str, value: Tensor) -> None:
+        self.optimizer.state[parameter][entry] = _like(value, parameter) if value.ndim else value
+
+
+class Copies(_Torch):
     """A whole model in each process, or the one process; gradients are summed once a step."""
 
     in_step = False
@@ -76,7 +110,7 @@ class Copies:
         yield
 
 
-class Shards:
+class Shards(_Torch):
     """FSDP2 as the configuration of `accelerate launch` wants it."""
 
     in_step = True
@@ -96,7 +130,7 @@ class Shards:
         return fsdp2_prepare_model(self.accelerator, module.requires_grad_(False))
 
     def clip(self, max_norm: float) -> Tensor:
-        return whole_tensor(self.accelerator.clip_grad_norm_(self.module.parameters(), max_norm))
+        return _whole(self.accelerator.clip_grad_norm_(self.module.parameters(), max_norm))
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -117,15 +151,18 @@ def parallel(module: nn.Module, optimizer: torch.optim.Optimizer) -> Parallel:
     accelerator = Accelerator(device_placement=False)
     if accelerator.distributed_type == DistributedType.FSDP:
         return Shards(accelerator, module, optimizer)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from stages.training.zero import Zero
+
+        return Zero(accelerator, module, optimizer)
     return Copies(module, optimizer)
 
 
-def whole_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be cut into shards; every process has to ask."""
+def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def like(tensor: Tensor, other: Tensor) -> Tensor:
+def _like(tensor: Tensor, other: Tensor) -> Tensor:
     """The tensor on the device of `other`, and cut as it is."""
     tensor = tensor.to(other.device)
     if isinstance(other, DTensor):

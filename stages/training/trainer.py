@@ -119,7 +119,7 @@ class Trainer:
             self.reference.module = self.parallel.frozen(self.reference.module)
         self.steps_done = 0
         if resume_from is not None and self.adapters is None and (resume_from / OPTIMIZER_STATE).is_file():
-            self.steps_done = load_optimizer_state(resume_from / OPTIMIZER_STATE, vlm.model, self.optimizer)
+            self.steps_done = load_optimizer_state(resume_from / OPTIMIZER_STATE, vlm.model, self.parallel)
 
     def step(self, rows: Sequence[TrainingRow], loss_function: Loss, totals: Totals | None = None) -> dict[str, float]:
         """One optimizer step over `rows`, in micro-batches whose losses add up to the whole batch's.
@@ -195,13 +195,13 @@ class Trainer:
 
     def save(self, folder: Path, model_folder: Path) -> None:
         """Write the checkpoint to `model_folder`, and the optimizer's state to `folder`, or the adapters."""
-        state = plain_state(self.vlm.model)
+        state = plain_state(self.vlm.model, self.parallel)
         if processes.is_main():
             self.vlm.save(model_folder, state)
         if self.adapters is not None:
-            save_adapters(self.adapters, folder / ADAPTERS)
+            save_adapters(self.adapters, self.parallel, folder / ADAPTERS)
             return
-        save_optimizer_state(folder / OPTIMIZER_STATE, self.vlm.model, self.optimizer, self.steps_done)
+        save_optimizer_state(folder / OPTIMIZER_STATE, self.vlm.model, self.parallel, self.steps_done)
 
     def _set_learning_rate(self) -> None:
         warm = min(1.0, (self.steps_done + 1) / max(self.section.warmup_steps, 1))

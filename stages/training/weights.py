@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from stages import processes
 from stages.model.loading import VisionLanguageModel
 from stages.recipe import LoraSection, TrainerSection
-from stages.training.parallel import whole_tensor
+from stages.training.parallel import Parallel
 
 
 def prepare_weights(vlm: VisionLanguageModel, section: TrainerSection, seed: int) -> PeftModel | None:
@@ -29,32 +31,38 @@ def prepare_weights(vlm: VisionLanguageModel, section: TrainerSection, seed: int
     return adapters
 
 
-def plain_state(model: nn.Module) -> dict[str, Tensor]:
+def plain_state(model: nn.Module, parallel: Parallel) -> dict[str, Tensor]:
     """The whole weights as a checkpoint names them, adapters added in, on the main process; empty on the others.
 
     Every process has to ask.
     """
     state: dict[str, Tensor] = {}
-    for name, value in model.state_dict().items():
+    # Tied weights stay one tensor, or they would be saved twice.
+    tied: dict[Tensor, list[str]] = defaultdict(list)
+    for name, value in model.state_dict(keep_vars=True).items():
         if ".lora_" not in name:
-            _keep(state, name.replace(".base_layer.", "."), whole_tensor(value))
+            tied[value].append(name.replace(".base_layer.", "."))
+    for value, names in tied.items():
+        _keep(state, names, parallel.whole_tensor(value))
     adapted: dict[str, Any] = {name: part for name, part in model.named_modules() if isinstance(part, LoraLayer)}
     for name, layer in adapted.items():
-        weight, delta = layer.get_base_layer().weight, layer.get_delta_weight("default")
-        _keep(state, f"{name}.weight", whole_tensor(weight) + whole_tensor(delta))
+        weights = layer.get_base_layer().weight, layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        weight, down, up = map(parallel.whole_tensor, weights)
+        _keep(state, [f"{name}.weight"], weight + layer.scaling["default"] * (up @ down))
     return state
 
 
-def save_adapters(adapters: PeftModel, folder: Path) -> None:
+def save_adapters(adapters: PeftModel, parallel: Parallel, folder: Path) -> None:
     """Write them as peft reads them; every process has to ask."""
-    state = {name: whole_tensor(value) for name, value in adapters.state_dict().items() if ".lora_" in name}
+    tensors = adapters.state_dict(keep_vars=True).items()
+    state = {name: parallel.whole_tensor(value).detach() for name, value in tensors if ".lora_" in name}
     if processes.is_main():
         adapters.save_pretrained(str(folder), state_dict=state)
 
 
-def _keep(state: dict[str, Tensor], name: str, value: Tensor) -> None:
+def _keep(state: dict[str, Tensor], names: Sequence[str], value: Tensor) -> None:
     if processes.is_main():
-        state[name] = value.detach().cpu()
+        state |= dict.fromkeys(names, value.detach().cpu())
 
 
 def _freeze_all_but_text(model: Any) -> None:

@@ -37,6 +37,7 @@ from stages.model.head import token_logprobs
 OPEN_SHARE = 0.08
 TEMPERATURE = 0.7
 TOLERANCE = 1e-5
+WIDTH = 110
 
 
 class Work(NamedTuple):
@@ -95,7 +96,7 @@ def main() -> None:
     if options.side:
         print(json.dumps(_measure(options)))
         return
-    console = Console()
+    console = Console(width=max(Console().width, WIDTH))
     report = {
         "tokens": options.tokens,
         "hidden": options.hidden,

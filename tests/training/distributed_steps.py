@@ -58,7 +58,7 @@ def training_rows(vlm):
 
 
 def steps(model, out, first, last, *, resume_from=None, lora=None, kl_coef=0.0, tokens=150, checkpointing=False):
-    """Do optimizer steps `first` to `last` on rows in another order each; save, and return the steps' metrics."""
+    """Do optimizer steps `first` to `last` on rows in another order each, and sample after each of them; save."""
     vlm = load_model(model)
     machine = TrainerSection(tokens_per_micro_batch=tokens, lora=lora, gradient_checkpointing=checkpointing)
     trainer = Trainer(
@@ -71,18 +71,19 @@ def steps(model, out, first, last, *, resume_from=None, lora=None, kl_coef=0.0, 
     )
     rows = training_rows(vlm)
     objective = PolicyObjective(ObjectiveSection(algorithm="dapo", clip_high=1e9, kl_coef=kl_coef), ROLLOUT)
-    metrics = []
+    metrics, answers = [], []
     for step in range(first, last):
         chosen = np.random.default_rng(step).permutation(len(rows))[: 4 + 2 * (step % 3)]
         metrics.append(trainer.step([rows[i] for i in chosen], objective))
+        answers.append(sample(trainer))
     trainer.save(out, out / "model")
-    return trainer, metrics
+    return metrics, answers
 
 
 def sample(trainer):
-    """Greedy answers, whose lengths differ, while the model may lie in shards."""
+    """Greedy answers, in more batches at one process than at another, while the model may lie in shards."""
     engine = TransformersEngine(trainer.vlm, rows_per_batch=2)
-    requests = [Request(prompt) for prompt in prompts(trainer.vlm)]
+    requests = [Request(prompt) for prompt in prompts(trainer.vlm)[:5]]
     with trainer.parallel.whole():
         return [group[0].ids for group in engine.generate(requests, Sampling(12, temperature=0))]
 
@@ -102,22 +103,35 @@ def shard_on_cpu():
     )
 
 
+def zero_on_cpu():
+    """DeepSpeed knows CPUs, the launcher's configuration does not; small weights would not be cut at all."""
+    from accelerate import Accelerator, PartialState
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    PartialState(backend="gloo")
+    config = Accelerator().state.deepspeed_plugin.deepspeed_config
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    unset_hf_deepspeed_config()
+
+
 def main(mode, out):
     """Steps 0 to 2, saved, then step 3 in what was loaded again."""
     if mode.startswith("fsdp2"):
         shard_on_cpu()
+    if mode.startswith("zero3"):
+        zero_on_cpu()
     options = {
         "": {},
         "kl": {"kl_coef": 0.5, "checkpointing": True},
         "lora": {"kl_coef": 0.5, "lora": LoraSection(rank=4, alpha=8)},
     }[mode.partition("-")[2]]
     out = Path(out)
-    trainer, metrics = steps(DIGITS / "base", out / "first", 0, 3, **options)
-    answers = sample(trainer)
+    metrics, answers = steps(DIGITS / "base", out / "first", 0, 3, **options)
     processes.wait()
-    _, more = steps(out / "first" / "model", out / "second", 3, 4, resume_from=out / "first", **options)
+    more = steps(out / "first" / "model", out / "second", 3, 4, resume_from=out / "first", **options)
     if processes.is_main():
-        torch.save({"metrics": metrics + more, "answers": answers, "processes": processes.count()}, out / "told.pt")
+        told = {"metrics": metrics + more[0], "answers": answers + more[1], "processes": processes.count()}
+        torch.save(told, out / "told.pt")
     processes.wait()
 
 

@@ -1,12 +1,28 @@
-"""Two processes train what one trains: copies of the model, and one cut into shards by FSDP2."""
+"""Two processes train what one trains: copies of the model, and one cut into shards by FSDP2 or ZeRO-3."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import distributed_steps
+import stages
 from launching import launch
 from stages.training.trainer import ADAPTERS, MACHINE_METRICS, OPTIMIZER_STATE
+
+ZERO3 = Path(stages.__path__[0]) / "recipes" / "accelerate" / "zero3.yaml"
+NEEDS_DEEPSPEED = [
+    pytest.mark.skipif(
+        find_spec("deepspeed") is None,
+        reason="deepspeed is not installed: it compiles for minutes at first use, so the dev extra leaves it out",
+    ),
+    pytest.mark.timeout(900),
+]
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +39,28 @@ def one_process(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("mode", ["copies", "copies-lora", "fsdp2-kl", "fsdp2-lora"])
+def launch_deepspeed(*arguments):
+    """As the launch configuration for ZeRO-3 has it, but for two processes on this machine's CPU."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", ZERO3, "--num_processes", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    command = [*map(str, command), "--main_process_port", "0", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=800, env=environment)
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "copies",
+        "copies-lora",
+        "fsdp2-kl",
+        "fsdp2-lora",
+        *(pytest.param(mode, marks=NEEDS_DEEPSPEED) for mode in ("zero3", "zero3-kl", "zero3-lora")),
+    ],
+)
 def test_two_processes_do_the_steps_of_one(mode, one_process, tmp_path):
     """Metrics of every step, weights and optimizer after three steps, and after a fourth from what was saved."""
-    done = launch(distributed_steps.__file__, mode, tmp_path)
+    start = launch_deepspeed if mode.startswith("zero3") else launch
+    done = start(distributed_steps.__file__, mode, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     expected = one_process(mode.partition("-")[2])
     told, alone = (torch.load(folder / "told.pt", weights_only=True) for folder in (tmp_path, expected))
