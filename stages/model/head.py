@@ -41,12 +41,10 @@ def token_logprobs(
     chunk, so memory does not grow with N x V. It computes in the type of the surrounding autocast.
     """
     device_type = hidden_NH.device.type
-    if torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
-        hidden_NH, weight_VH = hidden_NH.to(dtype), weight_VH.to(dtype)
-        bias_V = None if bias_V is None else bias_V.to(dtype)
+    autocast = torch.is_autocast_enabled(device_type)
+    dtype = torch.get_autocast_dtype(device_type) if autocast else hidden_NH.dtype
     return _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
-        hidden_NH, weight_VH, bias_V, targets_N, banned_ids, temperature
+        hidden_NH, weight_VH, bias_V, targets_N, banned_ids, temperature, dtype
     )
 
 
@@ -60,9 +58,11 @@ class _TokenLogprobs(torch.autograd.Function):
         targets_N: Tensor,
         banned_ids: tuple[int, ...],
         temperature: float,
+        dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N)
-        ctx.banned_ids, ctx.temperature = banned_ids, temperature
+        ctx.banned_ids, ctx.temperature, ctx.dtype = banned_ids, temperature, dtype
+        hidden_NH, weight_VH, bias_V = _cast(hidden_NH, dtype), _cast(weight_VH, dtype), _cast(bias_V, dtype)
         logprobs_N = torch.empty(len(hidden_NH), device=hidden_NH.device)
         entropy_N = torch.empty_like(logprobs_N)
         for chunk in _chunks(len(hidden_NH), len(weight_VH)):
@@ -77,23 +77,39 @@ class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_N: Tensor, _grad_entropy_N: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_NH, weight_VH, bias_V, targets_N = ctx.saved_tensors
-        grad_hidden_NH = torch.empty_like(hidden_NH)
-        grad_weight_VH = torch.zeros_like(weight_VH) if ctx.needs_input_grad[1] else None
-        grad_bias_V = torch.zeros_like(bias_V) if bias_V is not None and ctx.needs_input_grad[2] else None
+        *inputs, targets_N = ctx.saved_tensors
+        # In the inputs' own types: sums over chunks in bfloat16 would lose most of what they add.
+        grad_hidden_NH, grad_weight_VH, grad_bias_V = (
+            torch.zeros_like(value) if needed else None
+            for value, needed in zip(inputs, ctx.needs_input_grad, strict=False)
+        )
+        hidden_NH, weight_VH, bias_V = (_cast(value, ctx.dtype) for value in inputs)
         for chunk in _chunks(len(hidden_NH), len(weight_VH)):
             grad_NV = sampled_logits(linear(hidden_NH[chunk], weight_VH, bias_V), ctx.banned_ids, ctx.temperature)
             grad_NV = grad_NV.softmax(-1)
             # d logprob / d logits = (one-hot of the target - softmax) / temperature
             scale_N1 = (grad_N[chunk] / ctx.temperature)[:, None]
             grad_NV.mul_(-scale_N1).scatter_add_(-1, targets_N[chunk, None], scale_N1)
-            grad_NV = grad_NV.to(hidden_NH.dtype)
-            torch.mm(grad_NV, weight_VH, out=grad_hidden_NH[chunk])
-            if grad_weight_VH is not None:
-                grad_weight_VH.addmm_(grad_NV.T, hidden_NH[chunk])
             if grad_bias_V is not None:
                 grad_bias_V += grad_NV.sum(0)
-        return grad_hidden_NH, grad_weight_VH, grad_bias_V, None, None, None
+            grad_NV = grad_NV.to(ctx.dtype)
+            if grad_hidden_NH is not None:
+                grad_hidden_NH[chunk] = grad_NV @ weight_VH
+            if grad_weight_VH is not None:
+                _add_product(grad_weight_VH, grad_NV.T, hidden_NH[chunk])
+        return grad_hidden_NH, grad_weight_VH, grad_bias_V, None, None, None, None
+
+
+def _cast(value: Tensor | None, dtype: torch.dtype) -> Any:
+    return None if value is None else value.to(dtype)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """`total += left @ right`, without a second tensor of its size where the types allow it."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:

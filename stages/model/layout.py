@@ -104,12 +104,18 @@ def padded_layout(vlm: VisionLanguageModel, readings: Sequence[Reading]) -> Layo
 def packed_micro_batches(readings: Sequence[Reading], token_budget: int) -> Iterator[list[int]]:
     """Indices of readings whose packed rows hold at most `token_budget` tokens, or one reading that has more.
 
-    Responses to one prompt stay together as far as the budget goes.
+    Responses to one prompt stay together where the budget has room for all of them.
     """
     batch: list[int] = []
     filled, previous = 0, None
     for members in _by_prompt(readings):
-        for index in sorted(members, key=lambda i: readings[i].inputs):
+        members.sort(key=lambda i: readings[i].inputs)
+        group = [readings[i] for i in members]
+        whole = sum(map(_packed_cost, group, [None, *group]))
+        if batch and filled + whole > token_budget >= whole:
+            yield batch
+            batch, filled = [], 0
+        for index in members:
             cost = _packed_cost(readings[index], previous)
             if batch and filled + cost > token_budget:
                 yield batch
@@ -227,7 +233,7 @@ def _layout(
     tokens: int,
     slots: int,
 ) -> Layout:
-    targets_N = np.concatenate([np.asarray(reading.ids)[reading.tokens_read] for reading in readings])
+    targets_N = np.concatenate([np.asarray(reading.ids, np.intp)[reading.tokens_read] for reading in readings])
     pairs, where_N = np.unique(np.stack([source_N, targets_N]), axis=1, return_inverse=True)
     graph_U = np.zeros(pairs.shape[1], np.bool_)
     np.logical_or.at(graph_U, where_N, np.concatenate([reading.has_graph for reading in readings]))

@@ -1,0 +1,3 @@
+"""Imports `stages.model` first: peft imports transformers, see there."""
+
+import stages.model  # noqa: F401
