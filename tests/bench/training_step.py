@@ -4,9 +4,9 @@
 
 Needs trl==1.16.0 and matplotlib; runs on the CPU, under Linux. Every side makes the same step on the same model and
 trajectories, which is checked first; each takes the fastest number of rows at once for itself. Then the sides take
-turns. On a CPU TRL's head reads the prompt's positions too, on a GPU only the response's: both are timed, and the
-latter again with gradient checkpointing, TRL's default. Peak memory is the growth of the resident size over one step
-of a fresh process that has model, inputs and optimizer state already.
+turns. On a CPU TRL's head reads the prompt's positions too, on a GPU only the response's: both are timed. Ratios are to
+the latter, which is timed again with gradient checkpointing, TRL's default. Peak memory is the growth of the resident
+size over one step of a fresh process that has model, inputs and optimizer state already.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from rich.console import Console
 from rich.table import Table
 from tiny_vlm import describe
 from training_step_case import SHAPES, Case, make_case
-from training_step_chart import LABELS, draw
+from training_step_chart import BASE, LABELS, draw
 from training_step_check import check_sides
 from training_step_memory import DOES_NOT_FIT
 from training_step_sides import SIDES
 
 PROBE = Path(__file__).with_name("training_step_probe.py")
 PACKAGES = ("torch", "transformers", "trl", "accelerate")
-COLUMNS = ("", "rows at once", "median s", "TRL / it", "TRL's GPU head / it", "peak MiB", "it / TRL", "least MiB")
+COLUMNS = ("", "rows at once", "median s", "TRL / it", "peak MiB", "it / TRL")
 WIDTH = 120
 Probe = Mapping[str, float]
 
@@ -73,8 +73,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--shape", choices=SHAPES, default="visual")
     parser.add_argument("--group", type=int, choices=(2, 4, 8, 16), default=8)
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each side, after one to warm up")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help=f"{BASE} among them")
     parser.add_argument(
-        "--rows-at-once", type=int, help="take this for every side; 1, 2, 4 and the group are not tried"
+        "--rows-at-once", type=int, help="of the others, and the group of ours, in place of the fastest"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     return parser.parse_args()
@@ -98,12 +99,13 @@ def _setting(options: argparse.Namespace, case: Case) -> dict[str, Any]:
 def _probes(case: Case, options: argparse.Namespace, console: Console) -> dict[str, dict[int, Probe]]:
     """Of every side, those numbers of rows at once that fit into memory."""
     choices = sorted({*(rows for rows in (1, 2, 4) if rows < options.group), options.group})
-    choices = [options.rows_at_once] if options.rows_at_once else choices
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "case.pt"
         case.save(path)
         found: dict[str, dict[int, Probe]] = {}
-        for name in SIDES:
+        for name in options.sides:
+            if options.rows_at_once:
+                choices = [options.group if name.startswith("ours") else options.rows_at_once]
             found[name] = {rows: probe for rows in choices if (probe := _probe(path, name, rows))}
             console.print(f"{name}: " + ", ".join(_line(rows, probe) for rows, probe in found[name].items()))
     return found
@@ -141,16 +143,14 @@ def _table(report: Mapping[str, Any]) -> Table:
     table = Table(title=f"One optimizer step, {report['shape']}, group of {report['group']}")
     for column in COLUMNS:
         table.add_column(column, justify="left" if not column else "right")
-    for name in SIDES:
+    for name in seconds:
         table.add_row(
             LABELS[name],
             str(report["rows_at_once"][name]),
             f"{seconds[name]:.2f}",
-            f"{seconds['trl'] / seconds[name]:.2f}",
-            f"{seconds['trl_compact'] / seconds[name]:.2f}",
+            f"{seconds[BASE] / seconds[name]:.2f}",
             f"{peaks[name] / 2**20:.0f}",
-            f"{peaks[name] / peaks['trl']:.2f}",
-            f"{min(probe['peak_bytes'] for probe in report['probes'][name].values()) / 2**20:.0f}",
+            f"{peaks[name] / peaks[BASE]:.2f}",
         )
     return table
 
