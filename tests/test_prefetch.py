@@ -91,8 +91,8 @@ def test_stopping_early_leaves_no_thread_and_closes_what_it_read():
 def test_an_error_in_the_loop_leaves_no_thread():
     def consume():
         for _ in prefetch(range(5)):
-            raise ValueError
+            raise ValueError("in the loop")
 
-    with pytest.raises(ValueError):  # noqa: PT011
+    with pytest.raises(ValueError, match="in the loop"):
         consume()
     assert background_threads() == []

@@ -136,9 +136,11 @@ class Step:
 
     def stream_shard(self, index: int, spec: TableSpec, tables: Iterable[pa.Table]) -> None:
         """Write one shard from tables as they come and note it, with the counts by then, as finished."""
-        name = _shard_name(spec, index)
-        self._shards[name] = write_tables(self.out / name, spec, tables)
-        self._note_progress()
+        if processes.is_main():
+            name = _shard_name(spec, index)
+            self._shards[name] = write_tables(self.out / name, spec, tables)
+            self._note_progress()
+        processes.wait()
 
     def write_table(self, spec: TableSpec, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write an artifact that is one file, named like its spec."""

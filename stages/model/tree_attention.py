@@ -65,10 +65,12 @@ def tree_attention(
 
 
 def use_tree_attention(model: Any) -> None:
-    """Let the text model take packed rows, where it has transformers' own attention and full context in every layer."""
+    """Let the text model take packed rows, where it has transformers' own attention, full context in every layer and
+    no dropout in it."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if config._attn_implementation == "sdpa" and kinds == {"full_attention"}:
+    plain = config._attn_implementation == "sdpa" and not getattr(config, "attention_dropout", 0)
+    if plain and kinds == {"full_attention"}:
         names = [name for name in model.config.sub_configs if getattr(model.config, name) is config]
         model.set_attn_implementation(dict.fromkeys(names, TREE_ATTENTION))
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
@@ -44,7 +44,7 @@ class JsonLinesTracker(GeneralTracker):  # type: ignore[misc]
 
 
 class Trackers:
-    """The trackers of one step; a context manager that closes them."""
+    """The trackers of one step."""
 
     def __init__(self, trackers: Sequence[GeneralTracker] = ()) -> None:
         self._trackers = trackers
@@ -52,18 +52,6 @@ class Trackers:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for tracker in self._trackers:
             tracker.log(dict(metrics), step=step)
-
-    def close(self) -> None:
-        for tracker in self._trackers:
-            tracker.finish()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def check_trackers(section: TrackingSection) -> None:
@@ -77,8 +65,9 @@ def check_trackers(section: TrackingSection) -> None:
             raise RecipeError(f"tracking.trackers: {name} is not installed; pip install 'difference-feedback[{name}]'")
 
 
-def open_trackers(section: TrackingSection, out: Path, config: Mapping[str, Any]) -> Trackers:
-    """Start the section's trackers on the main process, none on the others; `config` is what they show of the recipe.
+@contextmanager
+def open_trackers(section: TrackingSection, out: Path, config: Mapping[str, Any]) -> Iterator[Trackers]:
+    """Run the section's trackers on the main process, none on the others; `config` is what they show of the recipe.
 
     Their files in `out` replace those of a start that was stopped.
 
@@ -86,14 +75,19 @@ def open_trackers(section: TrackingSection, out: Path, config: Mapping[str, Any]
         RecipeError: wandb does not start.
     """
     if not section.trackers or not processes.is_main():
-        return Trackers()
+        yield Trackers()
+        return
     folder = out / TRACKING
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     trackers = [_start(name, section, folder) for name in dict.fromkeys(section.trackers)]
     for tracker in trackers:
         tracker.store_init_configuration(_flat(config))
-    return Trackers(trackers)
+    try:
+        yield Trackers(trackers)
+    finally:
+        for tracker in trackers:
+            tracker.finish()
 
 
 def _installed(package: str) -> bool:

@@ -3,9 +3,9 @@
 import pytest
 
 from launching import launch
-from stages.artifacts.columns import ROLLOUTS
+from stages.artifacts.columns import GROUPS, ROLLOUTS
 from stages.artifacts.step import read_manifest
-from stages.artifacts.store import iterate_rows
+from stages.artifacts.store import iterate_rows, write_rows
 
 
 @pytest.fixture
@@ -41,3 +41,17 @@ def test_an_error_of_the_main_process_ends_both(rollout, tmp_path):
     assert done.returncode != 0
     assert "not an empty folder and not made by df" in done.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_pairs_are_realigned_by_one_of_two_processes(tmp_path):
+    kept = {"problem_id": "a", "sample": 0, "in_pair": True, "finish_reason": "stop"}
+    rows = [
+        kept | {"role": role, "ids": ids, "reward": reward, "mask": [False] * 3, "old_logprobs": [-1.0] * 3}
+        for role, ids, reward in (("error", [1, 2, 3], 0.0), ("repair", [1, 9, 3], 1.0))
+    ]
+    (tmp_path / "pairs").mkdir()
+    write_rows(tmp_path / "pairs" / "groups-00000.parquet", GROUPS, rows)
+    done = launch("-m", "df_cli", "build-masks", "--pairs", tmp_path / "pairs", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [row["mask"] for row in iterate_rows(tmp_path / "out", GROUPS)] == [[False, True, False]] * 2
+    assert read_manifest(tmp_path / "out")["counts"] == {"pairs": 1, "tokens_in_pairs": 6, "tokens_marked": 2}

@@ -6,17 +6,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-
-from stages import processes  # noqa: E402
-from stages.artifacts.problems import ProblemSet  # noqa: E402
-from stages.engines.protocol import Request, Sampling  # noqa: E402
-from stages.engines.transformers_engine import TransformersEngine  # noqa: E402
-from stages.model.batches import encode_prompt  # noqa: E402
-from stages.model.loading import load_model  # noqa: E402
-from stages.model.prompts import policy_prompt  # noqa: E402
-from stages.recipe import (  # noqa: E402
+from stages import processes
+from stages.artifacts.problems import ProblemSet
+from stages.engines.protocol import Request, Sampling
+from stages.engines.transformers_engine import TransformersEngine
+from stages.model.batches import encode_prompt
+from stages.model.loading import load_model
+from stages.model.prompts import policy_prompt
+from stages.recipe import (
     LoraSection,
     ObjectiveSection,
     OptimizerSection,
@@ -24,10 +21,10 @@ from stages.recipe import (  # noqa: E402
     TrainerSection,
     load_recipe,
 )
-from stages.training.losses import PolicyObjective  # noqa: E402
-from stages.training.trainer import Trainer, TrainingRow  # noqa: E402
+from stages.training.losses import PolicyObjective
+from stages.training.trainer import Trainer, TrainingRow
 
-DIGITS = ROOT / "data" / "digits"
+DIGITS = Path(__file__).parents[2] / "data" / "digits"
 ROLLOUT = RolloutSection(max_new_tokens=32, temperature=0.7)
 
 

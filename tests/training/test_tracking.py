@@ -193,8 +193,9 @@ def test_a_folder_that_wandb_left_is_not_the_package(tmp_path, monkeypatch):
 def test_wandb_without_a_login_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setattr(sys, "stdin", open(os.devnull))  # noqa: SIM115, closed with the process
-    with pytest.raises(RecipeError, match=r"^tracking\.trackers: wandb did not start .*WANDB_MODE=offline"):
-        open_trackers(TrackingSection(trackers=["wandb"]), tmp_path, CONFIG)
+    no_login = pytest.raises(RecipeError, match=r"^tracking\.trackers: wandb did not start .*WANDB_MODE=offline")
+    with no_login, open_trackers(TrackingSection(trackers=["wandb"]), tmp_path, CONFIG):
+        pass
 
 
 def test_only_the_main_process_writes(tmp_path):
