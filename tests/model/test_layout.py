@@ -444,6 +444,12 @@ def test_eager_attention_takes_plain_rows(tiny_vlm, unwrapped, mixed, caplog):
     assert_read_as_plain(tiny_vlm, LogprobReader(vlm), mixed)
 
 
+def test_attention_dropout_takes_plain_rows(tiny_vlm, unwrapped, mixed):
+    """It is on in training alone, where the reader's own check would not see it."""
+    unwrapped.config.text_config.attention_dropout = 0.1
+    assert_plain_rows(wrap_model(unwrapped, tiny_vlm.processor), mixed)
+
+
 @pytest.mark.parametrize("layers", [(0, 1, 2), (1,)], ids=["all layers", "one layer"])
 def test_sliding_windows_take_plain_rows(tiny_vlm, layers, caplog):
     """Windows that no row of the reader's own check fills."""
