@@ -14,7 +14,6 @@ import stages.model  # noqa: F401, before transformers  # isort: skip
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -28,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import linear
-from training_step_memory import DOES_NOT_FIT, limit_memory, peak_growth
+from training_step_memory import RETURN_WHAT_IS_FREED, fresh_process, limit_memory, peak_growth
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
@@ -106,7 +105,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "gradient_bytes": 4 * options.hidden * (options.tokens + options.vocabulary),
         "largest_difference": _check(options.hidden),
-        "sides": {name: _fresh_process(name) for name in SIDES},
+        "sides": {name: fresh_process([*sys.argv, "--side", name], RETURN_WHAT_IS_FREED) for name in SIDES},
     }
     console.print(_table(report))
     options.out.mkdir(parents=True, exist_ok=True)
@@ -169,16 +168,6 @@ def _measure(options: argparse.Namespace) -> dict[str, float]:
         _run(loss_function, work)
         seconds.append(time.perf_counter() - started)
     return {"peak_bytes": peak, "median_seconds": median(seconds)}
-
-
-def _fresh_process(name: str) -> dict[str, float] | None:
-    """None where it does not fit."""
-    done = subprocess.run([sys.executable, *sys.argv, "--side", name], capture_output=True, text=True)
-    if done.returncode == DOES_NOT_FIT:
-        return None
-    if done.returncode:
-        raise RuntimeError(f"{name}\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _table(report: Mapping[str, Any]) -> Table:

@@ -6,7 +6,7 @@ Needs trl==1.16.0 and matplotlib; runs on the CPU, under Linux. Every side makes
 trajectories, which is checked first; each takes the fastest number of rows at once for itself. Then the sides take
 turns. On a CPU TRL's head reads the prompt's positions too, on a GPU only the response's: both are timed. Ratios are to
 the latter, which is timed again with gradient checkpointing, TRL's default. Peak memory is the growth of the resident
-size over one step of a fresh process that has model, inputs and optimizer state already.
+size over one step of a fresh process that has model, inputs and optimizer state already and keeps no freed tensor.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ import argparse
 import gc
 import json
 import platform
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -34,14 +32,13 @@ from tiny_vlm import describe
 from training_step_case import SHAPES, Case, make_case
 from training_step_chart import BASE, LABELS, draw
 from training_step_check import check_sides
-from training_step_memory import DOES_NOT_FIT
+from training_step_memory import RETURN_WHAT_IS_FREED, fresh_process
 from training_step_sides import SIDES
 
 PROBE = Path(__file__).with_name("training_step_probe.py")
 PACKAGES = ("torch", "transformers", "trl", "accelerate")
 COLUMNS = ("", "rows at once", "median s", "TRL / it", "peak MiB", "it / TRL")
 WIDTH = 120
-Probe = Mapping[str, float]
 
 
 def main() -> None:
@@ -52,10 +49,13 @@ def main() -> None:
     console.print_json(data=report)
     report["largest_differences"] = check_sides(case)
     console.print_json(data=report["largest_differences"])
-    report["probes"] = _probes(case, options, console)
-    fastest = {name: min(probes, key=lambda rows: probes[rows]["seconds"]) for name, probes in report["probes"].items()}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "case.pt"
+        case.save(path)
+        report["probe_seconds"] = _probes(path, options, console)
+        fastest = {name: min(probes, key=probes.__getitem__) for name, probes in report["probe_seconds"].items()}
+        report["peak_bytes"] = {name: _peak(path, name, rows) for name, rows in fastest.items()}
     report["rows_at_once"] = fastest
-    report["peak_bytes"] = {name: report["probes"][name][rows]["peak_bytes"] for name, rows in fastest.items()}
     report["seconds"] = _take_turns(case, fastest, options.repeats)
     report["median_seconds"] = {name: median(seconds) for name, seconds in report["seconds"].items()}
     console.print(_table(report))
@@ -96,33 +96,27 @@ def _setting(options: argparse.Namespace, case: Case) -> dict[str, Any]:
     }
 
 
-def _probes(case: Case, options: argparse.Namespace, console: Console) -> dict[str, dict[int, Probe]]:
-    """Of every side, those numbers of rows at once that fit into memory."""
+def _probes(case: Path, options: argparse.Namespace, console: Console) -> dict[str, dict[int, float]]:
+    """Of every side, the seconds of a step at those numbers of rows at once that fit into memory."""
     choices = sorted({*(rows for rows in (1, 2, 4) if rows < options.group), options.group})
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "case.pt"
-        case.save(path)
-        found: dict[str, dict[int, Probe]] = {}
-        for name in options.sides:
-            if options.rows_at_once:
-                choices = [options.group if name.startswith("ours") else options.rows_at_once]
-            found[name] = {rows: probe for rows in choices if (probe := _probe(path, name, rows))}
-            console.print(f"{name}: " + ", ".join(_line(rows, probe) for rows, probe in found[name].items()))
+    found: dict[str, dict[int, float]] = {}
+    for name in options.sides:
+        if options.rows_at_once:
+            choices = [options.group if name.startswith("ours") else options.rows_at_once]
+        probes = {rows: _probe(case, name, rows) for rows in choices}
+        found[name] = {rows: probe["seconds"] for rows, probe in probes.items() if probe}
+        console.print(f"{name}: " + ", ".join(f"{rows} at once {taken:.1f} s" for rows, taken in found[name].items()))
     return found
 
 
-def _line(rows: int, probe: Probe) -> str:
-    return f"{rows} at once {probe['seconds']:.1f} s {probe['peak_bytes'] / 2**20:.0f} MiB"
+def _probe(case: Path, name: str, rows: int, environment: Mapping[str, str] = {}) -> dict[str, Any] | None:
+    return fresh_process([str(PROBE), str(case), name, str(rows)], environment)
 
 
-def _probe(case: Path, name: str, rows: int) -> Probe | None:
-    command = [sys.executable, str(PROBE), str(case), name, str(rows)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode == DOES_NOT_FIT:
-        return None
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+def _peak(case: Path, name: str, rows: int) -> float:
+    probe = _probe(case, name, rows, RETURN_WHAT_IS_FREED)
+    assert probe, f"{name} no longer fits into memory"
+    return probe["peak_bytes"]
 
 
 def _take_turns(case: Case, rows_at_once: Mapping[str, int], repeats: int) -> dict[str, list[float]]:

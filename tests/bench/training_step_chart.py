@@ -17,6 +17,7 @@ LABELS = {
     "ours": "Difference Feedback, gates off",
     "ours_checkpointing": "Difference Feedback, gates off, checkpointing",
     "ours_gated": "Difference Feedback, gates on",
+    "ours_gated_checkpointing": "Difference Feedback, gates on, checkpointing",
 }
 BASE = "trl_compact"
 OWN, OTHERS = "#2a6f4e", "#9aa3ad"

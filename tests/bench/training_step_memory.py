@@ -1,18 +1,36 @@
-"""Peak memory of a piece of work in this process, on Linux."""
+"""Peak memory of a piece of work in a fresh process, on Linux."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import json
+import os
 import resource
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 DOES_NOT_FIT = 3
 """Exit status of a fresh process whose work did not fit."""
+RETURN_WHAT_IS_FREED = {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
+"""Environment in which a freed tensor of 64 KiB or more goes back to the system: the peak is of tensors in use."""
 _LEAVE_FREE = 2 * 2**30
+
+
+def fresh_process(arguments: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any] | None:
+    """The last line of JSON that a Python script prints; None where its work did not fit."""
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    if done.returncode == DOES_NOT_FIT:
+        return None
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def limit_memory() -> None:

@@ -202,4 +202,5 @@ SIDES: Mapping[str, Callable[[Case, int], Side]] = {
     "ours": partial(Ours, gated=False),
     "ours_checkpointing": partial(Ours, gated=False, checkpointing=True),
     "ours_gated": partial(Ours, gated=True),
+    "ours_gated_checkpointing": partial(Ours, gated=True, checkpointing=True),
 }
