@@ -75,13 +75,15 @@ def _realign(table: pa.Table, place: str, first_row: int, options: dict[str, Any
     bounds = np.append(0, np.cumsum(_lengths(table, place, first_row))).tolist()
     ids_T, mask_T = (pc.list_flatten(table[name]).to_numpy() for name in ("ids", "mask"))
     tokens = symbols(ids_T)
-    for repair in _repairs(table, place, first_row):
+    repairs = _repairs(table, place, first_row)
+    tokens_in_pairs = tokens_marked = 0
+    for repair in repairs:
         start, middle, end = bounds[repair - 1 : repair + 2]
         mask_T[start:end] = False
         mark_differences(tokens[start:middle], tokens[middle:end], mask_T[start:middle], mask_T[middle:end], **options)
-        tally.counts["pairs"] += 1
-        tally.counts["tokens_in_pairs"] += end - start
-        tally.counts["tokens_marked"] += int(np.count_nonzero(mask_T[start:end]))
+        tokens_in_pairs += end - start
+        tokens_marked += int(np.count_nonzero(mask_T[start:end]))
+    tally.counts.update(pairs=len(repairs), tokens_in_pairs=tokens_in_pairs, tokens_marked=tokens_marked)
     column = table.schema.get_field_index("mask")
     return table.set_column(column, table.schema.field(column), pa.ListArray.from_arrays(bounds, mask_T))
 

@@ -38,7 +38,7 @@ def write_tables(path: Path, spec: TableSpec, tables: Iterable[pa.Table]) -> int
     schema = spec.schema()
     partial = path.with_name(path.name + PARTIAL)
     rows = 0
-    with pq.ParquetWriter(partial, schema, compression="zstd", use_dictionary=_dictionary_columns(schema)) as writer:
+    with pq.ParquetWriter(partial, schema, use_dictionary=_dictionary_columns(schema)) as writer:
         try:
             for table in _whole_row_groups(tables, schema):
                 spec.check_nulls(table, str(path), rows)
