@@ -1,4 +1,5 @@
 # make all     the pipeline on the embedded digits example, then its result table
+# make ablate  the recipe's variants, compared, in runs/<recipe>-ablation; takes the same variables
 # make test    every test
 # make check   formatting, lint, types, import layers
 # make bench   the training step beside TRL's, the loss's memory, masks per second; tables and plots in runs/bench
@@ -49,7 +50,7 @@ ifneq ($(filter all,$(or $(MAKECMDGOALS),all)),)
 $(shell mkdir -p '$(RUN)' && echo "$(SETTINGS)" | cmp -s - '$(RUN)/settings' || echo "$(SETTINGS)" > '$(RUN)/settings')
 endif
 
-.PHONY: all test check bench clean
+.PHONY: all ablate test check bench clean
 
 all: $(RUN)/summary.parquet
 
@@ -80,6 +81,10 @@ $(RUN)/evaluate-base/manifest.json: $(RUN)/settings $(RECIPE_FILE) $(TEST) | .ve
 
 $(FINAL)/manifest.json: $(LAST)/manifest.json $(TEST)
 	$(DF) evaluate --problems $(TEST) --model $(LAST) --seed $(SEED) --out $(@D) $(OPTIONS)
+
+ablate: .venv/installed
+	$(BIN)/df ablate --train $(TRAIN) --test $(TEST) --repair-set $(REPAIR_SET) --base $(BASE) --out $(RUN)-ablation --recipe $(RECIPE) \
+	  $(foreach assignment,$(SET),--set '$(assignment)') $(if $(LAUNCH),--launch '$(LAUNCH)') $(if $(TRAIN_LAUNCH),--train-launch '$(TRAIN_LAUNCH)')
 
 # Written while this file is read.
 $(RUN)/settings: ;

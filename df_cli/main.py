@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import typer
 
+from df_cli.ablate import ablate
 from df_cli.build_masks import build_masks
 from df_cli.evaluate import evaluate
 from df_cli.rl_repair import rl_repair
@@ -25,6 +26,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train-policy": train_policy,
     "evaluate": evaluate,
     "summarize": summarize,
+    "ablate": ablate,
 }
 OPTIONS = ("--help", "--install-completion", "--show-completion")
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -73,4 +73,15 @@ def measures_table(measures: Iterable[Measure]) -> Table:
         value = f"{measure.value:.1f}" if measure.section == "device-seconds" else f"{measure.value:.3f}"
         table.add_row(name, measure.measure, value, interval, "" if measure.n is None else str(measure.n))
         last = measure.section
+    return table
+
+
+def ablation_table(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """Rows of `ablation`, those of single runs first."""
+    table = Table("variant", "seed", "measure", "value", "95% interval", "n", "", title_justify="left")
+    for row in rows:
+        interval = "" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
+        n, seed = ("" if row[name] is None else str(row[name]) for name in ("n", "seed"))
+        cells = (row["variant"], seed, row["measure"], f"{row['value']:.3f}", interval, n, escape(row["note"] or ""))
+        table.add_row(*cells)
     return table

@@ -21,3 +21,7 @@ class ArtifactError(DifferenceFeedbackError):
 
 class ModelError(DifferenceFeedbackError):
     """A model folder is missing a part, or a model cannot do what a stage needs."""
+
+
+class StepError(DifferenceFeedbackError):
+    """A step that another command started did not come to its end."""

@@ -253,6 +253,63 @@ class EvaluateSection(Section):
     image_removed: bool = Field(True, description="Also answer greedily on the blank image.")
 
 
+class VariantSection(Section):
+    """What one variant of an ablation changes."""
+
+    set: list[str] = Field([], description="Assignments `section.key=value`.")
+    repair_model: Literal["rl", "sft", "none"] = Field("rl", description="How far its repair model is trained.")
+    rounds: int | None = Field(None, ge=0, description="Its own number of rounds; 0 trains the repair model alone.")
+    matches: str | None = Field(
+        None,
+        description="An earlier variant whose device-seconds it gets: it goes on round by round until they are spent.",
+    )
+
+
+PAPER_VARIANTS = {
+    "difference": {},
+    "no_df": {"set": ["masks.repairer=sibling", "train.gate=none"], "repair_model": "none", "matches": "difference"},
+    "lcs": {"set": ["masks.align=lcs"]},
+    "soft": {"set": ["train.gate=soft"]},
+    "sft_only": {"repair_model": "sft"},
+    "no_edit_penalty": {"set": ["repair_rl.edit_penalty=0"]},
+    "no_c1": {"set": ["repair_rl.c1=false"]},
+    **{
+        f"edit_penalty_{value}": {"set": [f"repair_rl.edit_penalty={value}"], "rounds": 0}
+        for value in (0.2, 0.4, 0.6, 0.8)
+    },
+    **{f"candidates_{k}": {"set": [f"masks.candidates={k}"], "matches": "difference"} for k in (1, 3, 4)},
+    "sibling": {"set": ["masks.repairer=sibling"], "repair_model": "none"},
+    "prime": {
+        "set": ["masks.repairer=sibling", "train.gate=none", "train.advantage=prime"],
+        "repair_model": "none",
+        "matches": "difference",
+    },
+}
+
+
+class AblateSection(Section):
+    """`df ablate`."""
+
+    rounds: Positive = Field(3, description="Rounds of a variant that does not say otherwise.")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1], min_length=1, description="Every variant runs with each.")
+    baseline: str = Field("difference", description="The variant that the others are compared with.")
+    variants: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], VariantSection] = Field(
+        {name: VariantSection.model_validate(variant) for name, variant in PAPER_VARIANTS.items()},
+        description="By name, each `{set, repair_model, rounds, matches}`; by default the paper's tables 3 and 4.",
+    )
+
+    @model_validator(mode="after")
+    def _known_names(self) -> AblateSection:
+        earlier: list[str] = []
+        for name, variant in self.variants.items():
+            if variant.matches is not None and variant.matches not in earlier:
+                raise ValueError(f"{name} matches {variant.matches}, which is no variant before it")
+            earlier.append(name)
+        if self.baseline not in earlier:
+            raise ValueError(f"baseline {self.baseline} is none of the variants {', '.join(earlier)}")
+        return self
+
+
 class TrackingSection(Section):
     """Where the metrics of training go while it runs; no output depends on it."""
 
@@ -282,6 +339,7 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
     trainer: TrainerSection = TrainerSection()
     evaluate: EvaluateSection = EvaluateSection()
+    ablate: AblateSection = AblateSection()
     tracking: TrackingSection = TrackingSection()
 
     def subset(self, *sections: str, **fields: set[str]) -> dict[str, Any]:

@@ -54,7 +54,8 @@ def _fields(section: BaseModel, prefix: str) -> list[str]:
         if isinstance(value, BaseModel):
             rows += _fields(value, f"{prefix}{name}.")
         else:
-            rows.append(f"| `{prefix}{name}` | `{_escape(str(value))}` | {_escape(field.description or '')} |")
+            default = ", ".join(value) if isinstance(value, dict) else str(value)
+            rows.append(f"| `{prefix}{name}` | `{_escape(default)}` | {_escape(field.description or '')} |")
     return rows
 
 

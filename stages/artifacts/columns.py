@@ -287,6 +287,22 @@ SUMMARY = TableSpec(
     ),
 )
 
+ABLATION = TableSpec(
+    "ablation",
+    "df ablate",
+    "you",
+    (
+        Column("variant", pa.string(), "its name in the recipe, or `base`: the base policy"),
+        Column("seed", pa.int32(), "of one run", null="over all seeds"),
+        Column("measure", pa.string(), "what was measured"),
+        Column("value", pa.float64(), "the number"),
+        Column("low", pa.float64(), "lower end of the 95% interval", null="no interval"),
+        Column("high", pa.float64(), "upper end of the 95% interval", null="no interval"),
+        Column("n", pa.int64(), "problems or errors that it was measured on", null="not a mean over them"),
+        Column("note", pa.string(), "why the run failed", null="it did not"),
+    ),
+)
+
 TABLES = (
-    PROBLEMS, REPAIR_SET, ROLLOUTS, REPAIRS, GROUPS, EPISODES, DROPPED, METRICS, SAMPLES, SCORES, SUMMARY,
+    PROBLEMS, REPAIR_SET, ROLLOUTS, REPAIRS, GROUPS, EPISODES, DROPPED, METRICS, SAMPLES, SCORES, SUMMARY, ABLATION,
 )  # fmt: skip

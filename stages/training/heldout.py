@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from stages.artifacts.columns import SAMPLES, SUMMARY
@@ -72,15 +72,24 @@ def repair_heldout(repairer: Repairer, repair_set: ProblemSet, recipe: Recipe, s
 
 def summarize_samples(section: str, rows: Iterable[Mapping[str, Any]], threshold: float) -> list[Measure]:
     """Acc@1, Acc@2 and mean edit cost of held-out repairs; unscored attempts are left out."""
+    measures = measure_errors(rows, threshold)
+    return [mean_over_problems(section, name, list(by_error.values())) for name, by_error in measures.items()]
+
+
+def measure_errors(rows: Iterable[Mapping[str, Any]], threshold: float) -> dict[str, dict[str, float]]:
+    """The same three measures of each held-out error, by its problem; Acc@2 where two attempts were scored."""
     correct: dict[str, list[bool]] = defaultdict(list)
     costs: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         if row["reward"] is not None:
             correct[row["problem_id"]].append(is_correct(row["reward"], threshold))
             costs[row["problem_id"]].append(row["cost"])
-    groups = list(correct.values())
-    return [
-        mean_over_problems(section, "Acc@1", accuracy_at(groups, 1)),
-        mean_over_problems(section, "Acc@2", accuracy_at([group for group in groups if len(group) >= 2], 2)),
-        mean_over_problems(section, "edit cost", [sum(group) / len(group) for group in costs.values()]),
-    ]
+    return {
+        **{f"Acc@{k}": _accuracy_at(correct, k) for k in (1, 2)},
+        "edit cost": {problem: sum(values) / len(values) for problem, values in costs.items()},
+    }
+
+
+def _accuracy_at(correct: Mapping[str, Sequence[bool]], k: int) -> dict[str, float]:
+    enough = {problem: attempts for problem, attempts in correct.items() if len(attempts) >= k}
+    return dict(zip(enough, accuracy_at(list(enough.values()), k), strict=True))

@@ -1,0 +1,43 @@
+"""`df ablate`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from df_cli import options
+from df_cli.report import ablation_table, make_console
+
+
+def ablate(
+    train: Annotated[Path, typer.Option("--train", help="Problems to train on.")],
+    test: Annotated[Path, typer.Option("--test", help="Problems to evaluate on.")],
+    repair_set: Annotated[Path, typer.Option("--repair-set", help="Repair set, a Parquet file.")],
+    base: Annotated[Path, typer.Option("--base", help="Policy that every variant starts from.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of all steps, their logs and the result.")],
+    recipe: options.Recipe = "digits",
+    assignments: options.Set = [],  # noqa: B006, typer copies it
+    launch: Annotated[
+        str | None, typer.Option(help="Options of `accelerate launch` for every step; one process if not given.")
+    ] = None,
+    train_launch: Annotated[
+        str | None, typer.Option(help="The same for the steps that train; those of --launch if not given.")
+    ] = None,
+) -> None:
+    """Run the recipe's variants with each seed and compare them; what is there already is not made again."""
+    from stages.ablate import COMMAND, Ablation
+
+    def words(options: str | None) -> tuple[str, ...]:
+        return COMMAND if options is None else ("accelerate", "launch", *shlex.split(options), "-m", "df_cli")
+
+    train_words = words(launch if train_launch is None else train_launch)
+    ablation = Ablation(recipe, assignments, train, test, repair_set, base, out, words(launch), train_words)
+    rows = ablation.run()
+    console = make_console()
+    console.print(ablation_table(rows))
+    console.print(f"written to {out / 'ablation.parquet'}", markup=False)
+    if any(row["measure"] == "failed" for row in rows):
+        raise typer.Exit(1)

@@ -1,0 +1,175 @@
+"""Variants of one recipe, each trained from the same base policy -> ablation (the paper's tables 3 and 4)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stages.ablation import BASE, VariantRun, ablation_rows
+from stages.artifacts.columns import ABLATION
+from stages.artifacts.step import read_manifest
+from stages.artifacts.store import write_rows
+from stages.errors import DifferenceFeedbackError, StepError
+from stages.evaluate import Evaluate
+from stages.recipe import Recipe, VariantSection, load_recipe
+from stages.s1_sft_repair import SftRepair
+from stages.s2_rl_repair import RlRepair
+from stages.s3_rollout import Rollout
+from stages.s4_build_masks import BuildMasks
+from stages.s5_train_policy import TrainPolicy
+
+logger = logging.getLogger(__name__)
+
+STAGES: Mapping[str, Callable[..., Any]] = {
+    "sft-repair": SftRepair,
+    "rl-repair": RlRepair,
+    "rollout": Rollout,
+    "build-masks": BuildMasks,
+    "train-policy": TrainPolicy,
+    "evaluate": Evaluate,
+}
+TRAINING = {"sft-repair", "rl-repair", "train-policy"}
+COMMAND = (sys.executable, "-m", "df_cli")
+STEPS, LOGS = "steps", "logs"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """`df ablate`."""
+
+    recipe: str
+    assignments: Sequence[str]
+    train: Path
+    test: Path
+    repair_set: Path
+    base: Path
+    out: Path
+    launch: Sequence[str] = COMMAND
+    """What the command of a step begins with."""
+    train_launch: Sequence[str] = COMMAND
+    """The same for the steps that train."""
+
+    def run(self) -> list[dict[str, Any]]:
+        """Every variant with every seed, as far as it is not there; writes and returns the rows of `ablation`.
+
+        A variant that fails is noted in its rows, and the others go on.
+
+        Raises:
+            RecipeError: the recipe or a variant of it is not valid.
+        """
+        recipe = load_recipe(self.recipe, self.assignments)
+        for variant in recipe.ablate.variants.values():
+            self.recipe_with(variant.set)
+        (self.out / LOGS).mkdir(parents=True, exist_ok=True)
+        runs = [run for seed in recipe.ablate.seeds for run in self._with_seed(seed, recipe)]
+        rows = ablation_rows(runs, recipe.ablate.baseline, recipe.reward.threshold)
+        write_rows(self.out / f"{ABLATION.name}.parquet", ABLATION, rows)
+        return rows
+
+    def recipe_with(self, assignments: Sequence[str]) -> Recipe:
+        """The recipe with these assignments after its own."""
+        return load_recipe(self.recipe, [*self.assignments, *assignments])
+
+    def _with_seed(self, seed: int, recipe: Recipe) -> Iterable[VariantRun]:
+        done: dict[str, VariantRun] = {}
+        for name, variant in {BASE: VariantSection(repair_model="none", rounds=0), **recipe.ablate.variants}.items():
+            logger.info("%s, seed %d", name, seed)
+            try:
+                done[name] = self._train(name, variant, seed, recipe.ablate.rounds, done)
+            except DifferenceFeedbackError as error:
+                logger.warning("%s, seed %d: %s", name, seed, error)
+                done[name] = VariantRun(name, seed, error=str(error))
+        return done.values()
+
+    def _train(
+        self, name: str, variant: VariantSection, seed: int, rounds: int, done: Mapping[str, VariantRun]
+    ) -> VariantRun:
+        chain = Chain(self, variant.set, seed)
+        repair_model = chain.repair_model(variant.repair_model)
+        rounds = rounds if variant.rounds is None else variant.rounds
+        budget = None if variant.matches is None else _spent_by(done[variant.matches])
+        policy, count = self.base, 0
+        while count < rounds if budget is None else chain.device_seconds < budget:
+            count += 1
+            policy = chain.round(count, policy, repair_model)
+        scores = chain.step("evaluate", seed, problems=self.test, model=policy) if count or name == BASE else None
+        return VariantRun(name, seed, scores, repair_model, count, chain.device_seconds)
+
+
+@dataclass
+class Chain:
+    """The steps of one variant with one seed.
+
+    A step is a process of its own, in a folder named by all that its output depends on: variants share what they
+    have in common, and what is there is not made again.
+    """
+
+    ablation: Ablation
+    assignments: Sequence[str]
+    seed: int
+    device_seconds: float = 0.0
+    """Of all steps but evaluations, those included that another variant has paid for."""
+    _recipe: Recipe = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._recipe = self.ablation.recipe_with(self.assignments)
+
+    def repair_model(self, kind: str) -> Path | None:
+        """The output that trained it; None for `none`."""
+        if kind == "none":
+            return None
+        of = self.ablation
+        sft = self.step("sft-repair", self.seed, repair_set=of.repair_set, model=of.base)
+        if kind == "sft":
+            return sft
+        inputs = {"problems": of.train, "policy": of.base, "repair_model": sft, "repair_set": of.repair_set}
+        return self.step("rl-repair", self.seed, **inputs)
+
+    def round(self, number: int, policy: Path, repair_model: Path | None) -> Path:
+        """Rollouts of the policy, their masks, training on them: the next policy."""
+        seed, problems = self.seed * 1000 + number, self.ablation.train
+        rollouts = self.step("rollout", seed, problems=problems, policy=policy)
+        repairer = {} if repair_model is None else {"repair_model": repair_model}
+        groups = self.step("build-masks", seed, rollouts=rollouts, problems=problems, policy=policy, **repairer)
+        return self.step("train-policy", seed, groups=groups, problems=problems, policy=policy)
+
+    def step(self, name: str, seed: int, **inputs: Path) -> Path:
+        """The step's folder, complete.
+
+        Raises:
+            StepError: its command failed.
+        """
+        of = self.ablation
+        stage = STAGES[name](self._recipe.model_copy(update={"seed": seed}), **inputs)
+        folder = of.out / STEPS / f"{name}-{_digest(stage.plan().record())}"
+        command = [*(of.train_launch if name in TRAINING else of.launch), name]
+        command += ["--recipe", of.recipe, "--seed", str(seed), "--out", str(folder)]
+        command += [word for assignment in (*of.assignments, *self.assignments) for word in ("--set", assignment)]
+        command += [word for option, path in inputs.items() for word in (f"--{option.replace('_', '-')}", str(path))]
+        log = of.out / LOGS / f"{folder.name}.log"
+        with log.open("ab") as output:
+            status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
+        if status:
+            raise StepError(f"{name} ended with exit status {status}; {log} tells why")
+        if name != "evaluate":
+            self.device_seconds += sum(read_manifest(folder)["device_seconds"].values())
+        return folder
+
+
+def _spent_by(run: VariantRun) -> float:
+    if run.error is not None:
+        raise StepError(f"{run.variant} failed, whose device-seconds this variant is to match")
+    return run.device_seconds
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    """Of a plan, wherever its inputs lie."""
+    contents = {name: entry["sha256"] for name, entry in record["inputs"].items()}
+    return hashlib.sha256(json.dumps({**record, "inputs": contents}, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,184 @@
+"""`df ablate` on a cut-down digits set: what variants share, what a failure stops, what the table says."""
+
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from stages.ablation import VariantRun, ablation_rows
+from stages.artifacts.columns import ABLATION, SAMPLES, SCORES
+from stages.artifacts.step import read_manifest
+from stages.artifacts.store import iterate_rows, write_rows
+from stages.errors import RecipeError
+from stages.recipe import RECIPES, load_recipe
+
+SMALL = {
+    "sft": {"epochs": 1},
+    "rollout": {"problems": 16, "rows_per_shard": 128},
+    "train": {"problems_per_step": 16},
+    "evaluate": {"draws": 2, "image_removed": False},
+    "ablate": {
+        "rounds": 1,
+        "seeds": [0],
+        "variants": {
+            "difference": {"repair_model": "sft"},
+            "soft": {"repair_model": "sft", "set": ["train.gate=soft"]},
+            # Nothing is wrong with the recipe itself: the step finds that its reward does not exist.
+            "broken": {"repair_model": "sft", "set": ["reward.name=no_such_module:reward"]},
+            "unlike_broken": {"repair_model": "sft", "matches": "broken"},
+            "ungated": {"repair_model": "sft", "set": ["train.gate=none"], "matches": "difference"},
+            "repair_only": {"repair_model": "sft", "rounds": 0},
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def ablation(tmp_path_factory, digits: Path) -> tuple[Path, list[str], subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("ablation")
+    recipe = yaml.safe_load((RECIPES / "digits.yaml").read_text())
+    for section, values in SMALL.items():
+        recipe[section] = recipe.get(section, {}) | values
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    for name in ("train", "test"):
+        pq.write_table(pq.read_table(digits / f"problems_{name}.parquet").slice(0, 40), folder / f"{name}.parquet")
+    pq.write_table(pq.read_table(digits / "repair_set.parquet").slice(0, 100), folder / "repair_set.parquet")
+    command = [sys.executable, "-m", "df_cli", "ablate", "--recipe", str(folder / "recipe.yaml")]
+    command += ["--train", str(folder / "train.parquet"), "--test", str(folder / "test.parquet")]
+    command += ["--repair-set", str(folder / "repair_set.parquet"), "--base", str(digits / "base")]
+    command += ["--out", str(folder / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return folder / "out", command, done
+
+
+def rows_of(out: Path) -> dict[tuple[str, int | None, str], dict]:
+    return {(r["variant"], r["seed"], r["measure"]): r for r in iterate_rows(out / "ablation.parquet", ABLATION)}
+
+
+@pytest.mark.timeout(300)
+def test_a_variant_that_fails_is_named_and_stops_no_other(ablation):
+    out, _, done = ablation
+    assert done.returncode == 1, done.stderr
+    rows = rows_of(out)
+    failed = {variant for variant, _, measure in rows if measure == "failed"}
+    assert failed == {"broken", "unlike_broken"}
+    assert "no_such_module" in rows["broken", 0, "failed"]["note"]
+    assert {variant for variant, _, measure in rows if measure == "sampled accuracy"} == {
+        "base", "difference", "soft", "ungated",
+    }  # fmt: skip
+
+
+def test_variants_share_the_steps_that_they_have_in_common(ablation):
+    out, *_ = ablation
+    rounds = int(rows_of(out)["ungated", 0, "rounds"]["value"])
+    found = defaultdict(int)
+    for folder in (out / "steps").iterdir():
+        found[folder.name.rpartition("-")[0]] += 1
+    assert found["sft-repair"] == 1
+    # Round one's rollouts and masks serve all three gates; the ungated variant goes on alone from there.
+    assert found["rollout"] == found["build-masks"] == rounds
+    assert found["train-policy"] == 2 + rounds
+    assert found["evaluate"] == 4
+
+
+def test_the_ungated_variant_gets_at_least_what_the_baseline_spent_and_not_a_round_more(ablation):
+    out, *_ = ablation
+    rows = rows_of(out)
+    budget, spent = (rows[name, 0, "device-seconds"]["value"] for name in ("difference", "ungated"))
+    trainings = [read_manifest(folder) for folder in (out / "steps").glob("train-policy-*")]
+    last_step = max(sum(manifest["device_seconds"].values()) for manifest in trainings)
+    assert spent >= budget
+    assert spent - budget < budget + last_step
+    steps = ("sft-repair", "rollout", "build-masks")
+    shared = [read_manifest(folder) for step in steps for folder in (out / "steps").glob(f"{step}-*")]
+    total = sum(sum(manifest["device_seconds"].values()) for manifest in shared + trainings)
+    assert budget + spent < 2 * total
+
+
+def test_accuracies_are_those_of_the_scores(ablation):
+    out, *_ = ablation
+    rows = rows_of(out)
+    expected = []
+    for folder in (out / "steps").glob("evaluate-*"):
+        expected.append(mean(row["reward"] for row in iterate_rows(folder, SCORES) if row["mode"] == "sampled"))
+    found = [row["value"] for (_, seed, name), row in rows.items() if name == "sampled accuracy" and seed is None]
+    assert sorted(found) == pytest.approx(sorted(expected))
+    for name in ("difference", "soft", "ungated"):
+        gain = rows[name, None, "sampled accuracy"]["value"] - rows["base", None, "sampled accuracy"]["value"]
+        assert rows[name, None, "sampled gain over base"]["value"] == pytest.approx(gain)
+
+
+@pytest.mark.timeout(120)
+def test_a_second_run_makes_no_step_again(ablation):
+    out, command, _ = ablation
+    before = {path: path.stat().st_mtime_ns for path in (out / "steps").rglob("*")}
+    assert subprocess.run(command, capture_output=True).returncode == 1
+    assert {path: path.stat().st_mtime_ns for path in (out / "steps").rglob("*")} == before
+
+
+def write_scores(folder: Path, correct: dict[str, list[int]]) -> Path:
+    folder.mkdir()
+    rows = [
+        {"problem_id": problem, "kind": None, "mode": mode, "draw": draw, "text": "", "reward": float(reward)}
+        for problem, rewards in correct.items()
+        for draw, reward in enumerate(rewards)
+        for mode in ("sampled", "greedy")
+    ]
+    write_rows(folder / "scores-00000.parquet", SCORES, rows)
+    return folder
+
+
+def test_differences_are_paired_by_problem_and_by_the_seeds_that_both_have(tmp_path):
+    scores = {
+        ("base", 0): {"a": [1, 0], "b": [0, 0]},
+        ("base", 1): {"a": [0, 0], "b": [1, 1]},
+        ("ours", 0): {"a": [1, 1], "b": [1, 0]},
+        ("ours", 1): {"a": [1, 1], "b": [1, 1]},
+        ("other", 1): {"a": [0, 1], "b": [0, 0]},
+    }
+    runs = [
+        VariantRun(name, seed, write_scores(tmp_path / f"{name}{seed}", correct))
+        for (name, seed), correct in scores.items()
+    ]
+    runs.append(VariantRun("other", 0, error="it broke"))
+    rows = {(r["variant"], r["seed"], r["measure"]): r for r in ablation_rows(runs, "ours", 1.0)}
+    assert rows["ours", None, "sampled accuracy"]["value"] == pytest.approx((1 + 1 + 0.5 + 1) / 4)
+    # Problem a: 1 - .5 and 1 - 0; b: .5 - 0 and 1 - 1.
+    assert rows["ours", None, "sampled gain over base"]["value"] == pytest.approx((0.75 + 0.25) / 2)
+    assert rows["ours", None, "sampled gain over base"]["n"] == 2
+    assert rows["other", None, "sampled difference to ours"]["value"] == pytest.approx((-0.5 - 1) / 2)
+    assert rows["other", 0, "failed"]["note"] == "it broke"
+    assert ("ours", None, "sampled difference to ours") not in rows
+
+
+def test_repair_models_are_measured_by_error_over_seeds(tmp_path):
+    """Two seeds, one error with 1 and 2 right of 2 attempts: Acc@1 .5 and 1, Acc@2 1 and 1."""
+    runs = []
+    for seed, rewards in enumerate(([1.0, 0.0], [1.0, 1.0])):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        rows = [
+            {"problem_id": "p", "attempt": k, "answer": "", "error": "", "text": "", "reward": reward, "cost": 0.1 * k}
+            for k, reward in enumerate(rewards)
+        ]
+        write_rows(folder / "samples.parquet", SAMPLES, rows)
+        runs.append(VariantRun("ours", seed, repair_model=folder))
+    found = {row["measure"]: row["value"] for row in ablation_rows(runs, "ours", 1.0) if row["seed"] is None}
+    assert found == pytest.approx({"repair Acc@1": 0.75, "repair Acc@2": 1.0, "repair edit cost": 0.05})
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("ablate.baseline=nothing", "baseline nothing is none of the variants"),
+        ("ablate.variants={a: {matches: b}, b: {}}", "a matches b, which is no variant before it"),
+    ],
+)
+def test_names_that_no_variant_has_are_refused(assignment, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("digits", [assignment])
