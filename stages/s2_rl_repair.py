@@ -158,7 +158,7 @@ class ErrorSource:
         section, threshold = self.recipe.repair_rl, self.recipe.reward.threshold
         if section.text_only_tries == 0:
             return set()
-        blanked = [without_image(problem, section.blank) for problem in problems if problem.images]
+        blanked = [without_image(problem, section.blank) for problem in problems if problem.is_visual]
         sampling = recipe_sampling(self.recipe, Purpose.TEXT_ONLY, part)
         groups = self.policy.answer(blanked, section.text_only_tries, sampling)
         return {
@@ -263,7 +263,7 @@ class RepairLoop:
         threshold = self.recipe.reward.threshold
         return [
             c1_gate([attempt.reward for attempt in group], threshold, section.c1_share)
-            if draft.problem.images
+            if draft.problem.is_visual
             else True
             for draft, group in zip(drafts, groups, strict=True)
         ]

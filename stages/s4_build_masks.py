@@ -142,7 +142,8 @@ class GroupBuilder:
             ]
             for row in (error, repair)
         ]
-        return PairView(problem.question, problem.answer, problem.images, *tokens)
+        frames = problem.video.decoded() if problem.video else []
+        return PairView(problem.question, problem.answer, problem.images, frames, *tokens)
 
     def _is_correct(self, row: Row) -> bool:
         return is_correct(row["reward"], self.recipe.reward.threshold)

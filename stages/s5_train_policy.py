@@ -148,7 +148,8 @@ class GroupSource:
 
     def _rows(self, group: Sequence[Trajectory]) -> list[TrainingRow]:
         problem = self.problems[group[0].row["problem_id"]]
-        prompt = policy_prompt(self.vlm.processor, self.recipe.prompt, problem.question, problem.images)
+        style = self.recipe.prompt
+        prompt = policy_prompt(self.vlm.processor, style, problem.question, problem.images, problem.video)
         encoded = encode_prompt(self.vlm, prompt)
         return [
             TrainingRow(encoded, t.row["ids"], t.row["role"], t.advantage, t.gate_T, t.row["old_logprobs"])

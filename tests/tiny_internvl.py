@@ -15,7 +15,8 @@ SPECIAL = {"start_image_token": "<img>", "end_image_token": "</img>"}
 SPECIAL |= {"context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<IMG_CONTEXT>\n{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
+    "{% if part['type'] == 'image' %}<IMG_CONTEXT>\n"
+    "{% elif part['type'] == 'video' %}<video>\n{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
     "{% endfor %}<|im_start|>assistant\n"
 )
 

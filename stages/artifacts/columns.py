@@ -19,12 +19,14 @@ MASK = pa.list_(pa.bool_())
 
 @dataclass(frozen=True)
 class Column:
-    """One column; `null` says what a null means, and without it a null is refused."""
+    """One column; `null` says what a null means, and without it a null is refused. A file without an `optional` column
+    is read as if it were null."""
 
     name: str
     type: pa.DataType
     meaning: str
     null: str | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class TableSpec:
         """
         for column in self.columns:
             index = schema.get_field_index(column.name)
+            if index < 0 and column.optional:
+                continue
             if index < 0:
                 raise DataError(
                     f"{place}: no column {column.name} ({column.meaning}); it has {', '.join(schema.names)}. "
@@ -63,6 +67,13 @@ class TableSpec:
                     f"{place}: column {column.name} is {schema.field(index).type}, not {column.type}; "
                     f"cast it or write it again with {self.producer}"
                 )
+
+    def with_optional(self, table: pa.Table) -> pa.Table:
+        """The table with a column of nulls for each optional one that its file does not have."""
+        for column in self.columns:
+            if column.optional and column.name not in table.column_names:
+                table = table.append_column(column.name, pa.nulls(len(table), column.type))
+        return table
 
     def check_nulls(self, table: pa.Table, place: str, first_row: int = 0) -> None:
         """Refuse a null where it has no meaning; `first_row` is where the table starts in its file.
@@ -131,6 +142,8 @@ PROBLEMS = TableSpec(
         Column("images", pa.list_(IMAGE), "encoded images in order (Hugging Face `Image`); may be empty"),
         Column("answer", pa.string(), "the reference answer y*, bare: `18`, not `The answer is 18.`"),
         Column("kind", pa.string(), "for reports by kind", null="no kind"),
+        Column("video", pa.list_(IMAGE), "encoded frames of one video in order", null="no video", optional=True),
+        Column("fps", pa.float64(), "the frames' rate, per second", null="2, if there is a video", optional=True),
     ),
 )
 

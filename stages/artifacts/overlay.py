@@ -1,4 +1,4 @@
-"""A page to look at: errors and their repairs, marked tokens in colour, beside the images."""
+"""A page to look at: errors and their repairs, marked tokens in colour, beside the images and frames."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ b { display: inline-block; width: 5em; font-weight: 600; color: #777; }
 .error mark { background: #ffd0cc; color: #900; } .repair mark { background: #cdeccd; color: #060; }
 """
 
+_FRAME = (224, 112)
+"""Largest width and height: twice the height that the page shows, for dense screens."""
+
 
 @dataclass(frozen=True)
 class MarkedToken:
@@ -35,6 +38,7 @@ class PairView:
     question: str
     answer: str
     images: Sequence[Image.Image]
+    frames: Sequence[Image.Image]
     error: Sequence[MarkedToken]
     repair: Sequence[MarkedToken]
 
@@ -49,7 +53,7 @@ def overlay_page(pairs: Sequence[PairView]) -> str:
 
 
 def _article(pair: PairView) -> str:
-    images = "".join(f"<img alt='' src='data:image/png;base64,{_png(image)}'>" for image in pair.images)
+    images = "".join(f"<img alt='' src='data:image/png;base64,{_png(image)}'>" for image in _pictures(pair))
     return (
         f"<article>{images}<p>{escape(pair.question)} <i>({escape(pair.answer)})</i></p>"
         f"<p class='error'><b>error</b>{_tokens(pair.error)}</p>"
@@ -59,6 +63,14 @@ def _article(pair: PairView) -> str:
 
 def _tokens(tokens: Sequence[MarkedToken]) -> str:
     return "".join(f"<mark>{escape(t.text)}</mark>" if t.marked else escape(t.text) for t in tokens)
+
+
+def _pictures(pair: PairView) -> list[Image.Image]:
+    """Its images, and its frames no larger than the page needs: a video has many."""
+    frames = [frame.copy() for frame in pair.frames]
+    for frame in frames:
+        frame.thumbnail(_FRAME)
+    return [*pair.images, *frames]
 
 
 def _png(image: Image.Image) -> str:

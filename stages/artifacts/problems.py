@@ -1,8 +1,9 @@
-"""Problems with their images, read from disk as they are needed."""
+"""Problems with their images and videos, read from disk as they are needed."""
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,20 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
-from stages.artifacts.columns import PROBLEMS, TableSpec
+from stages.artifacts.columns import IMAGE, PROBLEMS, TableSpec
 from stages.artifacts.store import parquet_files
 from stages.errors import DataError
 
 PROBLEMS_AT_ONCE = 256
 """How many problems a stage holds that works through all of them."""
+DEFAULT_FPS = 2.0
+"""Rate of frames that come without one: what Qwen2.5-VL samples videos at."""
 
 
 class EncodedImages(Sequence[Image.Image]):
-    """A problem's images, decoded each time they are looked at: thousands of problems fit in memory as they lie in
-    the file."""
+    """Images or frames, decoded each time they are looked at: thousands of problems fit in memory as they lie in the
+    file. `place` names them in errors."""
 
     def __init__(self, encoded: Sequence[dict[str, Any]], place: str) -> None:
         self._encoded = encoded
@@ -38,7 +42,30 @@ class EncodedImages(Sequence[Image.Image]):
         Raises:
             DataError: it is null or cannot be decoded.
         """
-        return _decode(self._encoded[index], f"{self._place} image {index}")
+        return _decode(self._encoded[index], f"{self._place} {index}")
+
+
+@dataclass(frozen=True)
+class Video:
+    """Frames in order, taken as they are, and their rate per second."""
+
+    frames: Sequence[Image.Image]
+    fps: float
+    place: str
+    """Where it comes from, for errors."""
+
+    def decoded(self) -> list[Image.Image]:
+        """Its frames.
+
+        Raises:
+            DataError: they differ in size.
+        """
+        frames = list(self.frames)
+        for index, frame in enumerate(frames):
+            if frame.size != frames[0].size:
+                found, first = (f"{width}x{height}" for width, height in (frame.size, frames[0].size))
+                raise DataError(f"{self.place} frame {index}: {found} pixels, frame 0 has {first}; give them one size")
+        return frames
 
 
 @dataclass(frozen=True)
@@ -50,8 +77,14 @@ class Problem:
     images: Sequence[Image.Image]
     answer: str
     kind: str | None
+    video: Video | None
     extra: dict[str, Any]
     """Further columns of the file, as a repair set's `error` and `repair`."""
+
+    @property
+    def is_visual(self) -> bool:
+        """Whether there is anything to look at: an image or a video."""
+        return len(self.images) > 0 or self.video is not None
 
     def as_row(self) -> dict[str, Any]:
         """What a reward function is given."""
@@ -71,7 +104,7 @@ class ProblemSet:
         """Index the file or folder.
 
         Raises:
-            DataError: wrong columns, a null outside the images, or an id that stands twice.
+            DataError: wrong columns, a null outside the images, an id that stands twice, or no rate above 0.
         """
         self._spec = spec
         self._rows: dict[str, tuple[Path, int, int]] = {}
@@ -101,9 +134,11 @@ class ProblemSet:
             raise DataError(f"no problem {problem_id}; give the problems that the other inputs were made from")
         file, group, index = self._rows[problem_id]
         row = dict(self._read_group(file, group)[index])
-        images = EncodedImages(row.pop("images"), f"{file} problem {problem_id}")
+        place = f"{file} problem {problem_id}"
+        images = EncodedImages(row.pop("images"), f"{place} image")
+        video = _video(row.pop("video"), row.pop("fps"), place)
         named = {name: row.pop(name) for name in ("problem_id", "question", "answer", "kind")}
-        return Problem(images=images, extra=row, **named)
+        return Problem(images=images, video=video, extra=row, **named)
 
     def draw(self, count: int | None, seed: int) -> list[str]:
         """Ids of `count` problems drawn without replacement, or of all in order."""
@@ -119,13 +154,16 @@ class ProblemSet:
 
     def _index(self, file: Path) -> None:
         parquet = pq.ParquetFile(file)
-        light = [column.name for column in self._spec.columns if column.name != "images"]
+        light = [column.name for column in self._spec.columns if column.type != pa.list_(IMAGE)]
         first_row = 0
         for group in range(parquet.num_row_groups):
-            table = parquet.read_row_group(group, columns=light)
+            table = self._spec.with_optional(parquet.read_row_group(group, columns=light))
             self._spec.check_nulls(table, str(file), first_row)
             first_row += len(table)
-            for index, problem_id in enumerate(table["problem_id"].to_pylist()):
+            ids, rates = table["problem_id"].to_pylist(), table["fps"].to_pylist()
+            for index, (problem_id, fps) in enumerate(zip(ids, rates, strict=True)):
+                if fps is not None and not 0 < fps < math.inf:
+                    raise DataError(f"{file} problem {problem_id}: fps is {fps}; give the frames' rate, per second")
                 if problem_id in self._rows:
                     raise DataError(
                         f"{file}: problem_id {problem_id} stands twice; ids join the artifacts, make them unique"
@@ -135,14 +173,21 @@ class ProblemSet:
     def _read_group_uncached(self, file: Path, group: int) -> list[dict[str, Any]]:
         parquet = pq.ParquetFile(file)
         first_row = sum(parquet.metadata.row_group(earlier).num_rows for earlier in range(group))
-        table = parquet.read_row_group(group, columns=[column.name for column in self._spec.columns])
+        names = [column.name for column in self._spec.columns]
+        table = self._spec.with_optional(parquet.read_row_group(group, columns=names))
         self._spec.check_nulls(table, str(file), first_row)
         rows: list[dict[str, Any]] = table.to_pylist()
         return rows
 
 
-def _decode(image: dict[str, Any], place: str) -> Image.Image:
-    if not image.get("bytes"):
+def _video(frames: list[dict[str, Any]] | None, fps: float | None, place: str) -> Video | None:
+    if not frames:
+        return None
+    return Video(EncodedImages(frames, f"{place} frame"), DEFAULT_FPS if fps is None else fps, place)
+
+
+def _decode(image: dict[str, Any] | None, place: str) -> Image.Image:
+    if image is None or not image.get("bytes"):
         raise DataError(f"{place}: no bytes; embed the image in the file (datasets: cast_column(..., Image()))")
     try:
         return _to_rgb(ImageOps.exif_transpose(Image.open(io.BytesIO(image["bytes"]))))

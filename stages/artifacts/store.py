@@ -109,7 +109,7 @@ def iterate_tables(file: Path, spec: TableSpec) -> Iterator[pa.Table]:
     first_row = 0
     parquet = pq.ParquetFile(file, pre_buffer=False)  # a buffer would keep what was read until the file ends
     for batch in parquet.iter_batches(ROWS_PER_GROUP, columns=names):
-        table = pa.Table.from_batches([batch])
+        table = spec.with_optional(pa.Table.from_batches([batch]))
         spec.check_nulls(table, str(file), first_row)
         first_row += len(table)
         yield table

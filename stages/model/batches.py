@@ -11,14 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.video_utils import VideoMetadata
 
+from stages.artifacts.problems import Video
 from stages.model.loading import VisionLanguageModel
 from stages.model.prompts import Prompt
+
+_SECONDS = "second_per_grid_ts"
+"""Positions are made from it: rounded to the model's type, it would move frames."""
 
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt's token ids with every image placeholder expanded, and its pixels."""
+    """A prompt's token ids with every placeholder expanded, and its pixels."""
 
     ids: list[int]
     token_types: list[int]
@@ -40,9 +45,17 @@ class ResponseBatch:
 
 
 def encode_prompt(vlm: VisionLanguageModel, prompt: Prompt) -> EncodedPrompt:
-    """Expand the images' placeholders and splice the given ids in."""
+    """Expand the placeholders of images and video, and splice the given ids in.
+
+    Raises:
+        DataError: frames of a video that differ in size.
+    """
     encoded = vlm.processor(
-        images=list(prompt.images) or None, text=[prompt.text], return_tensors="pt", add_special_tokens=False
+        images=list(prompt.images) or None,
+        text=[prompt.text],
+        return_tensors="pt",
+        add_special_tokens=False,
+        **({} if prompt.video is None else _video_arguments(prompt.video)),
     )
     ids = encoded.pop("input_ids")[0].tolist()
     encoded.pop("attention_mask")
@@ -52,6 +65,13 @@ def encode_prompt(vlm: VisionLanguageModel, prompt: Prompt) -> EncodedPrompt:
     if prompt.tail:
         rest += vlm.tokenizer(prompt.tail, add_special_tokens=False)["input_ids"]
     return EncodedPrompt(ids + rest, token_types + [0] * len(rest), dict(encoded))
+
+
+def _video_arguments(video: Video) -> dict[str, Any]:
+    """What a processor is given with a video, so that it takes every frame and knows when it was."""
+    frames = video.decoded()
+    metadata = VideoMetadata(len(frames), video.fps, frames_indices=list(range(len(frames))))
+    return {"videos": [frames], "video_metadata": [metadata], "do_sample_frames": False}
 
 
 def response_batch(
@@ -94,9 +114,10 @@ def _inputs(
 
 
 def vision_inputs(vlm: VisionLanguageModel, prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
-    """The prompts' images on the model's device, one after the other."""
+    """The prompts' images and videos on the model's device, one after the other."""
     inputs = {}
     for name in sorted({name for prompt in prompts for name in prompt.vision}):
         value = torch.cat([prompt.vision[name] for prompt in prompts if name in prompt.vision])
-        inputs[name] = value.to(vlm.device, vlm.model.dtype if value.is_floating_point() else None)
+        rounded = value.is_floating_point() and name != _SECONDS
+        inputs[name] = value.to(vlm.device, vlm.model.dtype if rounded else None)
     return inputs

@@ -42,6 +42,8 @@ class CachedImageProcessor:
     arguments of the call, and the versions of the libraries that computed them. Processes may share a folder. An
     unreadable entry is made again.
 
+    Videos go through a processor of their own, and are not kept.
+
     It pays only while the files stay in memory: an image of 1024×1024 pixels is 23 MB, which a hit reads in 7 ms from
     memory and 25 ms from disk; preprocessing takes 18 ms. The image is decoded either way: 36 ms for a PNG.
     """

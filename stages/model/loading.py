@@ -15,6 +15,7 @@ from stages import processes
 from stages.errors import ModelError
 from stages.model.image_cache import CachedImageProcessor
 from stages.model.tree_attention import use_tree_attention
+from stages.model.video_positions import continue_behind_videos
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -136,6 +137,7 @@ def wrap_model(model: Any, processor: Any, autocast_dtype: torch.dtype | None = 
             "set eos_token_id in generation_config.json"
         )
     use_tree_attention(model)
+    continue_behind_videos(model)
     generation_config, model.generation_config = model.generation_config, GenerationConfig()
     return VisionLanguageModel(
         model=model,

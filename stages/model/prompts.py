@@ -8,7 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from stages.errors import DataError
+from stages.artifacts.problems import Video
+from stages.errors import DataError, ModelError
 from stages.recipe import PromptSection
 
 # A private-use character that chat templates leave alone; the text is cut there and the draft's ids put in.
@@ -17,7 +18,7 @@ _DRAFT_MARK = "\ue000"
 
 @dataclass(frozen=True)
 class Prompt:
-    """A rendered prompt. `text` holds one unexpanded placeholder an image.
+    """A rendered prompt. `text` holds one unexpanded placeholder an image, and one for the video.
 
     A prompt may go on with given token ids and then with `tail`: responses are never decoded and
     tokenised again on their way into a prompt.
@@ -27,11 +28,19 @@ class Prompt:
     images: tuple[Image.Image, ...]
     spliced_ids: tuple[int, ...] = ()
     tail: str = ""
+    video: Video | None = None
 
 
-def policy_prompt(processor: Any, style: PromptSection, question: str, images: Sequence[Image.Image]) -> Prompt:
-    """`x`: the images and the question, rendered by the model's own chat template."""
-    return Prompt(_render(processor, images, _join(question, style.instruction)), tuple(images))
+def policy_prompt(
+    processor: Any, style: PromptSection, question: str, images: Sequence[Image.Image], video: Video | None = None
+) -> Prompt:
+    """`x`: the images, the video and the question, rendered by the model's own chat template.
+
+    Raises:
+        ModelError: there is a video, and the model takes none.
+    """
+    text = _render(processor, images, video, _join(question, style.instruction))
+    return Prompt(text, tuple(images), video=video)
 
 
 def repair_prompt(
@@ -41,16 +50,22 @@ def repair_prompt(
     images: Sequence[Image.Image],
     draft_ids: Sequence[int],
     reference: str | None,
+    video: Video | None = None,
 ) -> Prompt:
-    """`(x, y, r)`: the problem, the draft's token ids without their end token, and the reference unless withheld."""
+    """`(x, y, r)`: the problem, the draft's token ids without their end token, and the reference unless withheld.
+
+    Raises:
+        DataError: the question or the reference holds the character that stands for the draft.
+        ModelError: there is a video, and the model takes none.
+    """
     parts = [question, style.repair_instruction, _DRAFT_MARK]
     if reference is not None:
         parts.append(style.reference_instruction.replace("{reference}", reference))
     for name, text in (("question", question), ("reference answer", reference or "")):
         if _DRAFT_MARK in text:
             raise DataError(f"{name} {text[:60]!r} holds the private-use character U+E000; take it out")
-    head, tail = _render(processor, images, _join(*parts)).split(_DRAFT_MARK)
-    return Prompt(head, tuple(images), tuple(draft_ids), tail)
+    head, tail = _render(processor, images, video, _join(*parts)).split(_DRAFT_MARK)
+    return Prompt(head, tuple(images), tuple(draft_ids), tail, video)
 
 
 def continuation_prompt(prompt: Prompt, response_ids: Sequence[int]) -> Prompt:
@@ -62,8 +77,22 @@ def _join(*parts: str) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _render(processor: Any, images: Sequence[Image.Image], text: str) -> str:
-    content = [{"type": "image"} for _ in images] + [{"type": "text", "text": text}]
-    return processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+def _render(processor: Any, images: Sequence[Image.Image], video: Video | None, text: str) -> str:
+    content = [{"type": "image"} for _ in images] + [{"type": "video"} for _ in [video] if video]
+    rendered = processor.apply_chat_template(
+        [{"role": "user", "content": [*content, {"type": "text", "text": text}]}],
+        add_generation_prompt=True,
+        tokenize=False,
     )
+    if video is not None and not _takes_video(processor, rendered):
+        raise ModelError(
+            f"{video.place}: it has a video, and {type(processor).__name__} with its chat template takes none; "
+            "take a model for videos, or give the frames as images"
+        )
+    return rendered
+
+
+def _takes_video(processor: Any, rendered: str) -> bool:
+    """Whether it prepares videos, and the template put the placeholder of one into the text."""
+    token = getattr(processor, "video_token", None)
+    return getattr(processor, "video_processor", None) is not None and token is not None and token in rendered

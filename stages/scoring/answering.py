@@ -33,7 +33,7 @@ class Answerer:
         self.ledger = ledger
 
     def prompt(self, problem: Problem) -> Prompt:
-        return policy_prompt(self.engine.vlm.processor, self.style, problem.question, problem.images)
+        return policy_prompt(self.engine.vlm.processor, self.style, problem.question, problem.images, problem.video)
 
     def answer(self, problems: Sequence[Problem], n: int, sampling: Sampling) -> list[list[Answer]]:
         """`n` answers to each problem."""

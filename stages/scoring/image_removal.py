@@ -1,10 +1,11 @@
-"""The counterfactual without visual input (eq. 3): the same problem on a blank image."""
+"""The counterfactual without visual input (eq. 3): the same problem on blank images and frames."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -15,13 +16,33 @@ Blank = Literal["zeros", "noise"]
 
 
 def without_image(problem: Problem, blank: Blank) -> Problem:
-    """The problem with every image blanked at its own size, so that the token count does not change.
+    """The problem with every image and every frame blanked at its own size, so that the token count does not change.
 
-    Noise is drawn from the problem's id: the same problem always gets the same noise.
+    Noise is drawn from the problem's id: the same problem always gets the same noise, another one in each frame.
     """
     digest = hashlib.sha256(problem.problem_id.encode()).digest()
-    rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-    return replace(problem, images=tuple(_blank(image, blank, rng) for image in problem.images))
+    seed = int.from_bytes(digest[:8], "big")
+    rng = np.random.default_rng(seed)
+    images = tuple(_blank(image, blank, rng) for image in problem.images)
+    video = problem.video
+    if video is not None:
+        video = replace(video, frames=_BlankFrames(video.frames, blank, seed))
+    return replace(problem, images=images, video=video)
+
+
+class _BlankFrames(Sequence[Image.Image]):
+    """Blank frames, made each time they are looked at: a video's pixels are many."""
+
+    def __init__(self, frames: Sequence[Image.Image], blank: Blank, seed: int) -> None:
+        self._frames = frames
+        self._blank: Blank = blank
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __getitem__(self, index: Any) -> Any:
+        return _blank(self._frames[index], self._blank, np.random.default_rng((self._seed, index + 1)))
 
 
 def _blank(image: Image.Image, blank: Blank, rng: np.random.Generator) -> Image.Image:

@@ -55,8 +55,9 @@ class Repairer:
         """`(x, y, y*)`, or `(x, y)` with the reference withheld."""
         vlm, problem = self.engine.vlm, draft.problem
         reference = problem.answer if with_reference else None
+        draft_ids = vlm.without_end(draft.ids)
         return repair_prompt(
-            vlm.processor, self.style, problem.question, problem.images, vlm.without_end(draft.ids), reference
+            vlm.processor, self.style, problem.question, problem.images, draft_ids, reference, problem.video
         )
 
     def repair(

@@ -10,7 +10,7 @@ from PIL import Image
 
 from stages.artifacts.columns import PROBLEMS, REPAIR_SET, ROLLOUTS, SCORES, TABLES
 from stages.artifacts.problems import encode_image
-from stages.artifacts.store import write_rows
+from stages.artifacts.store import iterate_rows, write_rows
 from stages.errors import DataError
 
 IMAGES = "list<element: struct<bytes: binary, path: string>>"
@@ -21,6 +21,8 @@ PROBLEM = [
     ("images", IMAGES),
     ("answer", "string"),
     ("kind", "string"),
+    ("video", IMAGES),
+    ("fps", "double"),
 ]
 FROZEN = {
     "problems": PROBLEM,
@@ -100,8 +102,8 @@ FROZEN = {
     ],
 }
 NULLABLE = {
-    "problems": {"kind"},
-    "repair_set": {"kind"},
+    "problems": {"kind", "video", "fps"},
+    "repair_set": {"kind", "video", "fps"},
     "rollouts": {"reward"},
     "repairs": {"reward", "flagged", "category"},
     "groups": set(),
@@ -145,11 +147,24 @@ def test_missing_column_is_named_with_what_is_there_and_who_writes_it():
         ROLLOUTS.check_schema(schema, "x.parquet")
 
 
+def test_optional_columns_may_be_missing_and_are_null_then(tmp_path):
+    assert {spec.name: [c.name for c in spec.columns if c.optional] for spec in TABLES if spec.name != "problems"} == {
+        **{spec.name: [] for spec in TABLES if spec.name != "problems"},
+        "repair_set": ["video", "fps"],
+    }
+    schema = pa.schema([field for field in PROBLEMS.schema() if field.name not in ("video", "fps")])
+    file = tmp_path / "problems.parquet"
+    pq.write_table(pa.Table.from_pylist([problem("p0"), problem("p1")], schema=schema), file)
+    assert list(iterate_rows(file, PROBLEMS)) == [problem(name, video=None, fps=None) for name in ("p0", "p1")]
+
+
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
         ("problem_id", pa.int64()),
         ("images", pa.list_(pa.binary())),
+        ("video", pa.list_(pa.binary())),
+        ("fps", pa.string()),
         ("images", pa.list_(pa.struct([("bytes", pa.string()), ("path", pa.string())]))),
         ("images", pa.list_(pa.struct([("bytes", pa.binary())]))),
     ],
@@ -163,7 +178,7 @@ def test_wrong_type_is_named_with_the_right_one(name, wrong):
 
 def test_large_variants_and_further_columns_pass():
     image = pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string()), ("width", pa.int32())])
-    types = {"images": pa.large_list(image)}
+    types = {"images": pa.large_list(image), "video": pa.large_list(image), "fps": pa.float64()}
     fields = [(name, types.get(name, pa.large_string())) for name in PROBLEMS.schema().names]
 
     PROBLEMS.check_schema(pa.schema([*fields, ("source", pa.string())]), "x.parquet")
@@ -194,7 +209,15 @@ def test_null_with_a_meaning_passes(tmp_path):
 @pytest.mark.parametrize("spec", [PROBLEMS, REPAIR_SET], ids=lambda spec: spec.name)
 def test_datasets_shows_the_images(spec, tmp_path):
     file = tmp_path / "problems.parquet"
-    write_rows(file, spec, [problem(error="6", repair="7"), problem("p1", images=[], error="6", repair="7")])
+    frames = problem()["images"] * 3
+    write_rows(
+        file,
+        spec,
+        [
+            problem(error="6", repair="7"),
+            problem("p1", images=[], video=frames, fps=4.0, error="6", repair="7"),
+        ],
+    )
 
     loaded = datasets.load_dataset("parquet", data_files=str(file), split="train", cache_dir=str(tmp_path / "cache"))
 
@@ -203,6 +226,9 @@ def test_datasets_shows_the_images(spec, tmp_path):
     assert isinstance(shown, Image.Image)
     assert shown.size == (4, 2)
     assert shown.getpixel((0, 0)) == (200, 10, 10)
+    assert loaded["video"][0] is None
+    assert [frame.size for frame in loaded[1]["video"]] == [(4, 2)] * 3
+    assert loaded["fps"] == [None, 4.0]
 
 
 def test_encoded_image_is_a_png():

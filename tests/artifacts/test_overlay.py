@@ -1,5 +1,7 @@
 """The page of pairs: marked tokens and only those stand out, and nothing from outside becomes markup."""
 
+import base64
+import io
 import re
 from html.parser import HTMLParser
 
@@ -44,6 +46,7 @@ def page(**changes):
         "question": "How many?",
         "answer": "7",
         "images": [Image.new("RGB", (3, 2))],
+        "frames": [],
         "error": tokens("The", " sum", " is", " 8", marked=(1, 3)),
         "repair": tokens("The", " sum", " is", " 7", marked=(3,)),
     }
@@ -70,6 +73,15 @@ def test_nothing_from_outside_becomes_markup():
     assert found.tags == plain
     assert found.marked == {"error": ["</mark>", "8"], "repair": ["<img onerror=x>"]}
     assert found.text["question"].startswith(f"{SCRIPT} ({SCRIPT})")
+
+
+def test_frames_are_behind_the_images_and_no_larger_than_needed():
+    frames = [Image.new("RGB", (640, 480), (index, 0, 0)) for index in range(3)]
+    sources = re.findall(r"src='data:image/png;base64,([^']*)'", page(frames=[*frames, Image.new("RGB", (8, 6))]))
+    shown = [Image.open(io.BytesIO(base64.b64decode(source))) for source in sources]
+    assert [image.size for image in shown] == [(3, 2), (149, 112), (149, 112), (149, 112), (8, 6)]
+    assert [image.getpixel((0, 0))[0] for image in shown[1:4]] == [0, 1, 2]
+    assert frames[0].size == (640, 480)
 
 
 def test_images_are_in_the_page_itself():

@@ -155,6 +155,65 @@ def test_transparent_parts_are_white(tmp_path):
     assert [shown.getpixel((x, 0)) for x in range(2)] == [(255, 255, 255), RED]
 
 
+def frames(*widths):
+    return [encode_image(Image.new("RGB", (width, 1), (index, 0, 0))) for index, width in enumerate(widths)]
+
+
+def test_a_video_has_its_frames_in_order_and_their_rate(tmp_path):
+    video = problem_set(tmp_path, row(images=[], video=frames(5, 5, 5), fps=12.5))["p0"].video
+
+    assert [frame.getpixel((0, 0)) for frame in video.decoded()] == [(0, 0, 0), (1, 0, 0), (2, 0, 0)]
+    assert video.fps == 12.5
+
+
+def test_a_video_without_a_rate_has_two_frames_a_second(tmp_path):
+    assert problem_set(tmp_path, row(video=frames(5)))["p0"].video.fps == 2.0
+
+
+def test_a_problem_is_visual_with_an_image_or_a_video(tmp_path):
+    rows = [
+        row("image"),
+        row("video", images=[], video=frames(1)),
+        row("none", images=[]),
+        row("empty", images=[], video=[]),
+    ]
+    problems = problem_set(tmp_path, *rows)
+
+    assert [problem.problem_id for problem in problems if problem.is_visual] == ["image", "video"]
+    assert [problem.problem_id for problem in problems if problem.video] == ["video"]
+
+
+@pytest.mark.parametrize("spec", [PROBLEMS, REPAIR_SET], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("absent", [("video", "fps"), ("fps",)])
+def test_files_without_the_columns_of_videos_are_read(absent, spec, tmp_path):
+    fields = [field for field in spec.schema() if field.name not in absent]
+    values = row(error="6", repair="7", video=frames(3, 3))
+    pq.write_table(pa.Table.from_pylist([values], schema=pa.schema(fields)), tmp_path / "problems.parquet")
+    problem = ProblemSet(tmp_path / "problems.parquet", spec)["p0"]
+
+    assert len(problem.images) == 1
+    assert (problem.video is None) == ("video" in absent)
+    assert problem.extra == ({"error": "6", "repair": "7"} if spec is REPAIR_SET else {})
+
+
+@pytest.mark.parametrize("fps", [0.0, -2.0, float("nan"), float("inf")])
+def test_a_rate_that_is_none_is_refused_before_any_work(fps, tmp_path):
+    with pytest.raises(DataError, match=r"problems\.parquet problem p1: fps is .*; give the frames' rate, per second"):
+        problem_set(tmp_path, row(), row("p1", video=frames(1), fps=fps))
+
+
+def test_a_null_frame_is_named(tmp_path):
+    video = problem_set(tmp_path, row(video=[*frames(1), None]))["p0"].video
+    with pytest.raises(DataError, match=r"problem p0 frame 1: no bytes; embed the image"):
+        video.decoded()
+
+
+def test_frames_that_differ_in_size_are_named(tmp_path):
+    video = problem_set(tmp_path, row(video=frames(4, 4, 3)))["p0"].video
+    with pytest.raises(DataError, match=r"problem p0 frame 2: 3x1 pixels, frame 0 has 4x1; give them one size"):
+        video.decoded()
+
+
 def test_encoding_keeps_the_pixels(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
     assert np.array_equal(np.asarray(decoded(tmp_path, encode_image(Image.fromarray(pixels)))), pixels)

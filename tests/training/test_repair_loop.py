@@ -9,7 +9,7 @@ import torch
 
 from stages.artifacts.columns import DROPPED, PROBLEMS
 from stages.artifacts.ledger import CostLedger
-from stages.artifacts.problems import ProblemSet, encode_image
+from stages.artifacts.problems import ProblemSet, Video, encode_image
 from stages.artifacts.step import Tally
 from stages.artifacts.store import write_rows
 from stages.engines.protocol import Sampling
@@ -301,21 +301,25 @@ def test_kl_pulls_towards_the_reference_once_the_weights_have_moved(loop_of, bas
 
 
 def test_problems_without_images_skip_c1_and_the_text_only_filter(loop_of, base_vlm, repair_problems, step, tmp_path):
-    """A reward of 1 for everything closes C1 and drops the problem, where there is an image to take away."""
-    seen, bare = repair_problems[0], replace(repair_problems[1], images=())
+    """A reward of 1 for everything closes C1 and drops the problem, where there is an image or a video to take away."""
+    seen, bare, moving = repair_problems[0], replace(repair_problems[1], images=()), repair_problems[2]
+    moving = replace(moving, images=(), video=Video(moving.images * 2, 2.0, "p"))
     loop = loop_of("repair_rl.c1=true", NO_AUDIT, reward=ByTurns(1.0))
-    loop.iterate(0, [annotated_draft(base_vlm, problem) for problem in (seen, bare)])
-    assert [row["gate_c1"] for row in loop.episodes] == [False] * 4 + [True] * 4
-    assert loop.step.tally.counts["errors_gated_by_c1"] == 1
+    loop.iterate(0, [annotated_draft(base_vlm, problem) for problem in (seen, bare, moving)])
+    assert [row["gate_c1"] for row in loop.episodes] == [False] * 4 + [True] * 4 + [False] * 4
+    assert loop.step.tally.counts["errors_gated_by_c1"] == 2
+    _, counterfactuals = loop.repairer.engine.calls
+    assert not any(np.asarray(frame).any() for frame in counterfactuals[-1].prompt.video.decoded())
     rows = [
         {"problem_id": p.problem_id, "question": p.question, "answer": p.answer, "kind": p.kind,
-         "images": [encode_image(image) for image in p.images]}
-        for p in (seen, bare)
+         "images": [encode_image(image) for image in p.images],
+         "video": p.video and [encode_image(frame) for frame in p.video.frames]}
+        for p in (seen, bare, moving)
     ]  # fmt: skip
     write_rows(tmp_path / "problems.parquet", PROBLEMS, rows)
     found_errors(base_vlm, ByTurns(1.0), step, ProblemSet(tmp_path / "problems.parquet"))
     dropped = pq.read_table(step.out / f"{DROPPED.name}.parquet").to_pylist()
-    assert [row["problem_id"] for row in dropped] == [seen.problem_id]
+    assert {row["problem_id"] for row in dropped} == {seen.problem_id, moving.problem_id}
 
 
 @pytest.mark.parametrize(("share", "dropped"), [(1.0, 0), (0.75, 5), (0.5, 5)])
