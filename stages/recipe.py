@@ -207,6 +207,12 @@ class MasksSection(Section):
     truncate: Literal["none", "error", "both"] = Field(
         "none", description="Keep only the first marked span (our choice)."
     )
+    granularity: Literal["token", "step"] = Field(
+        "token", description="`step`: a step with a marked token is marked whole; truncated, the first span's steps."
+    )
+    step_end: Literal["newline", "sentence"] = Field(
+        "sentence", description="A step ends with a line; `sentence`: with a sentence too (our choice)."
+    )
     on_no_correct: Literal["skip", "repair"] = Field(
         "skip",
         description="A problem without a correct rollout is skipped, or repaired all the same (our choice).",

@@ -14,7 +14,8 @@ from stages.artifacts.overlay import MarkedToken, PairView, overlay_page
 from stages.artifacts.problems import ProblemSet
 from stages.artifacts.step import Plan, Step
 from stages.artifacts.store import count_rows, iterate_rows, parquet_files
-from stages.core.alignment import difference_masks
+from stages.core.alignment import Mask, difference_masks
+from stages.core.masks import step_ids, step_mask
 from stages.core.selection import is_correct, select_repair
 from stages.engines.loading import check_model, open_engine, recipe_sampling
 from stages.engines.protocol import Sampling, ScoreRequest
@@ -229,18 +230,25 @@ class GroupBuilder:
             anchor_gaps=section.anchor_gaps,
             truncate=section.truncate,
         )
+        error_T, repair_T = self._by_step(masks.error_T, row["ids"]), self._by_step(masks.repair_T, repair.ids)
         tally = self.step.tally
-        tally.counts["tokens_in_pairs"] += len(masks.error_T) + len(masks.repair_T)
-        tally.counts["tokens_marked"] += int(masks.error_T.sum() + masks.repair_T.sum())
+        tally.counts["tokens_in_pairs"] += len(error_T) + len(repair_T)
+        tally.counts["tokens_marked"] += int(error_T.sum() + repair_T.sum())
         repaired = row | {
             "ids": repair.ids,
             "reward": repair.reward,
             "finish_reason": repair.completion.finish_reason,
         }
         return [
-            self._row(row, "error", mask=masks.error_T.tolist(), in_pair=True),
-            self._row(repaired, "repair", mask=masks.repair_T.tolist(), in_pair=True),
+            self._row(row, "error", mask=error_T.tolist(), in_pair=True),
+            self._row(repaired, "repair", mask=repair_T.tolist(), in_pair=True),
         ]
+
+    def _by_step(self, mask_T: Mask, ids: Sequence[int]) -> Mask:
+        section = self.recipe.masks
+        if section.granularity == "token":
+            return mask_T
+        return step_mask(mask_T, step_ids(self.policy.engine.vlm.token_texts(ids), section.step_end))
 
     def _row(self, row: Row, role: str, *, mask: list[bool], in_pair: bool) -> Row:
         kept = {name: row[name] for name in ("problem_id", "sample", "ids", "reward", "finish_reason")}
