@@ -53,6 +53,11 @@ class Problem:
     extra: dict[str, Any]
     """Further columns of the file, as a repair set's `error` and `repair`."""
 
+    @property
+    def preferred(self) -> str | None:
+        """A right response to it: a problem's `preferred`, or the `chosen` one of preference data."""
+        return self.extra.get("preferred", self.extra.get("chosen"))
+
     def as_row(self) -> dict[str, Any]:
         """What a reward function is given."""
         row = {

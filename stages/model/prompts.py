@@ -41,12 +41,18 @@ def repair_prompt(
     images: Sequence[Image.Image],
     draft_ids: Sequence[int],
     reference: str | None,
+    *,
+    is_response: bool = False,
 ) -> Prompt:
-    """`(x, y, r)`: the problem, the draft's token ids without their end token, and the reference unless withheld."""
+    """`(x, y, r)`: the problem, the draft's token ids without their end token, and the reference unless withheld.
+
+    The reference is an answer, or a whole response where `is_response`.
+    """
     parts = [question, style.repair_instruction, _DRAFT_MARK]
     if reference is not None:
-        parts.append(style.reference_instruction.replace("{reference}", reference))
-    for name, text in (("question", question), ("reference answer", reference or "")):
+        instruction = style.response_reference_instruction if is_response else style.reference_instruction
+        parts.append(instruction.replace("{reference}", reference))
+    for name, text in (("question", question), ("reference", reference or "")):
         if _DRAFT_MARK in text:
             raise DataError(f"{name} {text[:60]!r} holds the private-use character U+E000; take it out")
     head, tail = _render(processor, images, _join(*parts)).split(_DRAFT_MARK)

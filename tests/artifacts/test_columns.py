@@ -21,10 +21,12 @@ PROBLEM = [
     ("images", IMAGES),
     ("answer", "string"),
     ("kind", "string"),
+    ("preferred", "string"),
 ]
 FROZEN = {
     "problems": PROBLEM,
     "repair_set": [*PROBLEM, ("error", "string"), ("repair", "string")],
+    "preferences": [*PROBLEM[:-1], ("chosen", "string"), ("rejected", "string")],
     "rollouts": [
         ("problem_id", "string"),
         ("sample", "int32"),
@@ -100,8 +102,9 @@ FROZEN = {
     ],
 }
 NULLABLE = {
-    "problems": {"kind"},
-    "repair_set": {"kind"},
+    "problems": {"kind", "preferred"},
+    "repair_set": {"kind", "preferred"},
+    "preferences": {"kind"},
     "rollouts": {"reward"},
     "repairs": {"reward", "flagged", "category"},
     "groups": set(),
@@ -143,6 +146,14 @@ def test_missing_column_is_named_with_what_is_there_and_who_writes_it():
     schema = pa.schema([field for field in ROLLOUTS.schema() if field.name != "ids"])
     with pytest.raises(DataError, match=r"x\.parquet: no column ids .*it has problem_id, sample, .* by df rollout"):
         ROLLOUTS.check_schema(schema, "x.parquet")
+
+
+def test_an_optional_column_may_be_missing_but_not_of_another_type():
+    schema = PROBLEMS.schema()
+    place = schema.get_field_index("preferred")
+    PROBLEMS.check_schema(schema.remove(place), "x.parquet")
+    with pytest.raises(DataError, match=r"column preferred is int64, not string"):
+        PROBLEMS.check_schema(schema.set(place, pa.field("preferred", pa.int64())), "x.parquet")
 
 
 @pytest.mark.parametrize(
