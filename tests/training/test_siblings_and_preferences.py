@@ -233,6 +233,19 @@ def test_chosen_and_rejected_alone_make_pairs(preferences, base_dir, base_vlm, t
         assert (error["mask"], repair["mask"]) == (masks.error_T.tolist(), masks.repair_T.tolist())
 
 
+def test_preferences_of_which_none_is_of_use_leave_empty_groups(repair_problems, base_dir, tmp_path):
+    file = tmp_path / "swapped.parquet"
+    write_problems(
+        file, PREFERENCES, repair_problems[:1], chosen=lambda p: p.extra["error"], rejected=lambda p: p.extra["repair"]
+    )
+    manifest = execute(
+        BuildMasksFromPreferences(load_recipe("digits", [SIBLING]), file, None, base_dir), tmp_path / "out"
+    ).manifest
+
+    assert (manifest["dropped"]["chosen_is_wrong"], manifest["rows_out"]) == (2, 0)
+    assert list(iterate_rows(tmp_path / "out", GROUPS)) == []
+
+
 def test_the_repair_model_is_shown_the_chosen_response(preferences, base_dir, tmp_path, monkeypatch):
     file, used = preferences
     prompts = []
