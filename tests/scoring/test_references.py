@@ -5,7 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from stages.artifacts.columns import REPAIR_SET
 from stages.artifacts.ledger import CostLedger
+from stages.artifacts.problems import ProblemSet, encode_image
+from stages.artifacts.store import write_rows
 from stages.engines.protocol import Completion
 from stages.engines.transformers_engine import TransformersEngine
 from stages.recipe import PromptSection, load_recipe
@@ -14,6 +17,7 @@ from stages.s2_rl_repair import ErrorSource
 from stages.scoring.answering import Answer, Answerer
 from stages.scoring.references import References
 from stages.scoring.repairs import Draft, Repairer
+from stages.training.heldout import repair_heldout
 
 STYLE = PromptSection(
     repair_instruction="Repair this draft:",
@@ -21,6 +25,14 @@ STYLE = PromptSection(
     response_reference_instruction="A right one: {reference}!",
 )
 SIBLINGS = ["first", "second", "third"]
+
+
+class Recording(TransformersEngine):
+    """Keeps what was generated from."""
+
+    def generate(self, requests, sampling):
+        self.requests = list(requests)
+        return super().generate(requests, sampling)
 
 
 @pytest.fixture
@@ -124,3 +136,23 @@ def test_repair_rl_shows_correct_drafts_of_the_same_problem(base_vlm, problems, 
     ]  # fmt: skip
     assert [draft.right_response for draft in second] == [None, None]
     assert step.tally.counts["references_missing"] == 2
+
+
+def test_held_out_errors_are_shown_what_the_set_prefers(base_vlm, repair_problems, math_reward, step, tmp_path):
+    """The last two of four are held out; the last has no preferred response."""
+    rows = [
+        {"problem_id": p.problem_id, "question": p.question, "answer": p.answer, "kind": p.kind, **p.extra,
+         "images": [encode_image(image) for image in p.images],
+         "preferred": None if k == 3 else f"preferred {k}"}
+        for k, p in enumerate(repair_problems[:4])
+    ]  # fmt: skip
+    write_rows(tmp_path / "repair_set.parquet", REPAIR_SET, rows)
+    settings = ["prompt.references=[preferred]", "sft.heldout_share=0.5", "rollout.max_new_tokens=4"]
+    recipe = load_recipe("digits", settings)
+    engine = Recording(base_vlm, rows_per_batch=64)
+    repairer = Repairer(engine, recipe.prompt, math_reward, CostLedger())
+    repair_heldout(repairer, ProblemSet(tmp_path / "repair_set.parquet", REPAIR_SET), recipe, step)
+
+    shown = [request.prompt.tail.split("<|im_end|>")[0] for request in engine.requests]
+    assert shown == ["\nA right answer: preferred 2", f"\nThe right answer is {repair_problems[3].answer}."]
+    assert step.tally.counts["references_missing"] == 1
