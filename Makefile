@@ -29,6 +29,8 @@ DF := $(call df,$(LAUNCH))
 DF_TRAIN := $(call df,$(TRAIN_LAUNCH))
 OPTIONS = --recipe $(RECIPE) $(foreach assignment,$(SET),--set '$(assignment)') --overwrite
 RECIPE_FILE := $(wildcard $(RECIPE) stages/recipes/$(RECIPE).yaml)
+# Correct rollouts repair the errors of their group: the repair model's two stages fall away.
+SIBLING := $(or $(findstring masks.repairer=sibling,$(SET)),$(shell grep -so 'repairer: *sibling' $(RECIPE_FILE) /dev/null))
 
 ifeq ($(RECIPE),digits)
 # The example's model is so small that a second thread only waits for the first.
@@ -63,13 +65,15 @@ $(SFT)/manifest.json: $(RUN)/settings $(RECIPE_FILE) $(REPAIR_SET) | .venv/insta
 $(RL)/manifest.json: $(SFT)/manifest.json $(TRAIN)
 	$(DF_TRAIN) rl-repair --problems $(TRAIN) --policy $(BASE) --repair-model $(SFT) --repair-set $(REPAIR_SET) --seed $(SEED) --out $(@D) $(OPTIONS)
 
+START := $(if $(SIBLING),$(RUN)/settings $(RECIPE_FILE) $(TRAIN),$(RL)/manifest.json)
+
 # A round: roll out the newest policy, repair its errors, train on the difference.
 define round_rules
-$(call round,$(1))/rollout/manifest.json: $(if $(filter 1,$(1)),$(RL),$(call policy,$(1)))/manifest.json
+$(call round,$(1))/rollout/manifest.json: $(if $(filter 1,$(1)),$(START),$(call policy,$(1))/manifest.json) | .venv/installed
 	$(DF) rollout --problems $(TRAIN) --policy $(call policy,$(1)) --seed $(call round_seed,$(1)) --out $$(@D) $(OPTIONS)
 
 $(call round,$(1))/build-masks/manifest.json: $(call round,$(1))/rollout/manifest.json
-	$(DF) build-masks --rollouts $(call round,$(1))/rollout --problems $(TRAIN) --repair-model $(RL) --policy $(call policy,$(1)) --seed $(call round_seed,$(1)) --out $$(@D) $(OPTIONS)
+	$(DF) build-masks --rollouts $(call round,$(1))/rollout --problems $(TRAIN) $(if $(SIBLING),,--repair-model $(RL)) --policy $(call policy,$(1)) --seed $(call round_seed,$(1)) --out $$(@D) $(OPTIONS)
 
 $(call round,$(1))/train-policy/manifest.json: $(call round,$(1))/build-masks/manifest.json
 	$(DF_TRAIN) train-policy --groups $(call round,$(1))/build-masks --problems $(TRAIN) --policy $(call policy,$(1)) --seed $(call round_seed,$(1)) --out $$(@D) $(OPTIONS)

@@ -19,6 +19,13 @@ def build_masks(
     problems: options.OptionalProblems = None,
     repair_model: options.OptionalRepairModel = None,
     policy: options.OptionalPolicy = None,
+    preferences: Annotated[
+        Path | None,
+        typer.Option(
+            "--preferences",
+            help="Preference data, instead of --rollouts and --problems: the rejected responses are the errors.",
+        ),
+    ] = None,
     pairs: Annotated[
         Path | None,
         typer.Option(
@@ -28,32 +35,37 @@ def build_masks(
     ] = None,
 ) -> Stage:
     """Repair the errors, align, write masks and optimization groups (eq. 5-8, 12-19)."""
-    inputs = {
-        "--rollouts": rollouts,
-        "--problems": problems,
-        "--repair-model": repair_model,
-        "--policy": policy,
-    }
+    data = {"--rollouts": rollouts, "--problems": problems}
+    models = {"--repair-model": repair_model, "--policy": policy}
     if pairs is not None:
-        _refuse(inputs)
+        _refuse("--pairs", data | models | {"--preferences": preferences})
         from stages.s4_realign_pairs import RealignPairs
 
         return RealignPairs(recipe, pairs)
-    from stages.s4_build_masks import BuildMasks
+    if preferences is not None:
+        _refuse("--preferences", data)
+        data = {"--preferences": preferences}
+    required = data | models
+    if recipe.masks.repairer == "sibling":
+        del required["--repair-model"]
+    given = _require(required)
+    from stages.s4_build_masks import BuildMasks, BuildMasksFromPreferences
 
-    return BuildMasks(recipe, *_require(inputs))
+    if preferences is not None:
+        return BuildMasksFromPreferences(recipe, preferences, repair_model, given["--policy"])
+    return BuildMasks(recipe, given["--rollouts"], given["--problems"], repair_model, given["--policy"])
 
 
-def _refuse(inputs: dict[str, Path | None]) -> None:
+def _refuse(option: str, inputs: dict[str, Path | None]) -> None:
     given = [name for name, path in inputs.items() if path is not None]
     if given:
         raise typer.BadParameter(
-            f"takes the place of {', '.join(given)}; leave those out, or leave out --pairs", param_hint="--pairs"
+            f"takes the place of {', '.join(given)}; leave those out, or leave out {option}", param_hint=option
         )
 
 
-def _require(inputs: dict[str, Path | None]) -> list[Path]:
+def _require(inputs: dict[str, Path | None]) -> dict[str, Path]:
     missing = [name for name, path in inputs.items() if path is None]
     if missing:
         raise typer.BadParameter(f"missing; give {', '.join(inputs)}, or --pairs alone", param_hint=", ".join(missing))
-    return [path for path in inputs.values() if path is not None]
+    return {name: path for name, path in inputs.items() if path is not None}

@@ -30,6 +30,7 @@ Temperature = Annotated[float, Field(gt=0, le=10)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 Algorithm = Literal["grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo"]
 Gate = Literal["difference", "soft", "none"]
+ReferenceKind = Literal["answer", "preferred", "sibling"]
 
 
 class Section(BaseModel):
@@ -74,6 +75,18 @@ class PromptSection(Section):
         "The reference answer is {reference}. The corrected draft must reason its way there.",
         pattern=r"\{reference\}",
         description="Follows the draft when the reference is given; {reference} stands for it.",
+    )
+    response_reference_instruction: str = Field(
+        "Keep the draft's own words where they are right. A correct response to the same question: {reference}",
+        pattern=r"\{reference\}",
+        description="The same where the reference is a whole response, `preferred` or `sibling`.",
+    )
+    references: list[ReferenceKind] = Field(
+        ["answer"],
+        min_length=1,
+        description="Kinds of reference in SFT and repair-RL prompts, each as likely: the annotated `answer`; the "
+        "problem's `preferred` response; a `sibling`, a correct draft of the same problem (SFT: `preferred`). Where a "
+        "problem has none of a kind: `answer`, counted.",
     )
 
 
@@ -201,11 +214,27 @@ class RolloutSection(Section):
 class MasksSection(Section):
     """`df build-masks` (eq. 5-8)."""
 
+    repairer: Literal["model", "sibling"] = Field(
+        "model",
+        description="`model`: a repair model; `sibling`: the correct rollout of the same group with the least edit "
+        "cost, without a repair model or an audit (our choice).",
+    )
+    reference: ReferenceKind = Field(
+        "answer",
+        description="What the repair model is shown (eq. 5): the annotated `answer`, the problem's `preferred` "
+        "response, or a `sibling`, a correct rollout of the same group drawn by the seed.",
+    )
     candidates: Positive = Field(2, description="K: repairs sampled for one error.")
     align: Literal["levenshtein", "lcs"] = Field("levenshtein", description="Edit path that the masks come from.")
     anchor_gaps: bool = Field(True, description="Mark the token after a gap where one side has none (our choice).")
     truncate: Literal["none", "error", "both"] = Field(
         "none", description="Keep only the first marked span (our choice)."
+    )
+    granularity: Literal["token", "step"] = Field(
+        "token", description="`step`: a step with a marked token is marked whole; truncated, the first span's steps."
+    )
+    step_end: Literal["newline", "sentence"] = Field(
+        "sentence", description="A step ends with a line; `sentence`: with a sentence too (our choice)."
     )
     on_no_correct: Literal["skip", "repair"] = Field(
         "skip",

@@ -17,10 +17,18 @@ from stages.model.batches import encode_prompt
 from stages.prefetch import prefetch
 from stages.progress import track
 from stages.recipe import SAMPLING_FIELDS, Recipe
+from stages.scoring.references import References
 from stages.scoring.repairs import Repairer
 from stages.scoring.rewards import check_reward, open_reward
 from stages.seeds import Purpose, derive_seed
-from stages.training.heldout import Split, annotated_draft, repair_heldout, split_repair_set, with_end
+from stages.training.heldout import (
+    Split,
+    annotated_draft,
+    annotated_reference,
+    repair_heldout,
+    split_repair_set,
+    with_end,
+)
 from stages.training.losses import SupervisedLoss
 from stages.training.metrics import MetricsLog
 from stages.training.tracking import check_trackers, open_trackers
@@ -57,7 +65,11 @@ class SftRepair:
             log = MetricsLog(trackers)
             with open_reward(recipe.reward) as reward:
                 repairer = Repairer(engine, recipe.prompt, reward, ledger)
-                batches = ([self._row(repairer, *pair) for pair in pairs] for pairs in self._batches(repair_set, split))
+                references = References(recipe.prompt.references, recipe.seed, step.tally.counts)
+                batches = (
+                    [self._row(repairer, references, *pair) for pair in pairs]
+                    for pairs in self._batches(repair_set, split)
+                )
                 with track("sft-repair", len(split.train) * recipe.sft.epochs, "pairs") as advance:
                     for rows in prefetch(batches):
                         with ledger.phase("train"):
@@ -74,17 +86,20 @@ class SftRepair:
         step.tally.dropped["held_out"] = len(split.heldout)
         step.finish()
 
-    def _batches(self, repair_set: ProblemSet, split: Split) -> Iterator[list[tuple[Problem, bool]]]:
-        """Batches of problems, each with whether its prompt shows the reference."""
+    def _batches(self, repair_set: ProblemSet, split: Split) -> Iterator[list[tuple[Problem, int, bool]]]:
+        """Batches of problems, each with its epoch and whether its prompt shows the reference."""
         section = self.recipe.sft
         rng = np.random.default_rng(derive_seed(self.recipe.seed, Purpose.SFT_ORDER))
-        for _ in range(section.epochs):
+        for epoch in range(section.epochs):
             for batch in batched(rng.permutation(split.train).tolist(), section.batch_size):
                 problems = repair_set.many(batch)
                 shown = rng.random(len(problems)) >= section.reference_dropout
-                yield list(zip(problems, shown.tolist(), strict=True))
+                yield [(problem, epoch, is_shown) for problem, is_shown in zip(problems, shown.tolist(), strict=True)]
 
-    def _row(self, repairer: Repairer, problem: Problem, with_reference: bool) -> TrainingRow:
+    def _row(
+        self, repairer: Repairer, references: References, problem: Problem, epoch: int, with_reference: bool
+    ) -> TrainingRow:
         vlm = repairer.engine.vlm
-        prompt = repairer.prompt(annotated_draft(vlm, problem), with_reference=with_reference)
+        response = annotated_reference(references, problem, epoch) if with_reference else None
+        prompt = repairer.prompt(annotated_draft(vlm, problem, response), with_reference=with_reference)
         return TrainingRow(encode_prompt(vlm, prompt), with_end(vlm, problem.extra["repair"]), "repair")

@@ -20,9 +20,10 @@ from stages.model.batches import encode_prompt
 from stages.model.loading import VisionLanguageModel
 from stages.progress import track
 from stages.recipe import SAMPLING_FIELDS, Recipe
-from stages.scoring.answering import Answerer
+from stages.scoring.answering import Answer, Answerer
 from stages.scoring.auditor import AuditCase, Auditor, Verdict, open_auditor
 from stages.scoring.image_removal import without_image
+from stages.scoring.references import References
 from stages.scoring.repair_reward import c1_gate, repair_reward
 from stages.scoring.repairs import Attempt, Draft, Repairer
 from stages.scoring.rewards import check_reward, open_reward
@@ -118,6 +119,7 @@ class ErrorSource:
         self.recipe = recipe
         self.policy = policy
         self.step = step
+        self.references = References(recipe.prompt.references, recipe.seed, step.tally.counts)
 
     def errors(self, problems: ProblemSet) -> list[Draft]:
         """Wrong answers of the policy, those of text-only-solvable problems left out (`dropped.parquet`)."""
@@ -140,17 +142,27 @@ class ErrorSource:
         groups = self.policy.answer(
             problems, self.recipe.repair_rl.drafts_per_problem, recipe_sampling(self.recipe, Purpose.RL_DRAFTS, part)
         )
-        answers = [
-            (problem, sample, answer)
-            for problem, group in zip(problems, groups, strict=True)
-            for sample, answer in enumerate(group)
-        ]
+        answers = [answer for group in groups for answer in group]
         self.step.tally.counts["drafts"] += len(answers)
-        self.step.tally.dropped["unscored"] += sum(answer.reward is None for _, _, answer in answers)
+        self.step.tally.dropped["unscored"] += sum(answer.reward is None for answer in answers)
         return [
-            Draft(problem, sample, answer.completion.ids, answer.text)
-            for problem, sample, answer in answers
-            if answer.reward is not None and not is_correct(answer.reward, self.recipe.reward.threshold)
+            draft for problem, group in zip(problems, groups, strict=True) for draft in self._errors_of(problem, group)
+        ]
+
+    def _errors_of(self, problem: Problem, group: Sequence[Answer]) -> list[Draft]:
+        """One problem's wrong answers, its correct ones being the references of kind `sibling`."""
+        threshold = self.recipe.reward.threshold
+        siblings = [answer.text for answer in group if is_correct(answer.reward, threshold)]
+        return [
+            Draft(
+                problem,
+                sample,
+                answer.completion.ids,
+                answer.text,
+                self.references.draw(problem, sample, siblings),
+            )
+            for sample, answer in enumerate(group)
+            if answer.reward is not None and not is_correct(answer.reward, threshold)
         ]
 
     def _text_only_solvable(self, problems: Sequence[Problem], part: int) -> set[str]:

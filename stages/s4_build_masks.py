@@ -1,34 +1,34 @@
-"""Difference feedback: rollouts, repair model -> repairs, groups (eq. 5-8, 12-19)."""
+"""Difference feedback: rollouts or preferences, repair model -> repairs, groups (eq. 5-8, 12-19)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
 from stages import processes
-from stages.artifacts.columns import GROUPS, REPAIRS, ROLLOUTS
-from stages.artifacts.overlay import MarkedToken, PairView, overlay_page
-from stages.artifacts.problems import ProblemSet
+from stages.artifacts.columns import GROUPS, PREFERENCES, REPAIRS, ROLLOUTS
+from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
 from stages.artifacts.step import Plan, Step
 from stages.artifacts.store import count_rows, iterate_rows, parquet_files
-from stages.core.alignment import difference_masks
-from stages.core.selection import is_correct, select_repair
+from stages.batching import batched
+from stages.core.selection import is_correct
 from stages.engines.loading import check_model, open_engine, recipe_sampling
-from stages.engines.protocol import Sampling, ScoreRequest
+from stages.errors import RecipeError
 from stages.progress import track
 from stages.recipe import SAMPLING_FIELDS, Recipe
 from stages.scoring.answering import Answerer
-from stages.scoring.auditor import AuditCase, Auditor, Verdict, open_auditor
-from stages.scoring.repairs import Attempt, Draft, Repairer
-from stages.scoring.rewards import check_reward, open_reward
+from stages.scoring.auditor import NoAuditor, open_auditor
+from stages.scoring.group_builder import GroupBuilder
+from stages.scoring.repairs import Repairer
+from stages.scoring.rewards import check_reward, open_reward, score_all
 from stages.seeds import Purpose
+from stages.training.heldout import with_end
 
 Row = dict[str, Any]
 PAGE = "samples.html"
-PAGE_PROBLEMS = 20
 
 
 @dataclass(frozen=True)
@@ -38,221 +38,150 @@ class BuildMasks:
     recipe: Recipe
     rollouts: Path
     problems: Path
-    repair_model: Path
+    repair_model: Path | None
     policy: Path
 
     def plan(self) -> Plan:
-        check_reward(self.recipe.reward)
+        inputs = {"rollouts": self.rollouts, "problems": self.problems}
         ProblemSet(self.problems)
         parquet_files(self.rollouts, ROLLOUTS)
-        check_model(self.repair_model)
-        check_model(self.policy)
-        recipe = self.recipe.subset("model", "engine", "prompt", "reward", "audit", "masks", rollout=SAMPLING_FIELDS)
-        inputs = {
-            "rollouts": self.rollouts,
-            "problems": self.problems,
-            "repair_model": self.repair_model,
-            "policy": self.policy,
-        }
-        return Plan("build-masks", recipe, self.recipe.seed, inputs)
+        return _plan(self.recipe, inputs, self.repair_model, self.policy)
 
     def run(self, step: Step) -> None:
-        recipe = self.recipe
-        with step.ledger.phase("load"):
-            repair_engine = open_engine(self.repair_model, recipe)
-            policy_engine = open_engine(self.policy, recipe, master_weights=True)
         with (
-            open_reward(recipe.reward) as reward,
+            _open_builder(self.recipe, ProblemSet(self.problems), self.repair_model, self.policy, step) as builder,
             track("build-masks", count_rows(self.rollouts, ROLLOUTS), "rollouts") as advance,
         ):
-            policy = Answerer(policy_engine, recipe.prompt, reward, step.ledger)
-            builder = GroupBuilder(
-                recipe,
-                ProblemSet(self.problems),
-                Repairer(repair_engine, recipe.prompt, reward, step.ledger),
-                policy,
-                open_auditor(recipe, policy),
-                step,
-            )
             for index, shard in enumerate(parquet_files(self.rollouts, ROLLOUTS)):
-                rollouts = list(iterate_rows(shard, ROLLOUTS))
                 if not step.has_shard(GROUPS, index):
-                    repairs, groups = builder.build(rollouts, recipe_sampling(recipe, Purpose.CANDIDATES, index))
-                    if index == 0 and processes.is_main():
-                        (step.out / PAGE).write_text(builder.page(groups), encoding="utf-8")
-                    step.write_shards(index, {REPAIRS: repairs, GROUPS: groups})
-                advance(len(rollouts))
+                    _write_shard(builder, index, list(iterate_rows(shard, ROLLOUTS)))
+                advance(count_rows(shard, ROLLOUTS))
         step.finish()
 
 
-class GroupBuilder:
-    """Turns one shard of rollouts into repairs and optimization groups."""
+@dataclass(frozen=True)
+class BuildMasksFromPreferences:
+    """`df build-masks --preferences`: the rejected responses are the errors, and nothing is rolled out."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        problems: ProblemSet,
-        repairer: Repairer,
-        policy: Answerer,
-        auditor: Auditor,
-        step: Step,
-    ) -> None:
-        self.recipe = recipe
-        self.problems = problems
-        self.repairer = repairer
-        self.policy = policy
-        self.auditor = auditor
-        self.step = step
+    recipe: Recipe
+    preferences: Path
+    repair_model: Path | None
+    policy: Path
 
-    def build(self, rollouts: Sequence[Row], sampling: Sampling) -> tuple[list[Row], list[Row]]:
-        """Rows of `repairs` and of `groups`, problem by problem in the order of the rollouts."""
-        tally = self.step.tally
-        tally.rows_in += len(rollouts)
-        groups = [list(rows) for _, rows in groupby(rollouts, key=lambda row: row["problem_id"])]
-        drafts = [draft for rows in groups for draft in self._to_repair(rows)]
-        tally.counts["repair_triggered"] += len(drafts)
-        attempts = self.repairer.repair(drafts, self.recipe.masks.candidates, sampling)
-        verdicts = self._audit(attempts)
-        chosen: dict[tuple[str, int], Attempt] = {}
-        repair_rows: list[Row] = []
-        for group, group_verdicts in zip(attempts, verdicts, strict=True):
-            rows, best = self._select(group, group_verdicts)
-            repair_rows += rows
-            if best is not None:
-                chosen[best.draft.problem.problem_id, best.draft.sample] = best
-        repaired = {(draft.problem.problem_id, draft.sample) for draft in drafts}
-        group_rows = [row for rows in groups for row in self._group(rows, chosen, repaired)]
-        self._add_logprobs(group_rows)
-        tally.rows_out += len(group_rows)
-        return repair_rows, group_rows
+    def plan(self) -> Plan:
+        ProblemSet(self.preferences, PREFERENCES)
+        return _plan(self.recipe, {"preferences": self.preferences}, self.repair_model, self.policy)
 
-    def page(self, groups: Sequence[Row]) -> str:
-        """A pair of each of the first problems that have one, to be looked at."""
-        pairs = {
-            repair["problem_id"]: (error, repair) for error, repair in pairwise(groups) if repair["role"] == "repair"
+    def run(self, step: Step) -> None:
+        preferences = ProblemSet(self.preferences, PREFERENCES)
+        with (
+            _open_builder(self.recipe, preferences, self.repair_model, self.policy, step) as builder,
+            track("build-masks", len(preferences), "preferences") as advance,
+        ):
+            for index, ids in enumerate(batched(preferences.ids, PROBLEMS_AT_ONCE)):
+                if not step.has_shard(GROUPS, index):
+                    _write_shard(builder, index, preference_rollouts(preferences.many(ids), builder))
+                advance(len(ids))
+        step.finish()
+
+
+def preference_rollouts(problems: Sequence[Problem], builder: GroupBuilder) -> list[Row]:
+    """Preference data as groups of two rollouts: sample 0 the chosen response, sample 1 the rejected one.
+
+    Texts become token ids here, once, by the policy's tokenizer, the end token behind them. A pair whose chosen
+    response does not score correct, or whose rejected one does, is left out and counted.
+    """
+    policy, tally = builder.policy, builder.step.tally
+    responses = [(problem, problem.extra[side]) for problem in problems for side in ("chosen", "rejected")]
+    with policy.ledger.phase("reward"):
+        rewards = score_all(policy.reward, [text for _, text in responses], [p.as_row() for p, _ in responses])
+    rows = [
+        {
+            "problem_id": problem.problem_id,
+            "sample": index % 2,
+            "ids": with_end(policy.engine.vlm, text),
+            "reward": reward,
+            "finish_reason": "stop",
+            "text": text,
         }
-        return overlay_page([self._view(*pair) for pair in list(pairs.values())[:PAGE_PROBLEMS]])
+        for index, ((problem, text), reward) in enumerate(zip(responses, rewards, strict=True))
+    ]
+    kept: list[Row] = []
+    for chosen, rejected in batched(rows, 2):
+        reason = _unusable(chosen["reward"], rejected["reward"], builder.recipe.reward.threshold)
+        if reason is None:
+            kept += chosen, rejected
+        else:
+            tally.rows_in += 2
+            tally.dropped[reason] += 2
+    return kept
 
-    def _view(self, error: Row, repair: Row) -> PairView:
-        problem = self.problems[error["problem_id"]]
-        tokens = [
-            [
-                MarkedToken(self.policy.engine.vlm.tokenizer.decode([token]), marked)
-                for token, marked in zip(row["ids"], row["mask"], strict=True)
-            ]
-            for row in (error, repair)
-        ]
-        frames = problem.video.decoded() if problem.video else []
-        return PairView(problem.question, problem.answer, problem.images, frames, *tokens)
 
-    def _is_correct(self, row: Row) -> bool:
-        return is_correct(row["reward"], self.recipe.reward.threshold)
+def _unusable(chosen: float | None, rejected: float | None, threshold: float) -> str | None:
+    """Why a pair with these rewards shows no error beside a right response."""
+    if chosen is None or rejected is None:
+        return "unscored"
+    if not is_correct(chosen, threshold):
+        return "chosen_is_wrong"
+    return "rejected_is_correct" if is_correct(rejected, threshold) else None
 
-    def _to_repair(self, rows: Sequence[Row]) -> list[Draft]:
-        """The group's errors (eq. 12), unless the group is skipped, which is counted."""
-        scored = [row for row in rows if row["reward"] is not None]
-        errors = [row for row in scored if not self._is_correct(row)]
-        tally = self.step.tally
-        tally.dropped["unscored"] += len(rows) - len(scored)
-        tally.counts["problems"] += 1
-        if not scored:
-            tally.counts["problems_unscored"] += 1
-            return []
-        if not errors:
-            tally.counts["problems_all_correct"] += 1
-            return []
-        if len(errors) == len(scored):
-            tally.counts["problems_none_correct"] += 1
-            if self.recipe.masks.on_no_correct == "skip":
-                return []
-        problem = self.problems[rows[0]["problem_id"]]
-        return [Draft(problem, row["sample"], row["ids"], row["text"]) for row in errors]
 
-    def _audit(self, attempts: Sequence[Sequence[Attempt]]) -> list[list[Verdict]]:
-        verdicts = iter(self.auditor.audit([AuditCase(attempt) for group in attempts for attempt in group]))
-        return [[next(verdicts) for _ in group] for group in attempts]
+def _plan(recipe: Recipe, data: dict[str, Path], repair_model: Path | None, policy: Path) -> Plan:
+    check_reward(recipe.reward)
+    _check_options(recipe, repair_model)
+    inputs = data | ({} if repair_model is None else {"repair_model": repair_model}) | {"policy": policy}
+    for name in inputs.keys() - data.keys():
+        check_model(inputs[name])
+    sections = recipe.subset("model", "engine", "prompt", "reward", "audit", "masks", rollout=SAMPLING_FIELDS)
+    return Plan("build-masks", sections, recipe.seed, inputs)
 
-    def _select(self, group: Sequence[Attempt], verdicts: Sequence[Verdict]) -> tuple[list[Row], Attempt | None]:
-        """Rows of `repairs` for one error, and its selected repair (eq. 6, 7)."""
-        selection = select_repair(
-            [attempt.reward for attempt in group],
-            [attempt.cost for attempt in group],
-            [verdict.flagged for verdict in verdicts],
-            threshold=self.recipe.reward.threshold,
+
+def _check_options(recipe: Recipe, repair_model: Path | None) -> None:
+    """Refuse options that contradict each other.
+
+    Raises:
+        RecipeError: names them and the remedy.
+    """
+    section = recipe.masks
+    if section.repairer == "sibling" and repair_model is not None:
+        raise RecipeError(
+            f"masks.repairer is sibling: no repair model runs; leave out --repair-model {repair_model}, or set "
+            "masks.repairer=model"
         )
-        tally = self.step.tally
-        tally.counts["errors_repaired"] += selection.chosen is not None
-        tally.counts["candidates"] += len(group)
-        tally.counts["candidates_correct"] += sum(is_correct(a.reward, self.recipe.reward.threshold) for a in group)
-        tally.counts["candidates_flagged"] += sum(verdict.flagged is True for verdict in verdicts)
-        rows = [
-            {
-                "problem_id": attempt.draft.problem.problem_id,
-                "sample": attempt.draft.sample,
-                "candidate": attempt.index,
-                "ids": attempt.ids,
-                "text": attempt.text,
-                "reward": attempt.reward,
-                "cost": attempt.cost,
-                "flagged": verdict.flagged,
-                "category": verdict.category,
-                "selection": reason,
-            }
-            for attempt, verdict, reason in zip(group, verdicts, selection.reasons, strict=True)
-        ]
-        return rows, None if selection.chosen is None else group[selection.chosen]
-
-    def _group(
-        self, rows: Sequence[Row], chosen: dict[tuple[str, int], Attempt], repaired: set[tuple[str, int]]
-    ) -> list[Row]:
-        """Rows of `groups` for one problem (eq. 16, 19), old log-probs still missing."""
-        group: list[Row] = []
-        for row in rows:
-            key = (row["problem_id"], row["sample"])
-            if row["reward"] is None:
-                continue
-            if self._is_correct(row):
-                group.append(self._row(row, "correct", mask=[False] * len(row["ids"]), in_pair=False))
-            elif key in chosen:
-                group += self._pair(row, chosen[key])
-            else:
-                ungated = key in repaired and self.recipe.masks.no_feasible == "ungated"
-                self.step.tally.counts["errors_without_repair"] += key in repaired
-                group.append(self._row(row, "error", mask=[ungated] * len(row["ids"]), in_pair=ungated))
-        return group
-
-    def _pair(self, row: Row, repair: Attempt) -> list[Row]:
-        section = self.recipe.masks
-        masks = difference_masks(
-            row["ids"],
-            repair.ids,
-            align=section.align,
-            anchor_gaps=section.anchor_gaps,
-            truncate=section.truncate,
+    if section.repairer == "model" and repair_model is None:
+        raise RecipeError("masks.repairer is model: give --repair-model, or set masks.repairer=sibling")
+    needs_sibling = "repairer" if section.repairer == "sibling" else "reference"
+    if section.on_no_correct == "repair" and getattr(section, needs_sibling) == "sibling":
+        raise RecipeError(
+            f"masks.on_no_correct is repair, masks.{needs_sibling} is sibling: a problem without a correct rollout has "
+            f"no sibling; set masks.on_no_correct=skip or another masks.{needs_sibling}"
         )
-        tally = self.step.tally
-        tally.counts["tokens_in_pairs"] += len(masks.error_T) + len(masks.repair_T)
-        tally.counts["tokens_marked"] += int(masks.error_T.sum() + masks.repair_T.sum())
-        repaired = row | {
-            "ids": repair.ids,
-            "reward": repair.reward,
-            "finish_reason": repair.completion.finish_reason,
-        }
-        return [
-            self._row(row, "error", mask=masks.error_T.tolist(), in_pair=True),
-            self._row(repaired, "repair", mask=masks.repair_T.tolist(), in_pair=True),
-        ]
+    if section.repairer == "model" and section.reference not in recipe.prompt.references:
+        raise RecipeError(
+            f"masks.reference is {section.reference}, of which the repair model was shown none "
+            f"(prompt.references: {', '.join(recipe.prompt.references)}); add it there"
+        )
 
-    def _row(self, row: Row, role: str, *, mask: list[bool], in_pair: bool) -> Row:
-        kept = {name: row[name] for name in ("problem_id", "sample", "ids", "reward", "finish_reason")}
-        return kept | {"role": role, "mask": mask, "in_pair": in_pair}
 
-    def _add_logprobs(self, rows: Sequence[Row]) -> None:
-        """The policy's own log-probs of every trajectory: the sampler of a repair was another model (eq. 18)."""
-        ids = dict.fromkeys(row["problem_id"] for row in rows)
-        prompts = {name: self.policy.prompt(self.problems[name]) for name in ids}
-        requests = [ScoreRequest(prompts[row["problem_id"]], row["ids"]) for row in rows]
-        with self.step.ledger.phase("score"):
-            scores = self.policy.engine.score(requests, temperature=self.recipe.rollout.temperature)
-        for row, logprobs in zip(rows, scores, strict=True):
-            row["old_logprobs"] = logprobs
+@contextmanager
+def _open_builder(
+    recipe: Recipe, problems: ProblemSet, repair_model: Path | None, policy: Path, step: Step
+) -> Iterator[GroupBuilder]:
+    with step.ledger.phase("load"):
+        repair_engine = None if repair_model is None else open_engine(repair_model, recipe)
+        policy_engine = open_engine(policy, recipe, master_weights=True)
+    with open_reward(recipe.reward) as reward:
+        answerer = Answerer(policy_engine, recipe.prompt, reward, step.ledger)
+        if repair_engine is None:
+            yield GroupBuilder(recipe, problems, None, answerer, NoAuditor(), step)
+        else:
+            repairer = Repairer(repair_engine, recipe.prompt, reward, step.ledger)
+            yield GroupBuilder(recipe, problems, repairer, answerer, open_auditor(recipe, answerer), step)
+
+
+def _write_shard(builder: GroupBuilder, index: int, rollouts: Sequence[Row]) -> None:
+    step = builder.step
+    repairs, groups = builder.build(rollouts, recipe_sampling(builder.recipe, Purpose.CANDIDATES, index))
+    if index == 0 and processes.is_main():
+        (step.out / PAGE).write_text(builder.page(groups), encoding="utf-8")
+    step.write_shards(index, {REPAIRS: repairs, GROUPS: groups})

@@ -16,7 +16,7 @@ from stages.artifacts.columns import GROUPS
 from stages.artifacts.step import Plan, Step, Tally
 from stages.artifacts.store import count_rows, iterate_tables, parquet_files
 from stages.core.alignment import mark_differences, symbols
-from stages.errors import DataError
+from stages.errors import DataError, RecipeError
 from stages.progress import track
 from stages.recipe import Recipe
 
@@ -36,6 +36,11 @@ class RealignPairs:
 
     def plan(self) -> Plan:
         parquet_files(self.pairs, GROUPS)
+        if self.recipe.masks.granularity == "step":
+            raise RecipeError(
+                "masks.granularity is step: steps are told from the tokens' texts, which pairs do not hold; "
+                "run df build-masks on the rollouts, or set masks.granularity=token"
+            )
         return Plan("build-masks", self.recipe.subset(masks=MASK_OPTIONS), self.recipe.seed, {"pairs": self.pairs})
 
     def run(self, step: Step) -> None:

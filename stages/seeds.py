@@ -24,6 +24,8 @@ class Purpose(IntEnum):
     GROUP_ORDER = 13
     EVALUATION = 14
     ADAPTERS = 15
+    REFERENCE_KINDS = 20
+    SIBLINGS = 21
 
 
 def derive_seed(seed: int, purpose: Purpose, *path: int) -> int:

@@ -28,16 +28,24 @@ def summarize_run(run: Path, rounds: int) -> list[Measure]:
     folders = [run / f"round-{number}" for number in range(1, rounds + 1)]
     final = run / f"evaluate-round-{rounds}"
     threshold = read_manifest(run / BASE)["recipe"]["reward"]["threshold"]
+    has_repair_model = "repair_model" in read_manifest(folders[0] / MASKS)["inputs"]
+    repair_steps = [run / SFT, run / RL] if has_repair_model else []
     measures = [
-        *_repair_model("repair model after SFT", run / SFT, threshold),
-        *_repair_model("repair model after RL", run / RL, threshold),
-        *_gates(run / RL),
+        *(_repair_training(run / SFT, run / RL, threshold) if has_repair_model else []),
         *(measure for number, folder in enumerate(folders, 1) for measure in _round(number, folder)),
         *_policies(run / BASE, final, threshold),
-        *_costs([run / SFT, run / RL, run / BASE, final, *(f / s for f in folders for s in (ROLLOUT, MASKS, TRAIN))]),
+        *_costs([*repair_steps, run / BASE, final, *(f / s for f in folders for s in (ROLLOUT, MASKS, TRAIN))]),
     ]
     write_rows(run / f"{SUMMARY.name}.parquet", SUMMARY, [measure._asdict() for measure in measures])
     return measures
+
+
+def _repair_training(sft: Path, rl: Path, threshold: float) -> list[Measure]:
+    return [
+        *_repair_model("repair model after SFT", sft, threshold),
+        *_repair_model("repair model after RL", rl, threshold),
+        *_gates(rl),
+    ]
 
 
 def _repair_model(section: str, folder: Path, threshold: float) -> list[Measure]:

@@ -78,6 +78,16 @@ def test_another_setting_runs_everything_again(complete, setting):
     assert sorted(would_run(complete, setting)) == sorted(ORDER)
 
 
+@pytest.mark.parametrize("in_recipe", [False, True])
+def test_siblings_need_no_repair_model(tmp_path, in_recipe):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("masks:\n  repairer: sibling\n" if in_recipe else "seed: 1\n")
+    options = [f"RECIPE={recipe}"] + ([] if in_recipe else ["SET=masks.repairer=sibling"])
+    assert sorted(would_run(tmp_path / "run", *options)) == sorted(ORDER[2:])
+    command = ["make", "--dry-run", "all", f"RUN={tmp_path / 'run'}", *options]
+    assert "--repair-model" not in subprocess.check_output(command, cwd=ROOT, text=True)
+
+
 def test_shipped_recipes_run_in_folders_of_their_own():
     names = [recipe.stem for recipe in (ROOT / "stages" / "recipes").glob("*.yaml")]
     command = ["make", "--dry-run", "clean"]

@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,6 +206,25 @@ def test_the_summary_reports_the_gain_that_the_scores_show(run):
     assert measures["final policy", "sampled accuracy"] == pytest.approx(accuracy[1])
     assert measures["gain, final over base", "sampled accuracy"] == pytest.approx(accuracy[1] - accuracy[0])
     assert (run.folder / "summary.parquet").is_file()
+
+
+def test_a_run_on_siblings_has_no_repair_model_in_its_summary(run, tmp_path, digits):
+    recipe = load_recipe("digits", [*SMALL, "masks.repairer=sibling"])
+    first = run.folder / "round-1"
+    stage = BuildMasks(recipe, first / "rollout", digits / "problems_train.parquet", None, digits / "base")
+    masks = execute(stage, tmp_path / "round-1" / "build-masks").manifest
+    for name in ("round-1/rollout", "round-1/train-policy", "evaluate-base", "evaluate-round-1"):
+        shutil.copytree(run.folder / name, tmp_path / name, ignore=shutil.ignore_patterns("model"))
+    measures = {(m.section, m.measure): m.value for m in summarize_run(tmp_path, 1)}
+
+    repaired = masks["counts"]["errors_repaired"] / masks["counts"]["repair_triggered"]
+    assert measures["round 1", "errors with a selected repair"] == pytest.approx(repaired) == 1
+    assert {section for section, _ in measures} == {
+        "round 1", "base policy", "final policy", "gain, final over base", "device-seconds",
+    }  # fmt: skip
+    assert {name for section, name in measures if section == "device-seconds"} == {
+        "rollout", "build-masks", "train-policy", "evaluate",
+    }  # fmt: skip
 
 
 def test_a_second_run_does_nothing(run):

@@ -15,7 +15,7 @@ from stages.artifacts.stage import execute
 from stages.artifacts.step import Plan, Step
 from stages.artifacts.store import ROWS_PER_GROUP, iterate_rows
 from stages.core.alignment import difference_masks
-from stages.errors import DataError
+from stages.errors import DataError, RecipeError
 from stages.recipe import load_recipe
 from stages.s3_rollout import Rollout
 from stages.s4_build_masks import BuildMasks
@@ -256,6 +256,14 @@ def test_the_plan_depends_on_the_mask_options_alone(tmp_path):
     assert execute(RealignPairs(recipe_with(), pairs), out).ran
     assert not execute(RealignPairs(recipe_with(candidates=7, no_feasible="ungated"), pairs), out).ran
     assert execute(RealignPairs(recipe_with(truncate="both"), pairs), out, overwrite=True).ran
+
+
+def test_steps_are_refused_with_the_remedy(tmp_path):
+    pairs = write_groups(tmp_path / "pairs", made_rows(9))
+    with pytest.raises(RecipeError, match=r"granularity is step: .* run df build-masks on the rollouts"):
+        execute(RealignPairs(recipe_with(granularity="step"), pairs), tmp_path / "out")
+
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_model_library_is_imported(tmp_path):

@@ -19,8 +19,10 @@ MASK = pa.list_(pa.bool_())
 
 @dataclass(frozen=True)
 class Column:
-    """One column; `null` says what a null means, and without it a null is refused. A file without an `optional` column
-    is read as if it were null."""
+    """One column; `null` says what a null means, and without it a null is refused.
+
+    A file may lack an `optional` column, which is then null everywhere.
+    """
 
     name: str
     type: pa.DataType
@@ -128,9 +130,19 @@ _GROUP_SAMPLE = Column("sample", pa.int32(), "the rollout, or the rollout that w
 _TEXT = Column("text", pa.string(), "the response, decoded, for reading only")
 _REWARD = Column("reward", pa.float32(), "task reward R", null="could not be scored")
 _COST = Column("cost", pa.float32(), "edit cost C (eq. 2)")
-_FLAGGED = Column("flagged", pa.bool_(), "the auditor's verdict", null="could not be had")
+_FLAGGED = Column(
+    "flagged", pa.bool_(), "the auditor's verdict; false where none was asked for", null="could not be had"
+)
 _CATEGORY = Column("category", pa.string(), "what it was flagged for", null="not flagged")
 _FINISH = Column("finish_reason", pa.string(), "`stop` or `length`")
+
+_PREFERRED = Column(
+    "preferred",
+    pa.string(),
+    "a right response in full, which repair prompts may show in place of the answer",
+    null="none is known; a file may lack the column",
+    optional=True,
+)
 
 PROBLEMS = TableSpec(
     "problems",
@@ -144,6 +156,7 @@ PROBLEMS = TableSpec(
         Column("kind", pa.string(), "for reports by kind", null="no kind"),
         Column("video", pa.list_(IMAGE), "encoded frames of one video in order", null="no video", optional=True),
         Column("fps", pa.float64(), "the frames' rate, per second", null="2, if there is a video", optional=True),
+        _PREFERRED,
     ),
 )
 
@@ -155,6 +168,17 @@ REPAIR_SET = TableSpec(
         *PROBLEMS.columns,
         Column("error", pa.string(), "y: a wrong response of the policy"),
         Column("repair", pa.string(), "ŷ: the same response, minimally repaired"),
+    ),
+)
+
+PREFERENCES = TableSpec(
+    "preferences",
+    "you",
+    "df build-masks",
+    (
+        *(column for column in PROBLEMS.columns if column != _PREFERRED),
+        Column("chosen", pa.string(), "the preferred response, which is right"),
+        Column("rejected", pa.string(), "y: the rejected response, which is wrong"),
     ),
 )
 
@@ -180,7 +204,7 @@ REPAIRS = TableSpec(
     (
         _PROBLEM_ID,
         Column("sample", pa.int32(), "the rollout that was repaired"),
-        Column("candidate", pa.int32(), "k, from 0"),
+        Column("candidate", pa.int32(), "k, from 0; the rollout's `sample` where rollouts of the group repair"),
         Column("ids", IDS, "token ids of the candidate"),
         _TEXT,
         _REWARD,
@@ -317,5 +341,6 @@ ABLATION = TableSpec(
 )
 
 TABLES = (
-    PROBLEMS, REPAIR_SET, ROLLOUTS, REPAIRS, GROUPS, EPISODES, DROPPED, METRICS, SAMPLES, SCORES, SUMMARY, ABLATION,
+    PROBLEMS, REPAIR_SET, PREFERENCES, ROLLOUTS, REPAIRS, GROUPS, EPISODES, DROPPED, METRICS, SAMPLES, SCORES, SUMMARY,
+    ABLATION,
 )  # fmt: skip

@@ -86,6 +86,11 @@ class Problem:
         """Whether there is anything to look at: an image or a video."""
         return len(self.images) > 0 or self.video is not None
 
+    @property
+    def preferred(self) -> str | None:
+        """A right response to it: a problem's `preferred`, or the `chosen` one of preference data."""
+        return self.extra.get("preferred", self.extra.get("chosen"))
+
     def as_row(self) -> dict[str, Any]:
         """What a reward function is given."""
         row = {

@@ -1,13 +1,50 @@
-"""From hard difference masks to gate weights (eq. 9). Axis: T tokens of one response."""
+"""Hard difference masks by whole steps, and from hard masks to gate weights (eq. 9). Axis: T tokens of one response."""
 
+import re
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Gate: TypeAlias = Literal["difference", "soft", "none"]
+StepEnd: TypeAlias = Literal["newline", "sentence"]
 
 SMALLEST_WEIGHT = 1 / 256
+
+_STEP_ENDS = {
+    "newline": re.compile(r"\n+"),
+    # A sentence mark before white space, quotes and brackets closed behind it; not the point of 3.14.
+    "sentence": re.compile(r"""[.!?]+["'”’)\]}*$\\]*(?:\n+|(?=\s|\Z))|\n+"""),
+}
+
+
+def step_mask(mask_T: ArrayLike, step_ids_T: ArrayLike) -> NDArray[np.bool_]:
+    """The step form of eq. 8's mask: a step with a marked token is marked whole.
+
+    Raises ValueError on unequal lengths.
+    """
+    marked_T, steps_T = np.asarray(mask_T, np.bool_), np.asarray(step_ids_T)
+    if marked_T.shape != steps_T.shape:
+        raise ValueError(f"mask of shape {marked_T.shape}, step ids of shape {steps_T.shape}; give one id a token")
+    return np.isin(steps_T, steps_T[marked_T])
+
+
+def step_ids(texts_T: Sequence[str], step_end: StepEnd) -> NDArray[np.int64]:
+    """The step of each token, from 0, told from the tokens' texts (our choice).
+
+    A step ends with the token that holds a line break; for `sentence` also with the one that ends a sentence: `.`, `!`
+    or `?` before white space or the end of the text. A token without text, such as the end token, is its own step.
+    Raises ValueError on an unknown `step_end`.
+    """
+    if step_end not in _STEP_ENDS:
+        raise ValueError(f"step_end is {step_end!r}; use newline or sentence")
+    ends = [match.end() for match in _STEP_ENDS[step_end].finditer("".join(texts_T))]
+    lengths_T = np.array([len(text) for text in texts_T], np.int64)
+    ends_so_far_T = np.searchsorted(ends, np.cumsum(lengths_T), side="right")
+    starts_T = np.diff(ends_so_far_T, prepend=0)[:-1] > 0
+    starts_T |= (lengths_T[1:] == 0) | (lengths_T[:-1] == 0)
+    return np.append(0, np.cumsum(starts_T))[: len(lengths_T)]
 
 
 def gate_weights(mask_T: ArrayLike, gate: Gate, *, half_life: float = 2.0) -> NDArray[np.float32]:

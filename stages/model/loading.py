@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +69,12 @@ class VisionLanguageModel:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of a response, without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token by itself; special tokens have none."""
+        return self.tokenizer.batch_decode(
+            [[token] for token in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
 
     def without_end(self, ids: list[int]) -> list[int]:
         """The response without its end token, if it has one."""

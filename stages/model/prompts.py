@@ -51,8 +51,12 @@ def repair_prompt(
     draft_ids: Sequence[int],
     reference: str | None,
     video: Video | None = None,
+    *,
+    is_response: bool = False,
 ) -> Prompt:
     """`(x, y, r)`: the problem, the draft's token ids without their end token, and the reference unless withheld.
+
+    The reference is an answer, or a whole response where `is_response`.
 
     Raises:
         DataError: the question or the reference holds the character that stands for the draft.
@@ -60,8 +64,9 @@ def repair_prompt(
     """
     parts = [question, style.repair_instruction, _DRAFT_MARK]
     if reference is not None:
-        parts.append(style.reference_instruction.replace("{reference}", reference))
-    for name, text in (("question", question), ("reference answer", reference or "")):
+        instruction = style.response_reference_instruction if is_response else style.reference_instruction
+        parts.append(instruction.replace("{reference}", reference))
+    for name, text in (("question", question), ("reference", reference or "")):
         if _DRAFT_MARK in text:
             raise DataError(f"{name} {text[:60]!r} holds the private-use character U+E000; take it out")
     head, tail = _render(processor, images, video, _join(*parts)).split(_DRAFT_MARK)

@@ -1,4 +1,4 @@
-"""Repairs of wrong answers, sampled from the repair model and scored."""
+"""Repairs of wrong answers: sampled from the repair model and scored, or correct rollouts of the same group."""
 
 from __future__ import annotations
 
@@ -17,6 +17,16 @@ from stages.scoring.rewards import Reward, score_all
 
 
 @dataclass(frozen=True)
+class Sibling:
+    """A correct rollout of an error's own group."""
+
+    sample: int
+    completion: Completion
+    text: str
+    reward: float
+
+
+@dataclass(frozen=True)
 class Draft:
     """An erroneous response y: which rollout of which problem, its token ids with the end token, its text."""
 
@@ -24,6 +34,9 @@ class Draft:
     sample: int
     ids: list[int]
     text: str
+    right_response: str | None = None
+    """The reference of its repair prompt; the annotated answer if None."""
+    siblings: Sequence[Sibling] = ()
 
 
 @dataclass(frozen=True)
@@ -53,11 +66,17 @@ class Repairer:
 
     def prompt(self, draft: Draft, *, with_reference: bool = True) -> Prompt:
         """`(x, y, y*)`, or `(x, y)` with the reference withheld."""
-        vlm, problem = self.engine.vlm, draft.problem
-        reference = problem.answer if with_reference else None
-        draft_ids = vlm.without_end(draft.ids)
+        vlm, problem, response = self.engine.vlm, draft.problem, draft.right_response
+        reference = problem.answer if response is None else response
         return repair_prompt(
-            vlm.processor, self.style, problem.question, problem.images, draft_ids, reference, problem.video
+            vlm.processor,
+            self.style,
+            problem.question,
+            problem.images,
+            vlm.without_end(draft.ids),
+            reference if with_reference else None,
+            problem.video,
+            is_response=response is not None,
         )
 
     def repair(
@@ -83,3 +102,17 @@ class Repairer:
         """C1's counterfactuals: repairs of the same drafts on blank images."""
         blanked = [replace(draft, problem=without_image(draft.problem, blank)) for draft in drafts]
         return self.repair(blanked, n, sampling, with_reference=with_reference)
+
+
+def sibling_repairs(drafts: Sequence[Draft]) -> list[list[Attempt]]:
+    """Each draft's correct siblings as its repairs (our choice), `index` being their `sample`.
+
+    They differ from the error where the policy's own trajectories do: step credit without a repair model.
+    """
+    return [
+        [
+            Attempt(draft, s.sample, s.completion, s.text, s.reward, edit_cost(draft.ids, s.completion.ids))
+            for s in draft.siblings
+        ]
+        for draft in drafts
+    ]

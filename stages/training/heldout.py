@@ -14,6 +14,7 @@ from stages.engines.loading import recipe_sampling
 from stages.model.loading import VisionLanguageModel
 from stages.recipe import Recipe
 from stages.scoring.accuracy import Measure, accuracy_at, mean_over_problems
+from stages.scoring.references import References
 from stages.scoring.repairs import Draft, Repairer
 from stages.seeds import Purpose
 
@@ -36,10 +37,15 @@ def split_repair_set(repair_set: ProblemSet, heldout_share: float) -> Split:
     return Split(ids[: len(ids) - count], ids[len(ids) - count :])
 
 
-def annotated_draft(vlm: VisionLanguageModel, problem: Problem) -> Draft:
+def annotated_draft(vlm: VisionLanguageModel, problem: Problem, right_response: str | None = None) -> Draft:
     """A repair set's erroneous response as a draft."""
     text = problem.extra["error"]
-    return Draft(problem, 0, with_end(vlm, text), text)
+    return Draft(problem, 0, with_end(vlm, text), text, right_response)
+
+
+def annotated_reference(references: References, problem: Problem, sample: int) -> str | None:
+    """A reference drawn for a repair set's error; its only sibling is the preferred response."""
+    return references.draw(problem, sample, [] if problem.preferred is None else [problem.preferred])
 
 
 def with_end(vlm: VisionLanguageModel, text: str) -> list[int]:
@@ -50,7 +56,11 @@ def with_end(vlm: VisionLanguageModel, text: str) -> list[int]:
 def repair_heldout(repairer: Repairer, repair_set: ProblemSet, recipe: Recipe, step: Step) -> None:
     """Repair the held-out errors as `df build-masks` would; write `samples` and their `summary`."""
     heldout = repair_set.many(split_repair_set(repair_set, recipe.sft.heldout_share).heldout)
-    drafts = [annotated_draft(repairer.engine.vlm, problem) for problem in heldout]
+    references = References(recipe.prompt.references, recipe.seed, step.tally.counts)
+    drafts = [
+        annotated_draft(repairer.engine.vlm, problem, annotated_reference(references, problem, 0))
+        for problem in heldout
+    ]
     groups = repairer.repair(drafts, ATTEMPTS, recipe_sampling(recipe, Purpose.HELDOUT_REPAIRS))
     rows = [
         {

@@ -23,10 +23,12 @@ PROBLEM = [
     ("kind", "string"),
     ("video", IMAGES),
     ("fps", "double"),
+    ("preferred", "string"),
 ]
 FROZEN = {
     "problems": PROBLEM,
     "repair_set": [*PROBLEM, ("error", "string"), ("repair", "string")],
+    "preferences": [*PROBLEM[:-1], ("chosen", "string"), ("rejected", "string")],
     "rollouts": [
         ("problem_id", "string"),
         ("sample", "int32"),
@@ -100,10 +102,21 @@ FROZEN = {
         ("high", "double"),
         ("n", "int64"),
     ],
+    "ablation": [
+        ("variant", "string"),
+        ("seed", "int32"),
+        ("measure", "string"),
+        ("value", "double"),
+        ("low", "double"),
+        ("high", "double"),
+        ("n", "int64"),
+        ("note", "string"),
+    ],
 }
 NULLABLE = {
-    "problems": {"kind", "video", "fps"},
-    "repair_set": {"kind", "video", "fps"},
+    "problems": {"kind", "video", "fps", "preferred"},
+    "repair_set": {"kind", "video", "fps", "preferred"},
+    "preferences": {"kind", "video", "fps"},
     "rollouts": {"reward"},
     "repairs": {"reward", "flagged", "category"},
     "groups": set(),
@@ -113,6 +126,7 @@ NULLABLE = {
     "samples": {"reward"},
     "scores": {"kind", "reward"},
     "summary": {"low", "high", "n"},
+    "ablation": {"seed", "low", "high", "n", "note"},
 }
 
 
@@ -148,14 +162,23 @@ def test_missing_column_is_named_with_what_is_there_and_who_writes_it():
 
 
 def test_optional_columns_may_be_missing_and_are_null_then(tmp_path):
-    assert {spec.name: [c.name for c in spec.columns if c.optional] for spec in TABLES if spec.name != "problems"} == {
-        **{spec.name: [] for spec in TABLES if spec.name != "problems"},
-        "repair_set": ["video", "fps"],
+    video = ["video", "fps"]
+    optional = {"problems": [*video, "preferred"], "repair_set": [*video, "preferred"], "preferences": video}
+    assert {spec.name: [c.name for c in spec.columns if c.optional] for spec in TABLES} == {
+        spec.name: optional.get(spec.name, []) for spec in TABLES
     }
-    schema = pa.schema([field for field in PROBLEMS.schema() if field.name not in ("video", "fps")])
+    schema = pa.schema([field for field in PROBLEMS.schema() if field.name not in optional["problems"]])
     file = tmp_path / "problems.parquet"
     pq.write_table(pa.Table.from_pylist([problem("p0"), problem("p1")], schema=schema), file)
-    assert list(iterate_rows(file, PROBLEMS)) == [problem(name, video=None, fps=None) for name in ("p0", "p1")]
+    absent = dict.fromkeys(optional["problems"])
+    assert list(iterate_rows(file, PROBLEMS)) == [problem(name, **absent) for name in ("p0", "p1")]
+
+
+def test_an_optional_column_may_not_be_of_another_type():
+    schema = PROBLEMS.schema()
+    place = schema.get_field_index("preferred")
+    with pytest.raises(DataError, match=r"column preferred is int64, not string"):
+        PROBLEMS.check_schema(schema.set(place, pa.field("preferred", pa.int64())), "x.parquet")
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,15 @@ def test_a_repair_sets_columns_reach_the_reward_function(tmp_path):
     problem = problem_set(tmp_path, row(error="6", repair="7"), spec=REPAIR_SET)["p0"]
 
     expected = {"problem_id": "p0", "question": "q", "answer": "1", "kind": "sum", "error": "6", "repair": "7"}
-    assert problem.as_row() == expected
+    assert problem.as_row() == expected | {"preferred": None}
+
+
+def test_a_column_that_a_file_lacks_is_null(tmp_path):
+    table = pa.Table.from_pylist([row()], schema=PROBLEMS.schema()).drop_columns(["preferred"])
+    pq.write_table(table, tmp_path / "problems.parquet")
+
+    assert ProblemSet(tmp_path / "problems.parquet")["p0"].preferred is None
+    assert problem_set(tmp_path, row(preferred="7."))["p0"].preferred == "7."
 
 
 def test_an_id_that_stands_twice_is_named_across_shards(tmp_path):

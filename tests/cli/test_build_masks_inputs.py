@@ -42,3 +42,23 @@ def test_pairs_that_are_not_there_are_named_with_their_producer(told):
     code, message = told("--pairs", "gone")
 
     assert (code, message) == (1, "error: gone: no such file or folder; groups is written by df build-masks")
+
+
+def test_preferences_take_the_place_of_rollouts_and_problems(told):
+    code, message = told("--preferences", "y", "--problems", "x")
+    assert code == 2
+    assert "--preferences: takes the place of --problems; leave those out, or leave out --preferences" in message
+
+    code, message = told("--preferences", "y", "--policy", "x")
+    assert "for --repair-model: missing; give --preferences, --repair-model, --policy, or --pairs alone" in message
+
+    code, message = told("--preferences", "y", "--pairs", "x")
+    assert "--pairs: takes the place of --preferences" in message
+
+
+def test_siblings_need_no_repair_model(told):
+    code, message = told("--set", "masks.repairer=sibling", *(word for name in INPUTS[:2] for word in (name, "gone")))
+    assert (code, "for --policy: missing; give --rollouts, --problems, --policy" in message) == (2, True)
+
+    code, message = told("--set", "masks.repairer=sibling", "--preferences", "gone", "--policy", "x")
+    assert (code, message) == (1, "error: gone: no such file or folder; preferences is written by you")

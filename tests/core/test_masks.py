@@ -1,11 +1,11 @@
-"""Gate weights against values worked by hand and a plain loop."""
+"""Step masks and gate weights against values worked by hand and plain loops."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.core.masks import gate_weights, soft_weights
+from stages.core.masks import gate_weights, soft_weights, step_ids, step_mask
 
 
 def test_soft_weights_halve_every_half_life_on_both_sides():
@@ -50,3 +50,56 @@ def test_unknown_gate_and_useless_half_life_are_refused():
         gate_weights([True], "hard")
     with pytest.raises(ValueError, match="half_life is 0"):
         soft_weights([True], half_life=0)
+
+
+@pytest.mark.parametrize(
+    ("step_end", "texts", "steps"),
+    [
+        ("newline", ["a", " b", ".\n", "c", "."], [0, 0, 0, 1, 1]),
+        ("newline", ["a", "\n\n", "b\nc", "d"], [0, 0, 1, 2]),
+        ("newline", ["a.", " b", "."], [0, 0, 0]),
+        ("sentence", ["a", ".", " b", "?", " ", "c", "!"], [0, 0, 1, 1, 2, 2, 2]),
+        ("sentence", ["is", " 3", ".", "14", ",", " e.g", ".x"], [0] * 7),
+        ("sentence", ["so", " $", "3", ".", "$", " Then", " 4"], [0, 0, 0, 0, 0, 1, 1]),
+        ("sentence", ["(a", ".)", "\n", "b", ".", "\n", "\n", "c"], [0, 0, 0, 1, 1, 1, 1, 2]),
+        ("sentence", ["a", "\n", "b", "...", " c"], [0, 0, 1, 1, 2]),
+        ("sentence", ["a", ". B.", " c"], [0, 0, 1]),
+        ("sentence", ["a", ".", ""], [0, 0, 1]),
+        ("sentence", ["cut", " off", ""], [0, 0, 1]),
+        ("newline", ["a", "", "b"], [0, 1, 2]),
+        ("newline", ["a"], [0]),
+        ("sentence", [], []),
+    ],
+)
+def test_steps_end_with_lines_and_with_sentences(step_end, texts, steps):
+    assert step_ids(texts, step_end).tolist() == steps
+
+
+def test_a_step_with_a_marked_token_is_marked_whole():
+    mask = [False, False, True, False, False, False, True]
+
+    assert step_mask(mask, [0, 0, 0, 1, 1, 2, 2]).tolist() == [True] * 3 + [False] * 2 + [True] * 2
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from(["a", " b", ".", "\n", "", "3", ". c"])), max_size=30))
+def test_step_masks_equal_a_plain_loop(tokens):
+    mask, texts = [on for on, _ in tokens], [text for _, text in tokens]
+    steps = step_ids(texts, "sentence").tolist()
+    expected = [any(on and other == step for on, other in zip(mask, steps, strict=True)) for step in steps]
+
+    assert steps == sorted(steps)
+    assert step_mask(mask, steps).tolist() == expected
+
+
+def test_soft_weights_go_on_top_of_steps():
+    mask = step_mask([False, True, False, False], [0, 0, 1, 1])
+
+    assert gate_weights(mask, "soft", half_life=1.0).tolist() == [1.0, 1.0, 0.5, 0.25]
+
+
+def test_unknown_step_ends_and_unequal_lengths_are_refused():
+    with pytest.raises(ValueError, match="step_end is 'paragraph'"):
+        step_ids(["a"], "paragraph")
+    with pytest.raises(ValueError, match=r"mask of shape \(1,\), step ids of shape \(2,\)"):
+        step_mask([True], [0, 1])

@@ -11,9 +11,10 @@ from stages.artifacts.store import iterate_rows, write_rows
 from stages.engines.protocol import Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.recipe import load_recipe
-from stages.s4_build_masks import BuildMasks, GroupBuilder
+from stages.s4_build_masks import BuildMasks
 from stages.scoring.answering import Answerer
 from stages.scoring.auditor import open_auditor
+from stages.scoring.group_builder import GroupBuilder
 from stages.scoring.repairs import Repairer
 from stages.training.heldout import with_end
 

@@ -11,9 +11,9 @@ from stages.engines.protocol import ScoreRequest
 from stages.model.batches import encode_prompt
 from stages.recipe import load_recipe
 from stages.s2_rl_repair import RepairLoop
-from stages.s4_build_masks import GroupBuilder
 from stages.scoring.answering import Answerer
 from stages.scoring.auditor import open_auditor
+from stages.scoring.group_builder import GroupBuilder
 from stages.scoring.repairs import Repairer
 from stages.seeds import Purpose
 from stages.training.groups import optimization_group

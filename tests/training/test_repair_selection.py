@@ -9,9 +9,9 @@ from stages.core.alignment import difference_masks
 from stages.engines.protocol import Sampling, ScoreRequest
 from stages.engines.transformers_engine import TransformersEngine
 from stages.recipe import load_recipe
-from stages.s4_build_masks import GroupBuilder
 from stages.scoring.answering import Answerer
 from stages.scoring.auditor import open_auditor
+from stages.scoring.group_builder import GroupBuilder
 from stages.scoring.repairs import Repairer
 from stages.training.heldout import with_end
 
@@ -89,3 +89,25 @@ def test_a_flagged_repair_is_never_selected(build):
     }  # fmt: skip
     _, free, _ = build("audit.auditor=none")
     assert any(row["selection"] != other["selection"] for row, other in zip(repairs, free, strict=True))
+
+
+@pytest.mark.parametrize("truncate", ["none", "both"])
+def test_step_granularity_marks_whole_sentences(build, truncate):
+    policy, _, plain = build(f"masks.truncate={truncate}")
+    _, _, stepped = build(f"masks.truncate={truncate}", "masks.granularity=step")
+    _, _, lines = build(f"masks.truncate={truncate}", "masks.granularity=step", "masks.step_end=newline")
+    vlm, wider = policy.engine.vlm, 0
+    for token_row, row, line_row in zip(plain, stepped, lines, strict=True):
+        ids, before = row["ids"], token_row["mask"]
+        assert (ids, row["role"]) == (token_row["ids"], token_row["role"])
+        step, steps = 0, []
+        for position, token in enumerate(ids):
+            steps.append(step)
+            following = vlm.decode(ids[position + 1 :])
+            step += vlm.decode([token]) == "." and (following == "" or following.startswith(" "))
+        marked = {number for number, on in zip(steps, before, strict=True) if on}
+        assert row["mask"] == [number in marked for number in steps]
+        body = [on for on, token in zip(before, ids, strict=True) if token not in vlm.end_ids]
+        assert line_row["mask"][: len(body)] == [any(body)] * len(body)
+        wider += sum(row["mask"]) > sum(before)
+    assert wider > 4

@@ -1,0 +1,224 @@
+"""One shard of rollouts -> repairs, masks and optimization groups (eq. 5-8, 12-19)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby, pairwise
+from typing import Any
+
+from stages.artifacts.overlay import MarkedToken, PairView, overlay_page
+from stages.artifacts.problems import Problem, ProblemSet
+from stages.artifacts.step import Step
+from stages.core.alignment import Mask, difference_masks
+from stages.core.masks import step_ids, step_mask
+from stages.core.selection import is_correct, select_repair
+from stages.engines.protocol import Completion, Sampling, ScoreRequest
+from stages.recipe import Recipe
+from stages.scoring.answering import Answerer
+from stages.scoring.auditor import AuditCase, Auditor, Verdict
+from stages.scoring.references import References
+from stages.scoring.repairs import Attempt, Draft, Repairer, Sibling, sibling_repairs
+
+Row = dict[str, Any]
+PAGE_PROBLEMS = 20
+
+
+class GroupBuilder:
+    """Turns rollouts into repairs and optimization groups. Without a `repairer` correct rollouts are the repairs."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        problems: ProblemSet,
+        repairer: Repairer | None,
+        policy: Answerer,
+        auditor: Auditor,
+        step: Step,
+    ) -> None:
+        self.recipe = recipe
+        self.problems = problems
+        self.repairer = repairer
+        self.policy = policy
+        self.auditor = auditor
+        self.step = step
+        self.references = References([recipe.masks.reference], recipe.seed, step.tally.counts)
+
+    def build(self, rollouts: Sequence[Row], sampling: Sampling) -> tuple[list[Row], list[Row]]:
+        """Rows of `repairs` and of `groups`, problem by problem in the order of the rollouts."""
+        tally = self.step.tally
+        tally.rows_in += len(rollouts)
+        groups = [list(rows) for _, rows in groupby(rollouts, key=lambda row: row["problem_id"])]
+        drafts = [draft for rows in groups for draft in self._to_repair(rows)]
+        tally.counts["repair_triggered"] += len(drafts)
+        if self.repairer is None:
+            attempts = sibling_repairs(drafts)
+        else:
+            attempts = self.repairer.repair(drafts, self.recipe.masks.candidates, sampling)
+        verdicts = self._audit(attempts)
+        chosen: dict[tuple[str, int], Attempt] = {}
+        repair_rows: list[Row] = []
+        for group, group_verdicts in zip(attempts, verdicts, strict=True):
+            rows, best = self._select(group, group_verdicts)
+            repair_rows += rows
+            if best is not None:
+                chosen[best.draft.problem.problem_id, best.draft.sample] = best
+        repaired = {(draft.problem.problem_id, draft.sample) for draft in drafts}
+        group_rows = [row for rows in groups for row in self._group(rows, chosen, repaired)]
+        self._add_logprobs(group_rows)
+        tally.rows_out += len(group_rows)
+        return repair_rows, group_rows
+
+    def page(self, groups: Sequence[Row]) -> str:
+        """A pair of each of the first problems that have one, to be looked at."""
+        pairs = {
+            repair["problem_id"]: (error, repair) for error, repair in pairwise(groups) if repair["role"] == "repair"
+        }
+        return overlay_page([self._view(*pair) for pair in list(pairs.values())[:PAGE_PROBLEMS]])
+
+    def _view(self, error: Row, repair: Row) -> PairView:
+        problem = self.problems[error["problem_id"]]
+        tokens = [
+            [
+                MarkedToken(self.policy.engine.vlm.tokenizer.decode([token]), marked)
+                for token, marked in zip(row["ids"], row["mask"], strict=True)
+            ]
+            for row in (error, repair)
+        ]
+        frames = problem.video.decoded() if problem.video else []
+        return PairView(problem.question, problem.answer, problem.images, frames, *tokens)
+
+    def _is_correct(self, row: Row) -> bool:
+        return is_correct(row["reward"], self.recipe.reward.threshold)
+
+    def _to_repair(self, rows: Sequence[Row]) -> list[Draft]:
+        """The group's errors (eq. 12), unless the group is skipped, which is counted."""
+        scored = [row for row in rows if row["reward"] is not None]
+        correct = [row for row in scored if self._is_correct(row)]
+        errors = [row for row in scored if not self._is_correct(row)]
+        tally = self.step.tally
+        tally.dropped["unscored"] += len(rows) - len(scored)
+        tally.counts["problems"] += 1
+        if not scored:
+            tally.counts["problems_unscored"] += 1
+            return []
+        if not errors:
+            tally.counts["problems_all_correct"] += 1
+            return []
+        if not correct:
+            tally.counts["problems_none_correct"] += 1
+            if self.recipe.masks.on_no_correct == "skip":
+                return []
+        problem = self.problems[rows[0]["problem_id"]]
+        return self._drafts(problem, errors, correct)
+
+    def _drafts(self, problem: Problem, errors: Sequence[Row], correct: Sequence[Row]) -> list[Draft]:
+        if self.repairer is None:
+            siblings = [
+                Sibling(row["sample"], Completion(row["ids"], [], row["finish_reason"]), row["text"], row["reward"])
+                for row in correct
+            ]
+            return [Draft(problem, row["sample"], row["ids"], row["text"], siblings=siblings) for row in errors]
+        texts = [self.policy.engine.vlm.decode(row["ids"]) for row in correct]
+        return [
+            Draft(problem, row["sample"], row["ids"], row["text"], self.references.draw(problem, row["sample"], texts))
+            for row in errors
+        ]
+
+    def _audit(self, attempts: Sequence[Sequence[Attempt]]) -> list[list[Verdict]]:
+        verdicts = iter(self.auditor.audit([AuditCase(attempt) for group in attempts for attempt in group]))
+        return [[next(verdicts) for _ in group] for group in attempts]
+
+    def _select(self, group: Sequence[Attempt], verdicts: Sequence[Verdict]) -> tuple[list[Row], Attempt | None]:
+        """Rows of `repairs` for one error, and its selected repair (eq. 6, 7)."""
+        selection = select_repair(
+            [attempt.reward for attempt in group],
+            [attempt.cost for attempt in group],
+            [verdict.flagged for verdict in verdicts],
+            threshold=self.recipe.reward.threshold,
+        )
+        tally = self.step.tally
+        tally.counts["errors_repaired"] += selection.chosen is not None
+        tally.counts["candidates"] += len(group)
+        tally.counts["candidates_correct"] += sum(is_correct(a.reward, self.recipe.reward.threshold) for a in group)
+        tally.counts["candidates_flagged"] += sum(verdict.flagged is True for verdict in verdicts)
+        rows = [
+            {
+                "problem_id": attempt.draft.problem.problem_id,
+                "sample": attempt.draft.sample,
+                "candidate": attempt.index,
+                "ids": attempt.ids,
+                "text": attempt.text,
+                "reward": attempt.reward,
+                "cost": attempt.cost,
+                "flagged": verdict.flagged,
+                "category": verdict.category,
+                "selection": reason,
+            }
+            for attempt, verdict, reason in zip(group, verdicts, selection.reasons, strict=True)
+        ]
+        return rows, None if selection.chosen is None else group[selection.chosen]
+
+    def _group(
+        self, rows: Sequence[Row], chosen: dict[tuple[str, int], Attempt], repaired: set[tuple[str, int]]
+    ) -> list[Row]:
+        """Rows of `groups` for one problem (eq. 16, 19), old log-probs still missing."""
+        group: list[Row] = []
+        for row in rows:
+            key = (row["problem_id"], row["sample"])
+            if row["reward"] is None:
+                continue
+            if self._is_correct(row):
+                group.append(self._row(row, "correct", mask=[False] * len(row["ids"]), in_pair=False))
+            elif key in chosen:
+                group += self._pair(row, chosen[key])
+            else:
+                ungated = key in repaired and self.recipe.masks.no_feasible == "ungated"
+                self.step.tally.counts["errors_without_repair"] += key in repaired
+                group.append(self._row(row, "error", mask=[ungated] * len(row["ids"]), in_pair=ungated))
+        return group
+
+    def _pair(self, row: Row, repair: Attempt) -> list[Row]:
+        section = self.recipe.masks
+        masks = difference_masks(
+            row["ids"],
+            repair.ids,
+            align=section.align,
+            anchor_gaps=section.anchor_gaps,
+            truncate=section.truncate,
+        )
+        error_T, repair_T = self._by_step(masks.error_T, row["ids"]), self._by_step(masks.repair_T, repair.ids)
+        tally = self.step.tally
+        tally.counts["tokens_in_pairs"] += len(error_T) + len(repair_T)
+        tally.counts["tokens_marked"] += int(error_T.sum() + repair_T.sum())
+        repaired = row | {
+            "ids": repair.ids,
+            "reward": repair.reward,
+            "finish_reason": repair.completion.finish_reason,
+        }
+        return [
+            self._row(row, "error", mask=error_T.tolist(), in_pair=True),
+            self._row(repaired, "repair", mask=repair_T.tolist(), in_pair=True),
+        ]
+
+    def _by_step(self, mask_T: Mask, ids: Sequence[int]) -> Mask:
+        section = self.recipe.masks
+        if section.granularity == "token":
+            return mask_T
+        return step_mask(mask_T, step_ids(self.policy.engine.vlm.token_texts(ids), section.step_end))
+
+    def _row(self, row: Row, role: str, *, mask: list[bool], in_pair: bool) -> Row:
+        kept = {name: row[name] for name in ("problem_id", "sample", "ids", "reward", "finish_reason")}
+        return kept | {"role": role, "mask": mask, "in_pair": in_pair}
+
+    def _add_logprobs(self, rows: Sequence[Row]) -> None:
+        """The policy's own log-probs of every trajectory: the sampler of a repair was another model (eq. 18)."""
+        ids = dict.fromkeys(row["problem_id"] for row in rows)
+        prompts = {name: self.policy.prompt(self.problems[name]) for name in ids}
+        trajectories = [(row["problem_id"], tuple(row["ids"])) for row in rows]
+        unique = list(dict.fromkeys(trajectories))  # a correct rollout may repair several errors of its group
+        requests = [ScoreRequest(prompts[name], ids) for name, ids in unique]
+        with self.step.ledger.phase("score"):
+            scores = self.policy.engine.score(requests, temperature=self.recipe.rollout.temperature)
+        logprobs = dict(zip(unique, scores, strict=True))
+        for row, trajectory in zip(rows, trajectories, strict=True):
+            row["old_logprobs"] = logprobs[trajectory]

@@ -1,0 +1,158 @@
+"""What a repair prompt shows as right: drawn by the seed, of the kinds that the recipe names, the answer if need be."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from stages.artifacts.columns import REPAIR_SET
+from stages.artifacts.ledger import CostLedger
+from stages.artifacts.problems import ProblemSet, encode_image
+from stages.artifacts.store import write_rows
+from stages.engines.protocol import Completion
+from stages.engines.transformers_engine import TransformersEngine
+from stages.recipe import PromptSection, load_recipe
+from stages.s1_sft_repair import SftRepair
+from stages.s2_rl_repair import ErrorSource
+from stages.scoring.answering import Answer, Answerer
+from stages.scoring.references import References
+from stages.scoring.repairs import Draft, Repairer
+from stages.training.heldout import repair_heldout
+
+STYLE = PromptSection(
+    repair_instruction="Repair this draft:",
+    reference_instruction="Right is {reference}.",
+    response_reference_instruction="A right one: {reference}!",
+)
+SIBLINGS = ["first", "second", "third"]
+
+
+class Recording(TransformersEngine):
+    """Keeps what was generated from."""
+
+    def generate(self, requests, sampling):
+        self.requests = list(requests)
+        return super().generate(requests, sampling)
+
+
+@pytest.fixture
+def named(problems):
+    """A function: a problem of this name, with or without a preferred response."""
+
+    def make(number, **extra):
+        return replace(problems[0], problem_id=f"p{number}", extra=extra)
+
+    return make
+
+
+def test_siblings_are_drawn_alike_and_again_by_the_seed(named):
+    def draws(seed):
+        return [References(["sibling"], seed, Counter()).draw(named(i), i % 7, SIBLINGS) for i in range(600)]
+
+    first, counted = draws(1), Counter(draws(1))
+    assert first == draws(1) != draws(2)
+    assert set(counted) == set(SIBLINGS)
+    assert all(150 < count < 250 for count in counted.values())  # four standard deviations around 200 are 46
+    references = References(["sibling"], 1, Counter())
+    assert len({references.draw(named(0), sample, SIBLINGS) for sample in range(20)}) == 3
+
+
+def test_kinds_are_drawn_alike(named):
+    counts = Counter()
+    references = References(["answer", "preferred", "sibling"], 0, counts)
+    drawn = Counter(references.draw(named(i, preferred="mine"), 0, ["other"]) for i in range(600))
+
+    assert drawn.keys() == {None, "mine", "other"}
+    assert all(150 < count < 250 for count in drawn.values())
+    assert not counts
+
+
+@pytest.mark.parametrize(
+    ("kind", "extra", "siblings", "expected"),
+    [
+        ("answer", {"preferred": "mine"}, SIBLINGS[:1], None),
+        ("preferred", {"preferred": "mine"}, SIBLINGS[:1], "mine"),
+        ("preferred", {"chosen": "theirs"}, SIBLINGS[:1], "theirs"),
+        ("sibling", {"preferred": "mine"}, SIBLINGS[:1], "first"),
+    ],
+)
+def test_each_kind_shows_its_own(named, kind, extra, siblings, expected):
+    assert References([kind], 0, Counter()).draw(named(0, **extra), 0, siblings) == expected
+
+
+@pytest.mark.parametrize(("kind", "extra"), [("preferred", {}), ("preferred", {"preferred": None}), ("sibling", {})])
+def test_the_answer_takes_the_place_of_what_is_missing_and_is_counted(named, kind, extra):
+    counts = Counter()
+    references = References([kind], 0, counts)
+
+    assert [references.draw(named(i, **extra), 0, []) for i in range(3)] == [None] * 3
+    assert counts == {"references_missing": 3}
+
+
+def test_a_response_has_an_instruction_of_its_own(tiny_vlm, named):
+    repairer = Repairer(TransformersEngine(tiny_vlm, rows_per_batch=1), STYLE, reward=None, ledger=None)
+    draft = Draft(replace(named(0), answer="71"), 0, [100, tiny_vlm.end_ids[0]], "d")
+    shown = replace(draft, right_response="7 + 1")
+
+    assert repairer.prompt(draft).tail.startswith("\nRight is 71.<|im_end|>")
+    assert repairer.prompt(shown).tail.startswith("\nA right one: 7 + 1!<|im_end|>")
+    assert repairer.prompt(shown, with_reference=False) == repairer.prompt(draft, with_reference=False)
+
+
+def test_sft_prompts_cover_the_kinds(tiny_vlm, repair_problems, step):
+    """Half the problems have a preferred response, of which a third of the draws asks for none."""
+    recipe = load_recipe("digits", ["prompt.references=[answer, preferred, sibling]"])
+    repairer = Repairer(TransformersEngine(tiny_vlm, rows_per_batch=1), recipe.prompt, None, CostLedger())
+    references = References(recipe.prompt.references, recipe.seed, step.tally.counts)
+    stage = SftRepair(recipe, None, None)
+    tails = Counter()
+    for number, problem in enumerate(repair_problems):
+        preferred = f"like {number}" if number % 2 else None
+        problem = replace(problem, extra=problem.extra | {"preferred": preferred})
+        row = stage._row(repairer, references, problem, 0, True)
+        withheld = stage._row(repairer, references, problem, 0, False)
+        text, without = (tiny_vlm.decode(prompt.ids) for prompt in (row.prompt, withheld.prompt))
+        is_preferred = text.endswith(f"A right answer: like {number}\nassistant\n")
+        assert is_preferred or text.endswith(f"The right answer is {problem.answer}.\nassistant\n")
+        assert "right answer" not in without
+        tails[preferred is not None, is_preferred] += 1
+    assert tails[False, True] == 0
+    assert tails[True, True] > tails[True, False] > 0
+    assert 0 < step.tally.counts["references_missing"] < tails[False, False] == 20
+
+
+def test_repair_rl_shows_correct_drafts_of_the_same_problem(base_vlm, problems, step):
+    """The policy's drafts are given: three of the first problem, one of them right; two of the second, both wrong."""
+    recipe = load_recipe("digits", ["prompt.references=[sibling]"])
+    source = ErrorSource(recipe, Answerer(TransformersEngine(base_vlm), recipe.prompt, None, CostLedger()), step)
+    answers = [
+        Answer(Completion([5 + k], [0.0], "stop"), f"text {k}", reward)
+        for k, reward in enumerate([0.0, 1.0, None, 0.0, 0.0])
+    ]
+    first, second = source._errors_of(problems[0], answers[:4]), source._errors_of(problems[1], answers[3:])
+
+    assert [(draft.sample, draft.text, draft.right_response) for draft in first] == [
+        (0, "text 0", "text 1"), (3, "text 3", "text 1"),
+    ]  # fmt: skip
+    assert [draft.right_response for draft in second] == [None, None]
+    assert step.tally.counts["references_missing"] == 2
+
+
+def test_held_out_errors_are_shown_what_the_set_prefers(base_vlm, repair_problems, math_reward, step, tmp_path):
+    """The last two of four are held out; the last has no preferred response."""
+    rows = [
+        {"problem_id": p.problem_id, "question": p.question, "answer": p.answer, "kind": p.kind, **p.extra,
+         "images": [encode_image(image) for image in p.images],
+         "preferred": None if k == 3 else f"preferred {k}"}
+        for k, p in enumerate(repair_problems[:4])
+    ]  # fmt: skip
+    write_rows(tmp_path / "repair_set.parquet", REPAIR_SET, rows)
+    settings = ["prompt.references=[preferred]", "sft.heldout_share=0.5", "rollout.max_new_tokens=4"]
+    recipe = load_recipe("digits", settings)
+    engine = Recording(base_vlm, rows_per_batch=64)
+    repairer = Repairer(engine, recipe.prompt, math_reward, CostLedger())
+    repair_heldout(repairer, ProblemSet(tmp_path / "repair_set.parquet", REPAIR_SET), recipe, step)
+
+    shown = [request.prompt.tail.split("<|im_end|>")[0] for request in engine.requests]
+    assert shown == ["\nA right answer: preferred 2", f"\nThe right answer is {repair_problems[3].answer}."]
+    assert step.tally.counts["references_missing"] == 1
