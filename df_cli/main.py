@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import typer
 
+from df_cli import repair_set
 from df_cli.build_masks import build_masks
 from df_cli.evaluate import evaluate
 from df_cli.rl_repair import rl_repair
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "summarize": summarize,
 }
+GROUPS: dict[str, typer.Typer] = {"repair-set": repair_set.app}
 OPTIONS = ("--help", "--install-completion", "--show-completion")
 
 app = typer.Typer(
@@ -33,6 +35,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+for _name, _group in GROUPS.items():
+    app.add_typer(_group, name=_name)
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
 
@@ -40,7 +44,7 @@ for _name, _command in COMMANDS.items():
 def main() -> None:
     """Entry point of the `df` script."""
     arguments = sys.argv[1:]
-    if meant_for_system(arguments, COMMANDS, OPTIONS):
+    if meant_for_system(arguments, [*GROUPS, *COMMANDS], OPTIONS):
         run_system_df(arguments)
     try:
         app()

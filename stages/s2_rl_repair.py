@@ -26,6 +26,7 @@ from stages.scoring.image_removal import without_image
 from stages.scoring.repair_reward import c1_gate, repair_reward
 from stages.scoring.repairs import Attempt, Draft, Repairer
 from stages.scoring.rewards import check_reward, open_reward
+from stages.scoring.wrong_answers import wrong_answers
 from stages.seeds import Purpose, derive_seed
 from stages.training.groups import advantages_of, rows_to_work_on
 from stages.training.heldout import repair_heldout
@@ -137,21 +138,15 @@ class ErrorSource:
         return drafts
 
     def _drafts(self, problems: Sequence[Problem], part: int) -> list[Draft]:
-        groups = self.policy.answer(
-            problems, self.recipe.repair_rl.drafts_per_problem, recipe_sampling(self.recipe, Purpose.RL_DRAFTS, part)
+        found = wrong_answers(
+            self.policy,
+            problems,
+            self.recipe.repair_rl.drafts_per_problem,
+            recipe_sampling(self.recipe, Purpose.RL_DRAFTS, part),
+            self.recipe.reward.threshold,
+            self.step.tally,
         )
-        answers = [
-            (problem, sample, answer)
-            for problem, group in zip(problems, groups, strict=True)
-            for sample, answer in enumerate(group)
-        ]
-        self.step.tally.counts["drafts"] += len(answers)
-        self.step.tally.dropped["unscored"] += sum(answer.reward is None for _, _, answer in answers)
-        return [
-            Draft(problem, sample, answer.completion.ids, answer.text)
-            for problem, sample, answer in answers
-            if answer.reward is not None and not is_correct(answer.reward, self.recipe.reward.threshold)
-        ]
+        return [Draft(problem, sample, answer.completion.ids, answer.text) for problem, sample, answer in found]
 
     def _text_only_solvable(self, problems: Sequence[Problem], part: int) -> set[str]:
         """Problems whose image the policy does not need: it solves them on the blank image often enough."""

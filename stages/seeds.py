@@ -24,6 +24,9 @@ class Purpose(IntEnum):
     GROUP_ORDER = 13
     EVALUATION = 14
     ADAPTERS = 15
+    SHEET_PROBLEMS = 30
+    SHEET_DRAFTS = 31
+    REPAIR_SET_ORDER = 32
 
 
 def derive_seed(seed: int, purpose: Purpose, *path: int) -> int:

@@ -134,9 +134,20 @@ PROBLEMS = TableSpec(
     ),
 )
 
+ERRORS = TableSpec(
+    "errors",
+    "df repair-set sheet",
+    "df repair-set read",
+    (
+        Column("error_id", pa.string(), "unique: the `problem_id`, with `#2` for the problem's second error"),
+        *PROBLEMS.columns,
+        Column("error", pa.string(), "y: a wrong response of the policy"),
+    ),
+)
+
 REPAIR_SET = TableSpec(
     "repair_set",
-    "you, or data/digits/build.py",
+    "df repair-set read, you, or data/digits/build.py",
     "df sft-repair, df rl-repair",
     (
         *PROBLEMS.columns,
@@ -288,5 +299,5 @@ SUMMARY = TableSpec(
 )
 
 TABLES = (
-    PROBLEMS, REPAIR_SET, ROLLOUTS, REPAIRS, GROUPS, EPISODES, DROPPED, METRICS, SAMPLES, SCORES, SUMMARY,
+    PROBLEMS, ERRORS, REPAIR_SET, ROLLOUTS, REPAIRS, GROUPS, EPISODES, DROPPED, METRICS, SAMPLES, SCORES, SUMMARY,
 )  # fmt: skip

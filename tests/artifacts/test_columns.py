@@ -24,6 +24,7 @@ PROBLEM = [
 ]
 FROZEN = {
     "problems": PROBLEM,
+    "errors": [("error_id", "string"), *PROBLEM, ("error", "string")],
     "repair_set": [*PROBLEM, ("error", "string"), ("repair", "string")],
     "rollouts": [
         ("problem_id", "string"),
@@ -101,6 +102,7 @@ FROZEN = {
 }
 NULLABLE = {
     "problems": {"kind"},
+    "errors": {"kind"},
     "repair_set": {"kind"},
     "rollouts": {"reward"},
     "repairs": {"reward", "flagged", "category"},
