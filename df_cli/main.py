@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 import typer
+from typer.core import TyperGroup
 
 from df_cli import repair_set
 from df_cli.build_masks import build_masks
@@ -30,7 +31,16 @@ COMMANDS: dict[str, Callable[..., None]] = {
 GROUPS: dict[str, typer.Typer] = {"repair-set": repair_set.app}
 OPTIONS = ("--help", "--install-completion", "--show-completion")
 
+
+class PipelineOrder(TyperGroup):
+    """Lists the commands as they follow each other; groups would come last."""
+
+    def list_commands(self, ctx: object) -> list[str]:  # noqa: ARG002
+        return [*GROUPS, *COMMANDS]
+
+
 app = typer.Typer(
+    cls=PipelineOrder,
     help="Reinforcement learning for vision-language models that learns where an answer went wrong.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -20,7 +20,9 @@ from stages.errors import DataError
 
 Json = dict[str, Any]
 
-TASKS, PLAIN, CONFIG = "tasks.json", "sheet.jsonl", "label_config.xml"
+PLAIN, CONFIG = "sheet.jsonl", "label_config.xml"
+IMPORT_BYTES = 100 * 2**20
+"""A tasks file is no larger than this unless one task is; Label Studio takes 200 MB at once."""
 REPAIR = "repair"
 """Name of the text area, and of the plain sheet's field."""
 _BROWSER_FORMATS = {"PNG", "JPEG", "GIF", "WEBP", "BMP"}
@@ -55,23 +57,30 @@ class Annotated:
 
 
 def write_sheet(folder: Path, errors: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows of `errors` as `tasks.json` with its `label_config.xml`, and as `sheet.jsonl`.
+    """Write rows of `errors` as `tasks-00.json` and so on with `label_config.xml`, and as `sheet.jsonl`.
 
     Both hold one error a line, its images embedded as data URIs, the repair prefilled with the error.
     """
     (folder / CONFIG).write_text(
         _CONFIG.replace("{images}", _IMAGES_TAG if any(row["images"] for row in errors) else ""), encoding="utf-8"
     )
-    with (
-        (folder / TASKS).open("w", encoding="utf-8") as tasks,
-        (folder / PLAIN).open("w", encoding="utf-8") as plain,
-    ):
-        for number, row in enumerate(errors):
+    tasks: list[str] = []
+    files = size = 0
+    with (folder / PLAIN).open("w", encoding="utf-8") as plain:
+        for row in errors:
             data = _data(row)
-            tasks.write(",\n" if number else "[\n")
-            tasks.write(_line(_task(data)))
             plain.write(_line(data | {REPAIR: data["error"]}) + "\n")
-        tasks.write("\n]\n")
+            task = _line(_task(data))
+            if tasks and size + len(task.encode()) > IMPORT_BYTES:
+                _write_tasks(folder, files, tasks)
+                tasks, files, size = [], files + 1, 0
+            tasks.append(task)
+            size += len(task.encode())
+    _write_tasks(folder, files, tasks)
+
+
+def _write_tasks(folder: Path, number: int, tasks: Sequence[str]) -> None:
+    (folder / f"tasks-{number:02d}.json").write_text("[\n" + ",\n".join(tasks) + "\n]\n", encoding="utf-8")
 
 
 def _data(row: Mapping[str, Any]) -> Json:

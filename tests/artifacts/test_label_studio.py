@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.artifacts.label_studio import CONFIG, PLAIN, TASKS, Annotated, read_annotated, write_sheet
+from stages.artifacts.label_studio import CONFIG, PLAIN, Annotated, read_annotated, write_sheet
 from stages.artifacts.problems import encode_image
 from stages.errors import DataError
 
@@ -41,7 +41,7 @@ def written(tmp_path):
 
     def write(*rows):
         write_sheet(tmp_path, rows)
-        tasks = json.loads((tmp_path / TASKS).read_text(encoding="utf-8"))
+        tasks = json.loads((tmp_path / "tasks-00.json").read_text(encoding="utf-8"))
         plain = [json.loads(line) for line in (tmp_path / PLAIN).read_text(encoding="utf-8").splitlines()]
         return tasks, plain, ElementTree.fromstring((tmp_path / CONFIG).read_text(encoding="utf-8"))
 
@@ -88,6 +88,17 @@ def test_images_are_embedded_in_order_as_they_are(written):
         assert [uri.partition(";")[0] for uri in images] == ["data:image/png", "data:image/jpeg"]
         assert base64.b64decode(images[1].partition(",")[2]) == jpeg["bytes"]
         assert (pixels(images[0]) == (0, 0, 255)).all()
+
+
+def test_tasks_are_cut_into_files_that_label_studio_takes_at_once(tmp_path, monkeypatch):
+    names = [f"p{number}" for number in range(7)]
+    write_sheet(tmp_path, [row(name) for name in names])
+    lines = (tmp_path / "tasks-00.json").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 9
+    monkeypatch.setattr("stages.artifacts.label_studio.IMPORT_BYTES", 3 * len(lines[1].encode()))
+    write_sheet(tmp_path, [row(name) for name in names])
+    files = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(tmp_path.glob("tasks-*.json"))]
+    assert [[task["data"]["error_id"] for task in tasks] for tasks in files] == [names[:3], names[3:6], names[6:]]
 
 
 def test_a_format_that_browsers_do_not_show_becomes_a_png(written):
