@@ -81,7 +81,7 @@ class ReadRepairSet:
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
         check_model(self.policy)
-        reading = self._reading
+        reading = self.reading
         if reading.bad and self.on_bad_row == "fail":
             raise DataError(f"{self.annotated}: {_report(reading.bad)}")
         if not reading.pairs:
@@ -90,13 +90,14 @@ class ReadRepairSet:
                 f"{_counts([*reading.left_out.elements(), *(bad.reason for bad in reading.bad)])}); "
                 "annotate the sheet and export it again"
             )
+        self.order  # noqa: B018, raises where there is none
         recipe = self.recipe.subset("reward", repair_set={"max_edit_cost"}, sft={"heldout_share"})
         inputs = {"sheet": self.sheet, "annotated": self.annotated, "policy": self.policy}
         return Plan("repair-set read", recipe | {"on_bad_row": self.on_bad_row}, self.recipe.seed, inputs)
 
     def run(self, step: Step) -> None:
-        reading = self._reading
-        step.write_table(REPAIR_SET, self._in_order(reading.pairs))
+        reading = self.reading
+        step.write_table(REPAIR_SET, [_repair_set_row(reading.pairs[i]) for i in self.order])
         step.tally.rows_in = reading.errors
         step.tally.rows_out = len(reading.pairs)
         step.tally.dropped.update([bad.reason for bad in reading.bad])
@@ -105,16 +106,17 @@ class ReadRepairSet:
         step.finish()
 
     @cached_property
-    def _reading(self) -> Reading:
+    def reading(self) -> Reading:
+        """The sheet, every row of it checked."""
         sheet = {row["error_id"]: row for row in iterate_rows(self.sheet / f"{ERRORS.name}.parquet", ERRORS)}
         given = list(read_annotated(self.annotated))
         done = [item for item in given if item.texts is not None]
         without = sheet.keys() - {item.error_id for item in done}
         skipped = without & {item.error_id for item in given if item.skipped}
         left_out = Counter(skipped=len(skipped), not_annotated=len(without - skipped))
-        looked_at = [*_first_look(done, sheet)]
-        complete = self._second_look([found for found in looked_at if isinstance(found, Pair)])
-        found = [found for found in looked_at if isinstance(found, Bad)] + complete
+        first = list(_first_look(done, sheet))
+        second = self._second_look([found for found in first if isinstance(found, Pair)])
+        found = [found for found in first if isinstance(found, Bad)] + second
         return Reading(
             errors=len(sheet),
             pairs=[pair for pair in found if isinstance(pair, Pair)],
@@ -122,6 +124,24 @@ class ReadRepairSet:
             left_out=left_out,
             superseded=sum(item.superseded for item in given),
         )
+
+    @cached_property
+    def order(self) -> list[int]:
+        """Which pair comes where: shuffled; no problem or image of the held-out end occurs before it.
+
+        Raises:
+            DataError: no set of problems is as large as the held-out end.
+        """
+        rows = [pair.row for pair in self.reading.pairs]
+        heldout = round(len(rows) * self.recipe.sft.heldout_share)
+        seed = derive_seed(self.recipe.seed, Purpose.REPAIR_SET_ORDER)
+        try:
+            return order_heldout_last(_groups(rows), heldout, seed)
+        except ValueError as error:
+            raise DataError(
+                f"{self.annotated}: {error} (problems that share an image are one group); "
+                "change sft.heldout_share, here and for df sft-repair, so that it comes to that many"
+            ) from error
 
     def _second_look(self, pairs: Sequence[Pair]) -> list[Pair | Bad]:
         """Pairs whose repair is right and near its error."""
@@ -143,19 +163,9 @@ class ReadRepairSet:
             return Bad("rewritten", f"{pair.place}, {cost:.2f}")
         return None
 
-    def _in_order(self, pairs: Sequence[Pair]) -> list[Row]:
-        """Rows of `repair_set`, shuffled; no problem or image of the held-out end occurs before it."""
-        heldout = round(len(pairs) * self.recipe.sft.heldout_share)
-        seed = derive_seed(self.recipe.seed, Purpose.REPAIR_SET_ORDER)
-        try:
-            order = order_heldout_last(_groups([pair.row for pair in pairs]), heldout, seed)
-        except ValueError as error:
-            raise DataError(
-                f"{self.annotated}: {error} (problems that share an image are one group); "
-                "change sft.heldout_share, here and for df sft-repair, so that it comes to that many"
-            ) from error
-        chosen = [pairs[i] for i in order]
-        return [pair.row | {"problem_id": pair.row["error_id"], "repair": pair.repair} for pair in chosen]
+
+def _repair_set_row(pair: Pair) -> Row:
+    return pair.row | {"problem_id": pair.row["error_id"], "repair": pair.repair}
 
 
 def _first_look(done: Sequence[Annotated], sheet: Mapping[str, Row]) -> Iterator[Pair | Bad]:

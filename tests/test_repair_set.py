@@ -355,6 +355,7 @@ def test_a_held_out_share_that_cannot_be_had_is_refused_with_the_nearest(reading
     stage, out = reading(rows, annotated)
     with pytest.raises(DataError, match=r"has 2 of the 20 rows; the nearest has 0 .*; change sft\.heldout_share"):
         execute(stage, out)
+    assert not out.exists()
     stage, out = reading(rows, annotated, "sft.heldout_share=0.25", name="quarter")
     execute(stage, out)
     last, rest = heldout_and_rest(rows_of(out, REPAIR_SET), 0.25)
