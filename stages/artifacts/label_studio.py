@@ -121,6 +121,8 @@ def _line(value: Json) -> str:
 def read_annotated(path: Path) -> Iterator[Annotated]:
     """What annotators made of a sheet: an export of Label Studio (JSON or JSON-MIN), or the plain sheet filled in.
 
+    JSON-MIN has a row for each annotation, and leaves out those that were cancelled.
+
     Raises:
         DataError: the file cannot be read as either.
     """
