@@ -6,7 +6,9 @@ import sys
 from collections.abc import Callable
 
 import typer
+from typer.core import TyperGroup
 
+from df_cli import repair_set
 from df_cli.ablate import ablate
 from df_cli.build_masks import build_masks
 from df_cli.evaluate import evaluate
@@ -28,13 +30,25 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "summarize": summarize,
     "ablate": ablate,
 }
+GROUPS: dict[str, typer.Typer] = {"repair-set": repair_set.app}
 OPTIONS = ("--help", "--install-completion", "--show-completion")
 
+
+class PipelineOrder(TyperGroup):
+    """Lists the commands as they follow each other; groups would come last."""
+
+    def list_commands(self, ctx: object) -> list[str]:  # noqa: ARG002
+        return [*GROUPS, *COMMANDS]
+
+
 app = typer.Typer(
+    cls=PipelineOrder,
     help="Reinforcement learning for vision-language models that learns where an answer went wrong.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+for _name, _group in GROUPS.items():
+    app.add_typer(_group, name=_name)
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
 
@@ -42,7 +56,7 @@ for _name, _command in COMMANDS.items():
 def main() -> None:
     """Entry point of the `df` script."""
     arguments = sys.argv[1:]
-    if meant_for_system(arguments, COMMANDS, OPTIONS):
+    if meant_for_system(arguments, [*GROUPS, *COMMANDS], OPTIONS):
         run_system_df(arguments)
     try:
         app()

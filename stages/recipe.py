@@ -156,6 +156,19 @@ class OptimizerSection(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="Gradient norm is clipped to this.")
 
 
+class RepairSetSection(Section):
+    """`df repair-set`."""
+
+    samples_per_problem: Positive = Field(4, description="Answers sampled from the policy to find its errors.")
+    errors_per_problem: Positive = Field(
+        1,
+        description="Errors of one problem at most; a second one is taken only when every problem has given its first.",
+    )
+    max_edit_cost: Share = Field(
+        0.5, description="A repair of larger edit cost is a rewrite, and refused (our choice)."
+    )
+
+
 class SftOptimizerSection(OptimizerSection):
     """The same with a peak for supervised training."""
 
@@ -361,6 +374,7 @@ class Recipe(Section):
     engine: EngineSection = EngineSection()
     reward: RewardSection = RewardSection()
     audit: AuditSection = AuditSection()
+    repair_set: RepairSetSection = RepairSetSection()
     sft: SftSection = SftSection()
     repair_rl: RepairRlSection = RepairRlSection()
     rollout: RolloutSection = RolloutSection()

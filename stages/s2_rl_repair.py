@@ -20,13 +20,14 @@ from stages.model.batches import encode_prompt
 from stages.model.loading import VisionLanguageModel
 from stages.progress import track
 from stages.recipe import SAMPLING_FIELDS, Recipe
-from stages.scoring.answering import Answer, Answerer
+from stages.scoring.answering import Answerer
 from stages.scoring.auditor import AuditCase, Auditor, Verdict, open_auditor
 from stages.scoring.image_removal import without_image
 from stages.scoring.references import References
 from stages.scoring.repair_reward import c1_gate, repair_reward
 from stages.scoring.repairs import Attempt, Draft, Repairer
 from stages.scoring.rewards import check_reward, open_reward
+from stages.scoring.wrong_answers import wrong_answers
 from stages.seeds import Purpose, derive_seed
 from stages.training.groups import advantages_of, rows_to_work_on
 from stages.training.heldout import repair_heldout
@@ -139,30 +140,23 @@ class ErrorSource:
         return drafts
 
     def _drafts(self, problems: Sequence[Problem], part: int) -> list[Draft]:
-        groups = self.policy.answer(
-            problems, self.recipe.repair_rl.drafts_per_problem, recipe_sampling(self.recipe, Purpose.RL_DRAFTS, part)
+        found = wrong_answers(
+            self.policy,
+            problems,
+            self.recipe.repair_rl.drafts_per_problem,
+            recipe_sampling(self.recipe, Purpose.RL_DRAFTS, part),
+            self.recipe.reward.threshold,
+            self.step.tally,
         )
-        answers = [answer for group in groups for answer in group]
-        self.step.tally.counts["drafts"] += len(answers)
-        self.step.tally.dropped["unscored"] += sum(answer.reward is None for answer in answers)
-        return [
-            draft for problem, group in zip(problems, groups, strict=True) for draft in self._errors_of(problem, group)
-        ]
-
-    def _errors_of(self, problem: Problem, group: Sequence[Answer]) -> list[Draft]:
-        """One problem's wrong answers, its correct ones being the references of kind `sibling`."""
-        threshold = self.recipe.reward.threshold
-        siblings = [answer.text for answer in group if is_correct(answer.reward, threshold)]
         return [
             Draft(
-                problem,
-                sample,
-                answer.completion.ids,
-                answer.text,
-                self.references.draw(problem, sample, siblings),
+                wrong.problem,
+                wrong.sample,
+                wrong.answer.completion.ids,
+                wrong.answer.text,
+                self.references.draw(wrong.problem, wrong.sample, wrong.siblings),
             )
-            for sample, answer in enumerate(group)
-            if answer.reward is not None and not is_correct(answer.reward, threshold)
+            for wrong in found
         ]
 
     def _text_only_solvable(self, problems: Sequence[Problem], part: int) -> set[str]:

@@ -26,6 +26,9 @@ class Purpose(IntEnum):
     ADAPTERS = 15
     REFERENCE_KINDS = 20
     SIBLINGS = 21
+    SHEET_PROBLEMS = 30
+    SHEET_DRAFTS = 31
+    REPAIR_SET_ORDER = 32
 
 
 def derive_seed(seed: int, purpose: Purpose, *path: int) -> int:

@@ -160,9 +160,20 @@ PROBLEMS = TableSpec(
     ),
 )
 
+ERRORS = TableSpec(
+    "errors",
+    "df repair-set sheet",
+    "df repair-set read",
+    (
+        Column("error_id", pa.string(), "unique: the `problem_id`, with `#2` for the problem's second error"),
+        *PROBLEMS.columns,
+        Column("error", pa.string(), "y: a wrong response of the policy"),
+    ),
+)
+
 REPAIR_SET = TableSpec(
     "repair_set",
-    "you, or data/digits/build.py",
+    "df repair-set read, you, or data/digits/build.py",
     "df sft-repair, df rl-repair",
     (
         *PROBLEMS.columns,
@@ -341,6 +352,6 @@ ABLATION = TableSpec(
 )
 
 TABLES = (
-    PROBLEMS, REPAIR_SET, PREFERENCES, ROLLOUTS, REPAIRS, GROUPS, EPISODES, DROPPED, METRICS, SAMPLES, SCORES, SUMMARY,
-    ABLATION,
+    PROBLEMS, ERRORS, REPAIR_SET, PREFERENCES, ROLLOUTS, REPAIRS, GROUPS, EPISODES, DROPPED, METRICS, SAMPLES, SCORES,
+    SUMMARY, ABLATION,
 )  # fmt: skip

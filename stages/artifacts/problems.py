@@ -36,6 +36,11 @@ class EncodedImages(Sequence[Image.Image]):
     def __len__(self) -> int:
         return len(self._encoded)
 
+    @property
+    def encoded(self) -> list[dict[str, Any]]:
+        """The images as the `images` column has them."""
+        return list(self._encoded)
+
     def __getitem__(self, index: Any) -> Any:
         """The decoded image, in RGB.
 
@@ -208,6 +213,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         image = image.point(lambda value: value / 256).convert("L")
     return image.convert("RGB")
+
+
+def encoded_images(images: Sequence[Image.Image]) -> list[dict[str, Any]]:
+    """Images in the layout of the `images` column: as they lie in their file, or as PNGs if they come from nowhere."""
+    return images.encoded if isinstance(images, EncodedImages) else [encode_image(image) for image in images]
 
 
 def encode_image(image: Image.Image) -> dict[str, Any]:

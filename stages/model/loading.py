@@ -128,6 +128,16 @@ def load_model(
     return wrap_model(model.eval(), processor, autocast_dtype)
 
 
+def load_tokenizer(path: Path | str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of the checkpoint at `path`, without its weights.
+
+    Raises:
+        ModelError: as `check_model_folder`.
+    """
+    check_model_folder(path)
+    return AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code).tokenizer
+
+
 def wrap_model(model: Any, processor: Any, autocast_dtype: torch.dtype | None = None) -> VisionLanguageModel:
     """Bundle a model and its processor with the ids that end a response and those that may not be sampled.
 

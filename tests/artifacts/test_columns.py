@@ -27,6 +27,7 @@ PROBLEM = [
 ]
 FROZEN = {
     "problems": PROBLEM,
+    "errors": [("error_id", "string"), *PROBLEM, ("error", "string")],
     "repair_set": [*PROBLEM, ("error", "string"), ("repair", "string")],
     "preferences": [*PROBLEM[:-1], ("chosen", "string"), ("rejected", "string")],
     "rollouts": [
@@ -115,6 +116,7 @@ FROZEN = {
 }
 NULLABLE = {
     "problems": {"kind", "video", "fps", "preferred"},
+    "errors": {"kind", "video", "fps", "preferred"},
     "repair_set": {"kind", "video", "fps", "preferred"},
     "preferences": {"kind", "video", "fps"},
     "rollouts": {"reward"},

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from stages.artifacts.columns import PROBLEMS, REPAIR_SET
-from stages.artifacts.problems import ProblemSet, encode_image
+from stages.artifacts.problems import ProblemSet, encode_image, encoded_images
 from stages.artifacts.store import write_rows
 from stages.errors import DataError
 
@@ -241,3 +241,11 @@ def test_draws_repeat_by_seed_and_never_repeat_a_problem(tmp_path):
 @pytest.mark.parametrize("count", [None, 3, 99])
 def test_a_draw_of_all_keeps_the_order(count, tmp_path):
     assert problem_set(tmp_path, *[row(f"p{index}") for index in range(3)]).draw(count, seed=1) == ["p0", "p1", "p2"]
+
+
+def test_images_pass_on_as_they_lie_in_the_file_or_as_pngs(tmp_path):
+    jpeg = saved(Image.new("RGB", (4, 2), RED), "JPEG")
+    problem = problem_set(tmp_path, row(image=jpeg))["p0"]
+    assert encoded_images(problem.images) == [jpeg]
+    (png,) = encoded_images(list(problem.images))
+    assert np.array_equal(Image.open(io.BytesIO(png["bytes"])), problem.images[0])

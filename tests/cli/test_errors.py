@@ -45,6 +45,7 @@ GROUP = {
 }
 MODEL_FILES = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "model.safetensors")
 OPTIONS = {
+    "repair-set sheet": "--problems problems.parquet --policy model",
     "sft-repair": "--repair-set repair_set.parquet --model model",
     "rl-repair": "--problems problems.parquet --policy model --repair-model model --repair-set repair_set.parquet",
     "rollout": "--problems problems.parquet --policy model",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from df_cli.main import COMMANDS
+from df_cli.main import COMMANDS, GROUPS
 
 ROOT = Path(__file__).parents[2]
 PIPELINE = ["sft-repair", "rl-repair", "rollout", "build-masks", "train-policy", "evaluate", "summarize"]
@@ -30,7 +30,7 @@ def test_commands_stand_in_pipeline_order():
     help_text = df("--help").stdout
     listed = re.findall(r"^│ ([a-z]+(?:-[a-z]+)*) ", help_text, flags=re.MULTILINE)
 
-    assert listed == list(COMMANDS)
+    assert listed == [*GROUPS, *COMMANDS]
     assert [name for name in listed if name in PIPELINE] == PIPELINE
 
 
@@ -56,10 +56,19 @@ def test_each_command_has_help(command):
     assert done.stderr == "[]\n"
 
 
+@pytest.mark.parametrize("command", ["repair-set sheet", "repair-set read"])
+def test_commands_of_a_group_have_help(command):
+    done = df(*command.split(), "--help")
+
+    assert done.returncode == 0
+    assert f" {command} [OPTIONS]" in done.stdout
+    assert done.stderr == "[]\n"
+
+
 def test_no_arguments_show_the_commands():
     shown = df().stdout
 
-    assert all(command in shown for command in COMMANDS)
+    assert all(command in shown for command in (*GROUPS, *COMMANDS))
 
 
 def test_usage_errors_exit_with_2():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from df_cli.main import COMMANDS, OPTIONS
+from df_cli.main import COMMANDS, GROUPS, OPTIONS
 from df_cli.system_df import meant_for_system
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +20,8 @@ def folder(tmp_path, monkeypatch):
     """A working directory with a file named like a command, and others."""
     for name in ("rollout", "backup.img"):
         (tmp_path / name).touch()
-    (tmp_path / "home").mkdir()
+    for name in ("home", "repair-set"):
+        (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -35,6 +36,7 @@ def folder(tmp_path, monkeypatch):
         ("sft-repair --help", False),
         ("rollout", False),  # a command, though a file of that name lies here
         ("rollout --problems x", False),
+        ("repair-set sheet --problems x", False),  # a folder of that name lies here
         ("nonsense", False),
         ("-h", True),
         ("-k /tmp", True),
@@ -54,7 +56,7 @@ def folder(tmp_path, monkeypatch):
 )
 @pytest.mark.usefixtures("folder")
 def test_who_is_meant(line, expected):
-    assert meant_for_system(line.split(), COMMANDS, OPTIONS) is expected
+    assert meant_for_system(line.split(), [*GROUPS, *COMMANDS], OPTIONS) is expected
 
 
 def script(folder, content):

@@ -1,0 +1,40 @@
+"""The policy's wrong answers: what there is to repair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from stages.artifacts.problems import Problem
+from stages.artifacts.step import Tally
+from stages.core.selection import is_correct
+from stages.engines.protocol import Sampling
+from stages.scoring.answering import Answer, Answerer
+
+
+class WrongAnswer(NamedTuple):
+    """An answer of reward below τ."""
+
+    problem: Problem
+    sample: int
+    """Which of the problem's answers it is."""
+    answer: Answer
+    siblings: Sequence[str]
+    """Texts of the problem's correct answers."""
+
+
+def wrong_answers(
+    policy: Answerer, problems: Sequence[Problem], n: int, sampling: Sampling, threshold: float, tally: Tally
+) -> list[WrongAnswer]:
+    """The wrong ones of `n` answers to each problem, problem by problem; counts `drafts`, and `unscored` as dropped."""
+    wrong: list[WrongAnswer] = []
+    for problem, group in zip(problems, policy.answer(problems, n, sampling), strict=True):
+        tally.counts["drafts"] += len(group)
+        tally.dropped["unscored"] += sum(answer.reward is None for answer in group)
+        siblings = [answer.text for answer in group if is_correct(answer.reward, threshold)]
+        wrong += [
+            WrongAnswer(problem, sample, answer, siblings)
+            for sample, answer in enumerate(group)
+            if answer.reward is not None and not is_correct(answer.reward, threshold)
+        ]
+    return wrong
