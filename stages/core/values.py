@@ -88,7 +88,7 @@ def value_loss(
     clip: float,
     num_tokens: int | None = None,
 ) -> ValueLoss:
-    """`½ max((V - R)², (V_old + clamp(V - V_old, ±clip) - R)²)`, summed over response tokens / `num_tokens`.
+    """`½ max((V - R)², (clamp(V, V_old ± clip) - R)²)`, summed over response tokens / `num_tokens`.
 
     `num_tokens` is the global batch's number of response tokens (default: this batch's), so the losses of its parts
     add up to its loss. No gate enters: a token that the policy does not learn from still has a value.
@@ -98,7 +98,7 @@ def value_loss(
     new_BT = _inside(mask_BT, values_BT)
     old_BT, returns_BT = _inside(mask_BT, old_values_BT).detach(), _inside(mask_BT, returns_BT).detach()
     free_BT = (new_BT - returns_BT).square()
-    clipped_BT = (old_BT + (new_BT - old_BT).clamp(-clip, clip) - returns_BT).square()
+    clipped_BT = (new_BT.clamp(old_BT - clip, old_BT + clip) - returns_BT).square()
     tokens = int(mask_BT.sum())
     total = torch.maximum(free_BT, clipped_BT).sum() / 2
     return ValueLoss(
