@@ -75,7 +75,10 @@ def test_two_processes_do_the_steps_of_one(mode, one_process, tmp_path):
         assert {n: found[n] for n in steady} == pytest.approx({n: one[n] for n in steady}, rel=1e-4, abs=1e-6)
     assert told["answers"] == alone["answers"]
     for name in ("first", "second"):
-        assert_same_files(tmp_path / name, expected / name, "model/model.safetensors")
+        # Adam divides by the gradient's size: where that is 0 but for rounding, as behind a fresh critic, a step of 1e-3
+        # is rounding too.
+        atol = 1e-4 if mode.endswith("ppo") else 1e-5
+        assert_same_files(tmp_path / name, expected / name, "model/model.safetensors", atol)
         other = f"{ADAPTERS}/adapter_model.safetensors" if mode.endswith("lora") else OPTIMIZER_STATE
         assert_same_files(tmp_path / name, expected / name, other)
         if mode.endswith("ppo"):
@@ -83,8 +86,8 @@ def test_two_processes_do_the_steps_of_one(mode, one_process, tmp_path):
             assert_same_files(tmp_path / name, expected / name, f"{CRITIC}/{OPTIMIZER_STATE}")
 
 
-def assert_same_files(folder, expected, file):
+def assert_same_files(folder, expected, file, atol=1e-5):
     found, wanted = load_file(folder / file), load_file(expected / file)
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=f"{file} {name}")
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=atol, msg=f"{file} {name}")
