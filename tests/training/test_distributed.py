@@ -75,8 +75,8 @@ def test_two_processes_do_the_steps_of_one(mode, one_process, tmp_path):
         assert {n: found[n] for n in steady} == pytest.approx({n: one[n] for n in steady}, rel=1e-4, abs=1e-6)
     assert told["answers"] == alone["answers"]
     for name in ("first", "second"):
-        # Adam divides by the gradient's size: where that is 0 but for rounding, as behind a fresh critic, a step of 1e-3
-        # is rounding too.
+        # Adam divides by the gradient's size: where that is 0 but for rounding, as behind a fresh critic, a step of
+        # 1e-3 is rounding too.
         atol = 1e-4 if mode.endswith("ppo") else 1e-5
         assert_same_files(tmp_path / name, expected / name, "model/model.safetensors", atol)
         other = f"{ADAPTERS}/adapter_model.safetensors" if mode.endswith("lora") else OPTIMIZER_STATE
