@@ -134,6 +134,9 @@ class ObjectiveSection(Section):
     value_coef: float | None = Field(
         None, ge=0, description="Weight of PPO's value loss beside the policy's; 0.1 where unset (our choice)."
     )
+    critic_rate: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Learning rate of PPO's value head over the model's; 10 where unset (our choice)."
+    )
 
     def hyper(self) -> dict[str, Any]:
         """What was set, as keyword arguments of the objective."""
@@ -143,7 +146,7 @@ class ObjectiveSection(Section):
 
     def critic(self) -> dict[str, float]:
         """What was set of PPO's critic."""
-        names = ("gamma", "gae_lambda", "value_clip", "value_coef")
+        names = ("gamma", "gae_lambda", "value_clip", "value_coef", "critic_rate")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 

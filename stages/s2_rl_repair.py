@@ -15,6 +15,7 @@ from stages.artifacts.step import MODEL, Plan, Step
 from stages.batching import batched
 from stages.core.objectives import has_critic
 from stages.core.selection import is_correct
+from stages.core.values import CriticSettings
 from stages.engines.loading import check_model, open_engine, recipe_sampling
 from stages.errors import DataError
 from stages.model.batches import encode_prompt
@@ -109,6 +110,7 @@ class RlRepair:
             machine=recipe.trainer,
             seed=recipe.seed,
             critic_from=self.repair_model if has_critic(recipe.repair_rl.objective.algorithm) else None,
+            critic_rate=CriticSettings(**recipe.repair_rl.objective.critic()).critic_rate,
             reference=open_engine(self.repair_model, recipe, master_weights=True).vlm if anchored else None,
         )
 

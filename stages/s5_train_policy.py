@@ -17,6 +17,7 @@ from stages.artifacts.step import MODEL, Plan, Step
 from stages.artifacts.store import count_rows, iterate_rows, parquet_files
 from stages.batching import batched
 from stages.core.objectives import has_critic
+from stages.core.values import CriticSettings
 from stages.engines.loading import check_model, open_engine
 from stages.errors import DataError
 from stages.model.batches import encode_prompt
@@ -96,6 +97,7 @@ class TrainPolicy:
                 reference=reference,
                 resume_from=self.policy,
                 critic_from=self.policy if has_critic(section.objective.algorithm) else None,
+                critic_rate=CriticSettings(**section.objective.critic()).critic_rate,
                 seed=recipe.seed,
             )
 

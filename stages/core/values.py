@@ -14,12 +14,16 @@ from stages.core.advantages import STD_FLOOR
 
 
 class CriticSettings(NamedTuple):
-    """Discount γ and λ of `gae`, the clip of `value_loss` in units of reward, and the weight of that loss."""
+    """Discount γ and λ of `gae`, the clip of `value_loss` in units of reward, and the weight of that loss.
+
+    `critic_rate` is the value head's learning rate over the model's: a fresh layer has further to go.
+    """
 
     gamma: float = 1.0
     gae_lambda: float = 0.95
     value_clip: float = 0.2
     value_coef: float = 0.1
+    critic_rate: float = 10.0
 
 
 class Estimate(NamedTuple):

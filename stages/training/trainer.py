@@ -101,7 +101,8 @@ class Trainer:
     The optimizer's state and its step count live beside the checkpoint and carry over from round to round, but not
     with adapters, which start anew on the weights that the last ones were added to. A frozen `reference` gives the
     log-probs that a KL term compares with; with adapters it is the model without them. `critic_from` gives the model a
-    critic: the one in that folder, which carries over with its own optimizer state, or a fresh one.
+    critic: the one in that folder, which carries over with its own optimizer state, or a fresh one; it learns at
+    `critic_rate` times the learning rate.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Trainer:
         reference: VisionLanguageModel | None = None,
         resume_from: Path | None = None,
         critic_from: Path | None = None,
+        critic_rate: float = 1.0,
         seed: int = 0,
     ) -> None:
         self.vlm = vlm
@@ -123,8 +125,11 @@ class Trainer:
         self.critic = None if critic_from is None else open_critic(critic_from, vlm)
         self.reader = LogprobReader(vlm, self.critic)
         self.adapters = prepare_weights(vlm, self.machine, derive_seed(seed, Purpose.ADAPTERS))
-        trained = [parameter for parameter in self.reader.module.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=section.learning_rate, weight_decay=section.weight_decay)
+        trained = [parameter for parameter in vlm.model.parameters() if parameter.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": trained, "rate": 1.0}]
+        if self.critic is not None:
+            groups.append({"params": list(self.critic.parameters()), "rate": critic_rate})
+        optimizer = torch.optim.AdamW(groups, lr=section.learning_rate, weight_decay=section.weight_decay)
         self._made_up = made_up_group(vlm)
         self.parallel = parallel(self.reader.module, optimizer)
         self.reader.module, self.optimizer = self.parallel.module, self.parallel.optimizer
@@ -227,7 +232,7 @@ class Trainer:
     def _set_learning_rate(self) -> None:
         warm = min(1.0, (self.steps_done + 1) / max(self.section.warmup_steps, 1))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.section.learning_rate * warm
+            group["lr"] = self.section.learning_rate * warm * group["rate"]
 
 
 class _Work:

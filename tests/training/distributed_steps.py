@@ -80,6 +80,7 @@ def steps(
         reference=load_model(model) if kl_coef and lora is None else None,
         resume_from=resume_from,
         critic_from=(resume_from or Path("nowhere")) if algorithm == "ppo" else None,
+        critic_rate=3.0,
     )
     section = ObjectiveSection(algorithm=algorithm, clip_high=1e9, kl_coef=kl_coef)
     objective = PolicyObjective(section, ROLLOUT)

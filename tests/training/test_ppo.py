@@ -174,6 +174,20 @@ def gradient(tiny_vlm, copy_of, rows, **options):
     return vlm.model.get_decoder().layers[-1].mlp.down_proj.weight.grad, own.critic.weight.grad, metrics
 
 
+@pytest.mark.parametrize("rate", [1.0, 5.0])
+def test_the_critic_has_a_learning_rate_of_its_own(tiny_vlm, copy_of, rows, rate):
+    """Adam's first step is the learning rate, whatever the gradient's size."""
+    own = Trainer(
+        copy_of(tiny_vlm),
+        OptimizerSection(learning_rate=1e-3, warmup_steps=2),
+        temperature=0.7,
+        critic_from=Path("nowhere"),
+        critic_rate=rate,
+    )
+    assert own.step(rows, objective())["learning_rate"] == 5e-4
+    assert own.critic.weight.abs().max().item() == pytest.approx(5e-4 * rate, rel=1e-3)
+
+
 def test_closed_tokens_train_the_critic_and_its_backbone_alone(tiny_vlm, copy_of, rows):
     shut = [replace(row, gate_T=[0.0] * len(row.ids)) for row in rows]
     backbone, critic, metrics = gradient(tiny_vlm, copy_of, shut)
@@ -255,7 +269,7 @@ def test_an_algorithm_without_critic_leaves_one_alone(tiny_vlm, copy_of, rows, t
     assert not (tmp_path / "next" / CRITIC).exists()
 
 
-@pytest.mark.parametrize("name", ["gamma", "gae_lambda", "value_clip", "value_coef"])
+@pytest.mark.parametrize("name", ["gamma", "gae_lambda", "value_clip", "value_coef", "critic_rate"])
 def test_a_critic_s_setting_is_refused_where_there_is_none(name):
     check_objective(ObjectiveSection(algorithm="ppo", **{name: 0.5}), ROLLOUT)
     with pytest.raises(RecipeError, match=rf"objective\.{name} is set, but grpo has no critic"):
