@@ -28,7 +28,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Temperature = Annotated[float, Field(gt=0, le=10)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
-Algorithm = Literal["grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo"]
+Algorithm = Literal["grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo", "ppo"]
 Gate = Literal["difference", "soft", "none"]
 ReferenceKind = Literal["answer", "preferred", "sibling"]
 
@@ -139,12 +139,28 @@ class ObjectiveSection(Section):
     overlong_buffer: int = Field(
         0, ge=0, description="DAPO's soft punishment over the last tokens before the length limit; 0 is off."
     )
+    gamma: Share | None = Field(None, description="PPO's discount γ a token; 1 where unset.")
+    gae_lambda: Share | None = Field(None, description="PPO's λ of GAE; 0.95 where unset.")
+    value_clip: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Largest move of PPO's values from the old ones that its loss rewards; 0.2 where unset."
+    )
+    value_coef: float | None = Field(
+        None, ge=0, description="Weight of PPO's value loss beside the policy's; 0.1 where unset (our choice)."
+    )
+    critic_rate: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Learning rate of PPO's value head over the model's; 10 where unset (our choice)."
+    )
 
     def hyper(self) -> dict[str, Any]:
         """What was set, as keyword arguments of the objective."""
         names = ("clip_low", "clip_high", "tau_positive", "tau_negative", "max_response_length")
         hyper = {name: value for name in names if (value := getattr(self, name)) is not None}
         return hyper | {"kl_coef": self.kl_coef, "kl_estimator": self.kl_estimator}
+
+    def critic(self) -> dict[str, float]:
+        """What was set of PPO's critic."""
+        names = ("gamma", "gae_lambda", "value_clip", "value_coef", "critic_rate")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 class OptimizerSection(Section):
@@ -259,7 +275,7 @@ class MasksSection(Section):
 
 
 class TrainSection(Section):
-    """`df train-policy` (eq. 10-23)."""
+    """`df train-policy` (eq. 10-28)."""
 
     gate: Gate = Field("difference", description="`none` is the plain algorithm on the whole rollout group.")
     half_life: Annotated[float, Field(gt=0)] = Field(
@@ -413,10 +429,22 @@ def load_recipe(name: str | Path, assignments: Sequence[str] = ()) -> Recipe:
     for assignment in assignments:
         _assign(values, assignment)
     try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
         lines = [_explain(path, assignments, item) for item in error.errors()]
         raise RecipeError("\n".join(lines)) from error
+    _check_nothing_is_skipped(recipe, path)
+    return recipe
+
+
+def _check_nothing_is_skipped(recipe: Recipe, path: Path) -> None:
+    """DF-PPO leaves out no problem for having no correct rollout (eq. 24-28), so its errors have to be repaired."""
+    train, masks = recipe.train, recipe.masks
+    if train.objective.algorithm == "ppo" and train.gate != "none" and masks.on_no_correct == "skip":
+        raise RecipeError(
+            f"{path}: train.objective.algorithm is ppo with train.gate {train.gate}, but masks.on_no_correct is skip, "
+            "which leaves problems without a correct rollout unrepaired; set masks.on_no_correct to repair"
+        )
 
 
 def _assign(values: dict[str, Any], assignment: str) -> None:

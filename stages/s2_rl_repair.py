@@ -13,7 +13,9 @@ from stages.artifacts.columns import DROPPED, EPISODES, METRICS, REPAIR_SET
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
 from stages.artifacts.step import MODEL, Plan, Step
 from stages.batching import batched
+from stages.core.objectives import has_critic
 from stages.core.selection import is_correct
+from stages.core.values import CriticSettings
 from stages.engines.loading import check_model, open_engine, recipe_sampling
 from stages.errors import DataError
 from stages.model.batches import encode_prompt
@@ -29,7 +31,7 @@ from stages.scoring.repairs import Attempt, Draft, Repairer
 from stages.scoring.rewards import check_reward, open_reward
 from stages.scoring.wrong_answers import wrong_answers
 from stages.seeds import Purpose, derive_seed
-from stages.training.groups import advantages_of, rows_to_work_on
+from stages.training.groups import advantages_of, rows_to_work_on, with_token_advantages
 from stages.training.heldout import repair_heldout
 from stages.training.losses import PolicyObjective, check_objective
 from stages.training.metrics import MetricsLog
@@ -109,6 +111,8 @@ class RlRepair:
             temperature=recipe.rollout.temperature,
             machine=recipe.trainer,
             seed=recipe.seed,
+            critic_from=self.repair_model if has_critic(recipe.repair_rl.objective.algorithm) else None,
+            critic_rate=CriticSettings(**recipe.repair_rl.objective.critic()).critic_rate,
             reference=open_engine(self.repair_model, recipe, master_weights=True).vlm if anchored else None,
         )
 
@@ -289,7 +293,7 @@ class RepairLoop:
         return Episode(attempt, gate_c1, verdict, None if filtered else reward)
 
     def _train(self, groups: Sequence[Sequence[Episode]]) -> None:
-        """Optimizer steps on one iteration's repairs; all old log-probs are from before the first."""
+        """Optimizer steps on one iteration's repairs; all old log-probs and values are from before the first."""
         section = self.recipe.repair_rl
         steps = [
             rows_to_work_on([row for group in batch for row in group], section.objective)
@@ -300,7 +304,8 @@ class RepairLoop:
         with self.step.ledger.phase("train"):
             for rows, totals in steps:
                 if totals.num_sequences:
-                    metrics = self.trainer.step([next(working) for _ in rows], self.objective, totals)
+                    own = with_token_advantages([next(working) for _ in rows], section.objective)
+                    metrics = self.trainer.step(own, self.objective, totals)
                     self.log.add(self.trainer.steps_done, metrics)
 
     def _training_groups(self, groups: Sequence[Sequence[Episode]]) -> list[list[TrainingRow]]:

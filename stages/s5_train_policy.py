@@ -1,4 +1,4 @@
-"""Stage two's update: groups, policy -> the next policy (eq. 10-23)."""
+"""Stage two's update: groups, policy -> the next policy (eq. 10-28)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from stages import processes
-from stages.artifacts.columns import GROUPS, METRICS
+from stages.artifacts.columns import GROUPS, METRICS, VALUES
 from stages.artifacts.problems import ProblemSet
 from stages.artifacts.step import MODEL, Plan, Step
 from stages.artifacts.store import count_rows, iterate_rows, parquet_files
 from stages.batching import batched
+from stages.core.objectives import has_critic
+from stages.core.values import CriticSettings
 from stages.engines.loading import check_model, open_engine
 from stages.errors import DataError
 from stages.model.batches import encode_prompt
@@ -25,7 +27,7 @@ from stages.prefetch import prefetch
 from stages.progress import track
 from stages.recipe import SAMPLING_FIELDS, Recipe
 from stages.seeds import Purpose, derive_seed
-from stages.training.groups import Trajectory, optimization_group, rows_to_work_on
+from stages.training.groups import Trajectory, optimization_group, rows_to_work_on, with_token_advantages
 from stages.training.losses import PolicyObjective, check_objective
 from stages.training.metrics import MetricsLog
 from stages.training.tracking import check_trackers, open_trackers
@@ -60,6 +62,8 @@ class TrainPolicy:
             trainer = self._trainer(step)
             objective = PolicyObjective(section.objective, recipe.rollout)
             source = GroupSource(self, trainer.vlm, step)
+            if has_critic(section.objective.algorithm):
+                source.write_values(trainer)
             log, advanced = MetricsLog(trackers), 0
             total = count_rows(self.groups, GROUPS) * section.epochs
             with track("train-policy", total, "trajectories") as advance:
@@ -68,6 +72,7 @@ class TrainPolicy:
                         break
                     with step.ledger.phase("train"):
                         rows, totals = rows_to_work_on(batch, section.objective)
+                        rows = with_token_advantages(rows, section.objective)
                         metrics = trainer.step(rows, objective, totals)
                     log.add(trainer.steps_done, metrics)
                     advance(source.rows_read - advanced)
@@ -91,6 +96,8 @@ class TrainPolicy:
                 machine=recipe.trainer,
                 reference=reference,
                 resume_from=self.policy,
+                critic_from=self.policy if has_critic(section.objective.algorithm) else None,
+                critic_rate=CriticSettings(**section.objective.critic()).critic_rate,
                 seed=recipe.seed,
             )
 
@@ -132,10 +139,12 @@ class GroupSource:
         """Groups of one optimizer step at a time, in seeded order: as many epochs as the recipe has, or with a budget
         without end.
 
-        A pass in which no group has a contrast of rewards is the last one: nothing would ever be learned from it.
+        A pass in which no group has a contrast of rewards is the last one: nothing would ever be learned from it, but
+        for a critic's values.
         """
+        critic = has_critic(self.recipe.train.objective.algorithm)
         for epoch in range(self.recipe.train.epochs) if self.budget is None else count():
-            contrast = False
+            contrast = critic
             for groups in batched(self._epoch(epoch), self.recipe.train.problems_per_step):
                 contrast = contrast or any(t.advantage != 0 for group in groups for t in group)
                 yield groups
@@ -152,30 +161,73 @@ class GroupSource:
         prompt = policy_prompt(self.vlm.processor, style, problem.question, problem.images, problem.video)
         encoded = encode_prompt(self.vlm, prompt)
         return [
-            TrainingRow(encoded, t.row["ids"], t.row["role"], t.advantage, t.gate_T, t.row["old_logprobs"])
+            TrainingRow(
+                encoded,
+                t.row["ids"],
+                t.row["role"],
+                t.advantage,
+                t.gate_T,
+                t.row["old_logprobs"],
+                t.row.get(VALUES.name, ()),
+            )
             for t in group
         ]
+
+    def write_values(self, trainer: Trainer) -> None:
+        """Write `values`: what the critic says of every rollout before the training starts."""
+        for index, shard in enumerate(parquet_files(self.groups, GROUPS)):
+            if self.step.has_shard(VALUES, index):
+                continue
+            values: list[dict[str, Any]] = []
+            for problems in batched(self._problems(shard), self.recipe.train.problems_per_step):
+                groups = [self._group(rows) for rows in problems]
+                rows = self.training_rows(groups)
+                with self.step.ledger.phase("score"):
+                    scored = trainer.with_old_logprobs(rows)
+                values += [
+                    {name: t.row[name] for name in ("problem_id", "sample")} | {VALUES.name: own.values_T}
+                    for t, own in zip((t for group in groups for t in group), scored, strict=True)
+                ]
+            self.step.write_shards(index, {VALUES: values})
 
     def _epoch(self, epoch: int) -> Iterator[list[Trajectory]]:
         rng = np.random.default_rng(derive_seed(self.recipe.seed, Purpose.GROUP_ORDER, epoch))
         shards = parquet_files(self.groups, GROUPS)
         for shard in rng.permutation(len(shards)):
-            by_problem = groupby(iterate_rows(shards[shard], GROUPS), key=lambda row: row["problem_id"])
-            problems = [list(rows) for _, rows in by_problem]
+            problems = list(self._problems(shards[shard]))
+            if self.step.has_shard(VALUES, shard):
+                problems = self._with_values(problems, shard)
             for index in rng.permutation(len(problems)):
-                group = optimization_group(problems[index], self.recipe.train, self.recipe.rollout)
+                group = self._group(problems[index])
                 self.rows_read += len(problems[index])
                 if epoch == 0:
                     self._count(problems[index], group)
                 if group:
                     yield group
 
+    def _problems(self, shard: Path) -> Iterator[list[dict[str, Any]]]:
+        """Rows of each problem of a shard of `groups`."""
+        for _, rows in groupby(iterate_rows(shard, GROUPS), key=lambda row: row["problem_id"]):
+            yield list(rows)
+
+    def _group(self, rows: Sequence[Mapping[str, Any]]) -> list[Trajectory]:
+        return optimization_group(rows, self.recipe.train, self.recipe.rollout)
+
+    def _with_values(self, problems: Sequence[Sequence[dict[str, Any]]], shard: int) -> list[list[dict[str, Any]]]:
+        """Each rollout's row with its values; repairs have none."""
+        file = self.step.out / f"{VALUES.name}-{shard:05d}.parquet"
+        values = {(row["problem_id"], row["sample"]): row[VALUES.name] for row in iterate_rows(file, VALUES)}
+        return [
+            [row | {VALUES.name: values[row["problem_id"], row["sample"]]} for row in rows if row["role"] != "repair"]
+            for rows in problems
+        ]
+
     def _count(self, rows: Sequence[Mapping[str, Any]], group: Sequence[Trajectory]) -> None:
         tally = self.step.tally
         tally.rows_in += 1
         tally.rows_out += bool(group)
         if group:
-            tally.counts["groups_of_equal_rewards"] += all(trajectory.advantage == 0 for trajectory in group)
+            tally.counts["groups_of_equal_rewards"] += len({t.advantage for t in group}) == 1
         elif self.recipe.train.gate == "none" or any(row["in_pair"] for row in rows):
             tally.dropped["dynamic_sampling"] += 1
         elif all(row["role"] == "correct" for row in rows):

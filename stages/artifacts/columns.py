@@ -281,6 +281,17 @@ DROPPED = TableSpec(
     (_PROBLEM_ID, Column("reason", pa.string(), "`text_only_solvable`")),
 )
 
+VALUES = TableSpec(
+    "values",
+    "df train-policy",
+    "you, df train-policy",
+    (
+        _PROBLEM_ID,
+        _SAMPLE,
+        Column("values", FLOATS, "of PPO's critic before each token, as the round starts"),
+    ),
+)
+
 METRICS = TableSpec(
     "metrics",
     "df sft-repair, df rl-repair, df train-policy",
@@ -352,6 +363,6 @@ ABLATION = TableSpec(
 )
 
 TABLES = (
-    PROBLEMS, ERRORS, REPAIR_SET, PREFERENCES, ROLLOUTS, REPAIRS, GROUPS, EPISODES, DROPPED, METRICS, SAMPLES, SCORES,
-    SUMMARY, ABLATION,
+    PROBLEMS, ERRORS, REPAIR_SET, PREFERENCES, ROLLOUTS, REPAIRS, GROUPS, EPISODES, DROPPED, VALUES, METRICS, SAMPLES,
+    SCORES, SUMMARY, ABLATION,
 )  # fmt: skip

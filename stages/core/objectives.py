@@ -58,6 +58,7 @@ class Objective:
     aggregate: Callable[[Tensor, Tensor, Denominators], Tensor]
     defaults: Mapping[str, Any]
     sequence_ratio: bool = False
+    critic: bool = False
 
 
 def policy_loss(
@@ -79,10 +80,10 @@ def policy_loss(
     and the KL keep all response tokens. Values outside the response mask, of any dtype, do not matter. A row
     without response tokens adds 0 and still counts as a sequence.
 
-    `advantages_B` is (B,), or (B, T) for token-level advantages. `num_sequences` and `num_tokens` are the
+    `advantages_B` is (B,), or (B, T) for token-level advantages (PPO's). `num_sequences` and `num_tokens` are the
     global batch's (default: this batch's). The objective decides which of them divides:
     grpo, gspo, sapo: mean over a sequence's tokens, then sum over sequences / `num_sequences`;
-    dapo, cispo: sum over tokens / `num_tokens`;
+    dapo, cispo, ppo: sum over tokens / `num_tokens`;
     dr_grpo: sum over tokens / (`num_sequences * max_response_length`), by default T, which padding changes:
     give it when a batch is split.
 
@@ -167,6 +168,14 @@ def reads_every_token(name: str, *, kl_coef: float) -> bool:
     Raises ValueError on an unknown name.
     """
     return _objective(name).sequence_ratio or kl_coef > 0
+
+
+def has_critic(name: str) -> bool:
+    """Whether a critic makes its advantages, token by token, and not the rewards of the group.
+
+    Raises ValueError on an unknown name.
+    """
+    return _objective(name).critic
 
 
 def objective_hyper(name: str) -> dict[str, Any]:
@@ -306,4 +315,6 @@ OBJECTIVES: Mapping[str, Objective] = {
     "sapo": Objective(_sapo, _sequence_mean, {"tau_positive": 1.0, "tau_negative": 1.05}),
     # arXiv 2506.13585
     "cispo": Objective(_cispo, _token_mean, {"clip_high": 5.0}),
+    # arXiv 1707.06347
+    "ppo": Objective(_ppo_clip, _token_mean, {"clip_low": 0.2, "clip_high": 0.2}, critic=True),
 }

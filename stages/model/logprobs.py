@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from stages.errors import ModelError
 from stages.model.batches import encode_prompt
+from stages.model.critic import ValueHead
 from stages.model.head import sampled_logits, token_logprobs
 from stages.model.layout import (
     Layout,
@@ -38,32 +39,39 @@ CHECK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 
 
 class ResponseLogprobs(NamedTuple):
-    """All (B, T); the first two float32, and 0 where a token is not read or there is none."""
+    """All (B, T); but for the last float32, and 0 where a token is not read or there is none."""
 
     logprobs_BT: Tensor
     entropy_BT: Tensor
     """Entropy in nats of the distribution at each token, without gradient."""
+    values_BT: Tensor
+    """The critic's value before each token; 0 without a critic."""
     read_BT: Tensor
     """Bool."""
 
 
 class TokenLogprobs(nn.Module):
-    """The model as a training framework wraps it: from a layout to the log-probs of the tokens that it reads."""
+    """The model as a training framework wraps it: from a layout to the log-probs of the tokens that it reads.
 
-    def __init__(self, vlm: VisionLanguageModel) -> None:
+    PPO's critic is a part of it.
+    """
+
+    def __init__(self, vlm: VisionLanguageModel, critic: ValueHead | None = None) -> None:
         super().__init__()
         self.model = vlm.model
+        self.critic = critic
         self.banned_ids = vlm.banned_ids
         self.precision = vlm.precision
         # Which modules a framework shards as one.
         self._no_split_modules = vlm.model._no_split_modules
 
-    def forward(self, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies of the tokens that are read, both (N,)."""
+    def forward(self, layout: Layout, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probs, entropies and values of the tokens that are read, all (N,)."""
         with self.precision():
             hidden_NH = self.model.base_model(**layout.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
             logprobs_U, entropy_U = self._read(hidden_NH, layout, temperature)
-        return logprobs_U[layout.where_N], entropy_U[layout.where_N]
+        values_U = torch.zeros_like(entropy_U) if self.critic is None else self.critic(hidden_NH[layout.source_U])
+        return logprobs_U[layout.where_N], entropy_U[layout.where_N], values_U[layout.where_N]
 
     def _read(self, hidden_NH: Tensor, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
         graph_U = layout.graph_U
@@ -95,10 +103,10 @@ class LogprobReader:
     Packed rows where a check on a made-up group finds them equal to plain rows, else plain rows.
     """
 
-    def __init__(self, vlm: VisionLanguageModel) -> None:
+    def __init__(self, vlm: VisionLanguageModel, critic: ValueHead | None = None) -> None:
         """Raises ModelError where the model's logits are not its head's output."""
         self.vlm = vlm
-        self.module: nn.Module = TokenLogprobs(vlm)
+        self.module: nn.Module = TokenLogprobs(vlm, critic)
         check = _Check(vlm)
         check.head()
         self.packed = check.packing()
@@ -125,10 +133,10 @@ def _read(module: nn.Module, readings: Sequence[Reading], layout: Layout, temper
         read_BT[row, torch.from_numpy(reading.tokens_read)] = True
     read_BT = read_BT.to(layout.where_N.device)
     zeros_BT = torch.zeros(read_BT.shape, device=read_BT.device)
-    logprobs_N, entropy_N = module(layout, temperature)
-    return ResponseLogprobs(
-        zeros_BT.masked_scatter(read_BT, logprobs_N), zeros_BT.masked_scatter(read_BT, entropy_N), read_BT
+    logprobs_BT, entropy_BT, values_BT = (
+        zeros_BT.masked_scatter(read_BT, read_N) for read_N in module(layout, temperature)
     )
+    return ResponseLogprobs(logprobs_BT, entropy_BT, values_BT, read_BT)
 
 
 class _Check:

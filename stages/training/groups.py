@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from stages.core.advantages import group_advantages, overlong_penalty
 from stages.core.masks import gate_weights
+from stages.core.objectives import has_critic
+from stages.core.values import CriticSettings, gae, whiten
 from stages.recipe import ObjectiveSection, RolloutSection, TrainSection
 from stages.training.trainer import Totals, TrainingRow, totals_of
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A row of `groups` with its advantage and its gate."""
+    """A row of `groups` with its advantage (see `advantages_of`) and its gate."""
 
     row: Mapping[str, Any]
     advantage: float
@@ -29,9 +33,10 @@ def optimization_group(
     """One problem's trajectories as the recipe's gate wants them, or none.
 
     Difference feedback trains on the errors and their selected repairs (eq. 16), the ungated baseline on the
-    whole rollout group.
+    whole rollout group, and PPO on that one with either: its correct rollouts have gate 1, its errors their masks
+    (eq. 24-28), which mark nothing on an error without a repair.
     """
-    if train.gate == "none":
+    if train.gate == "none" or has_critic(train.objective.algorithm):
         rows = [row for row in rows if row["role"] != "repair"]
     else:
         rows = [row for row in rows if row["in_pair"]]
@@ -44,10 +49,12 @@ def optimization_group(
     )
     if advantages is None:
         return []
-    return [
-        Trajectory(row, advantage, gate_weights(row["mask"], train.gate, half_life=train.half_life).tolist())
-        for row, advantage in zip(rows, advantages, strict=True)
-    ]
+    return [Trajectory(row, advantage, _gate(row, train)) for row, advantage in zip(rows, advantages, strict=True)]
+
+
+def _gate(row: Mapping[str, Any], train: TrainSection) -> list[float]:
+    gate = "none" if row["role"] == "correct" else train.gate
+    return gate_weights(row["mask"], gate, half_life=train.half_life).tolist()
 
 
 def advantages_of(
@@ -62,7 +69,7 @@ def advantages_of(
 
     DAPO's dynamic sampling drops a group whose `outcomes` are all the same: right or wrong for the policy, the
     reward itself for the repair model. The overlong penalty enters here and nowhere else. Dr.GRPO does not divide by
-    the deviation.
+    the deviation. PPO's are the rewards as they are: see `with_token_advantages`.
     """
     if not rewards or (objective.algorithm == "dapo" and len(set(outcomes)) == 1):
         return None
@@ -71,16 +78,44 @@ def advantages_of(
         rewards_G = rewards_G + overlong_penalty(
             torch.tensor(lengths), max_length=max_new_tokens, buffer=objective.overlong_buffer
         )
+    if has_critic(objective.algorithm):
+        return rewards_G.tolist()
     return group_advantages(rewards_G, scale="none" if objective.algorithm == "dr_grpo" else "std").tolist()
+
+
+def with_token_advantages(rows: Sequence[TrainingRow], objective: ObjectiveSection) -> list[TrainingRow]:
+    """The rows of one optimizer step with PPO's advantages and returns, or as they are where there is no critic.
+
+    Each response's `advantage` is its reward, which comes at its last token; advantages are whitened over all response
+    tokens of the rows, which are the global batch, whatever their gates.
+    """
+    if not has_critic(objective.algorithm):
+        return list(rows)
+    settings = CriticSettings(**objective.critic())
+    values_BT = _padded([row.values_T for row in rows])
+    mask_BT = _padded([[True] * len(row.ids) for row in rows])
+    rewards_BT = _padded([[0.0] * (len(row.ids) - 1) + [row.advantage] * bool(row.ids) for row in rows])
+    estimate = gae(rewards_BT, values_BT, mask_BT, gamma=settings.gamma, lam=settings.gae_lambda)
+    advantages_BT = whiten(estimate.advantages_BT, mask_BT)
+    return [
+        replace(row, advantage_T=advantage_T[: len(row.ids)], returns_T=returns_T[: len(row.ids)])
+        for row, advantage_T, returns_T in zip(rows, advantages_BT.tolist(), estimate.returns_BT.tolist(), strict=True)
+    ]
 
 
 def rows_to_work_on(rows: Sequence[TrainingRow], objective: ObjectiveSection) -> tuple[list[TrainingRow], Totals]:
     """The rows that have a gradient, and the denominators over all of them.
 
-    A row whose advantage or whole gate is zero adds nothing to the policy term; with a KL term every row is worked on.
+    A row whose advantage or whole gate is zero adds nothing to the policy term; with a KL term, or a critic that learns
+    from it, every row is worked on.
     """
-    working = [row for row in rows if objective.kl_coef > 0 or _has_gradient(row)]
+    every = objective.kl_coef > 0 or has_critic(objective.algorithm)
+    working = [row for row in rows if every or _has_gradient(row)]
     return working, totals_of(rows)
+
+
+def _padded(values: Sequence[Sequence[float]]) -> Tensor:
+    return pad_sequence([torch.tensor(value_T) for value_T in values], batch_first=True)
 
 
 def _has_gradient(row: TrainingRow) -> bool:

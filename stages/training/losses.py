@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core.objectives import objective_hyper, policy_loss, ratio_metrics, reads_every_token
+from stages.core.objectives import has_critic, objective_hyper, policy_loss, ratio_metrics, reads_every_token
+from stages.core.values import CriticSettings, value_loss
 from stages.errors import RecipeError
 from stages.model.layout import Reading
 from stages.model.logprobs import ResponseLogprobs
 from stages.recipe import ObjectiveSection, RolloutSection
-from stages.training.trainer import Metric, Totals, TrainingRow
+from stages.training.trainer import Measured, Metric, Totals, TrainingRow
 
 
 class SupervisedLoss:
@@ -55,6 +56,8 @@ def check_objective(section: ObjectiveSection, rollout: RolloutSection) -> None:
     for name in section.hyper():
         if name not in takes:
             raise RecipeError(f"objective.{name} is set, but {section.algorithm} takes only {', '.join(takes)}")
+    if section.critic() and not has_critic(section.algorithm):
+        raise RecipeError(f"objective.{next(iter(section.critic()))} is set, but {section.algorithm} has no critic")
 
 
 class PolicyTensors(NamedTuple):
@@ -70,7 +73,8 @@ class PolicyTensors(NamedTuple):
 class PolicyObjective:
     """The recipe's objective, with metrics for each role (error, repair, correct) on its own.
 
-    Dr.GRPO's length budget is the longest response that can be sampled, unless the recipe sets another.
+    Dr.GRPO's length budget is the longest response that can be sampled, unless the recipe sets another. PPO's critic
+    learns beside it, from every token.
     """
 
     def __init__(self, section: ObjectiveSection, rollout: RolloutSection) -> None:
@@ -79,13 +83,14 @@ class PolicyObjective:
         if self.algorithm == "dr_grpo":
             self.hyper.setdefault("max_response_length", rollout.max_new_tokens)
         self.has_kl = section.kl_coef > 0
+        self.critic = CriticSettings(**section.critic()) if has_critic(self.algorithm) else None
         self.reads_every_token = reads_every_token(self.algorithm, kl_coef=section.kl_coef)
 
     def reading(self, row: TrainingRow) -> Reading:
-        """Tokens whose gate is 0 are read where the sequence's ratio or the KL needs them, without a gradient
-        where only the ratio does."""
+        """Tokens whose gate is 0 are read where the sequence's ratio, the KL or the critic needs them, without a
+        gradient where only the ratio does."""
         open_T = None if row.gate_T is None else np.asarray(row.gate_T) != 0
-        if self.has_kl:
+        if self.has_kl or self.critic:
             return Reading(row.prompt, row.ids)
         return Reading(row.prompt, row.ids, read_T=None if self.reads_every_token else open_T, graph_T=open_T)
 
@@ -95,7 +100,7 @@ class PolicyObjective:
         logprobs: ResponseLogprobs,
         reference_BT: Tensor | None,
         totals: Totals,
-    ) -> tuple[Tensor, dict[str, Metric]]:
+    ) -> tuple[Tensor, dict[str, Measured]]:
         tensors = _tensors(rows, logprobs)
         result = policy_loss(
             self.algorithm,
@@ -105,10 +110,13 @@ class PolicyObjective:
             **tensors._asdict(),
             **self.hyper,
         )
-        metrics = self._role_metrics(rows, tensors, logprobs.entropy_BT)
+        metrics: dict[str, Measured] = {**self._role_metrics(rows, tensors, logprobs.entropy_BT)}
         if reference_BT is not None:
             metrics["kl_ref"] = Metric(result.metrics["kl_ref"].item(), int(tensors.response_mask_BT.sum()))
-        return result.loss, metrics
+        if self.critic is None:
+            return result.loss, metrics
+        value, value_metrics = _value_loss(rows, logprobs.values_BT, tensors.response_mask_BT, self.critic, totals)
+        return result.loss + self.critic.value_coef * value, metrics | value_metrics
 
     def _role_metrics(
         self, rows: Sequence[TrainingRow], tensors: PolicyTensors, entropy_BT: Tensor
@@ -136,10 +144,39 @@ def _tensors(rows: Sequence[TrainingRow], logprobs: ResponseLogprobs) -> PolicyT
     return PolicyTensors(
         logprobs_BT=torch.where(logprobs.read_BT, logprobs.logprobs_BT, old_BT),
         old_logprobs_BT=old_BT,
-        advantages_B=torch.tensor([row.advantage for row in rows], device=device),
+        advantages_B=_advantages(rows, mask_BT),
         response_mask_BT=mask_BT,
         gate_BT=_padded([[1.0] * len(row.ids) if row.gate_T is None else row.gate_T for row in rows], mask_BT),
     )
+
+
+def _advantages(rows: Sequence[TrainingRow], mask_BT: Tensor) -> Tensor:
+    """(B,), or (B, T) where each token has its own."""
+    by_token = [row.advantage_T for row in rows if row.advantage_T is not None]
+    if by_token:
+        return _padded(by_token, mask_BT)
+    return torch.tensor([row.advantage for row in rows], device=mask_BT.device)
+
+
+def _value_loss(
+    rows: Sequence[TrainingRow], values_BT: Tensor, mask_BT: Tensor, critic: CriticSettings, totals: Totals
+) -> tuple[Tensor, dict[str, Measured]]:
+    """Over every response token, whatever the gate; `value_loss` is told without its weight."""
+    result = value_loss(
+        values_BT,
+        _padded([row.values_T for row in rows], mask_BT),
+        _padded([row.returns_T for row in rows], mask_BT),
+        mask_BT,
+        clip=critic.value_clip,
+        num_tokens=totals.num_tokens,
+    )
+    tokens = int(mask_BT.sum())
+    metrics: dict[str, Measured] = {
+        "value_loss": Metric(result.loss.item() * totals.num_tokens / max(tokens, 1), tokens),
+        "value_clip_fraction": Metric(result.clip_fraction.item(), tokens),
+        "explained_variance": result.fit,
+    }
+    return result.loss, metrics
 
 
 def _padded(values: Sequence[Sequence[float]], mask_BT: Tensor) -> Tensor:
@@ -148,7 +185,8 @@ def _padded(values: Sequence[Sequence[float]], mask_BT: Tensor) -> Tensor:
     for row, (value_T, length) in enumerate(zip(values, mask_BT.sum(-1).tolist(), strict=True)):
         if len(value_T) != length:
             raise ValueError(
-                f"row {row}: {length} response tokens, {len(value_T)} values; old log-probs and gates need one each"
+                f"row {row}: {length} response tokens, {len(value_T)} values; old log-probs, gates, values and returns "
+                "need one each"
             )
         padded_BT[row, : len(value_T)] = torch.as_tensor(value_T, dtype=torch.float32)
     return padded_BT

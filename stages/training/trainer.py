@@ -6,15 +6,16 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from stages import processes
+from stages.core.values import Fit, explained_variance
 from stages.errors import ModelError
 from stages.model.batches import EncodedPrompt
 from stages.model.layout import Layout, Reading
@@ -22,6 +23,7 @@ from stages.model.loading import VisionLanguageModel
 from stages.model.logprobs import LogprobReader, ResponseLogprobs, made_up_group
 from stages.recipe import OptimizerSection, TrainerSection
 from stages.seeds import Purpose, derive_seed
+from stages.training.critic import CRITIC, open_critic, save_critic
 from stages.training.optimizer_state import load_optimizer_state, save_optimizer_state
 from stages.training.parallel import parallel
 from stages.training.weights import plain_state, prepare_weights, save_adapters
@@ -36,8 +38,8 @@ MACHINE_METRICS = ("padding_share", "tokens_per_second", "peak_memory_gib")
 class TrainingRow:
     """One trajectory: what the model was given, and the response that is trained on.
 
-    Rows of one group share a prompt object. The last two have the response's length T; SFT leaves both out, repair RL
-    the gate.
+    Rows of one group share a prompt object. What ends in T has the response's length; SFT leaves all of it out, repair
+    RL the gate. PPO alone has the last three.
     """
 
     prompt: EncodedPrompt
@@ -46,6 +48,11 @@ class TrainingRow:
     advantage: float = 1.0
     gate_T: Sequence[float] | None = None
     old_logprobs_T: Sequence[float] = ()
+    values_T: Sequence[float] = ()
+    """The old critic's."""
+    advantage_T: Sequence[float] | None = None
+    """In place of `advantage`."""
+    returns_T: Sequence[float] = ()
 
 
 class Totals(NamedTuple):
@@ -60,6 +67,10 @@ class Metric(NamedTuple):
 
     value: float
     weight: float
+
+
+Measured: TypeAlias = Metric | Fit
+"""Of a micro-batch; explained variance comes of the sums over all of them."""
 
 
 class Loss(Protocol):
@@ -79,7 +90,7 @@ class Loss(Protocol):
         reference_BT: Tensor | None,
         totals: Totals,
         /,
-    ) -> tuple[Tensor, dict[str, Metric]]:
+    ) -> tuple[Tensor, Mapping[str, Measured]]:
         """Loss and metrics of a micro-batch, from its log-probs, the reference's (B, T), and the denominators."""
         ...
 
@@ -89,7 +100,9 @@ class Trainer:
 
     The optimizer's state and its step count live beside the checkpoint and carry over from round to round, but not
     with adapters, which start anew on the weights that the last ones were added to. A frozen `reference` gives the
-    log-probs that a KL term compares with; with adapters it is the model without them.
+    log-probs that a KL term compares with; with adapters it is the model without them. `critic_from` gives the model a
+    critic: the one in that folder, which carries over with its own optimizer state, or a fresh one; it learns at
+    `critic_rate` times the learning rate.
     """
 
     def __init__(
@@ -101,16 +114,22 @@ class Trainer:
         machine: TrainerSection | None = None,
         reference: VisionLanguageModel | None = None,
         resume_from: Path | None = None,
+        critic_from: Path | None = None,
+        critic_rate: float = 1.0,
         seed: int = 0,
     ) -> None:
         self.vlm = vlm
         self.section = section
         self.machine = machine or TrainerSection()
         self.temperature = temperature
-        self.reader = LogprobReader(vlm)
+        self.critic = None if critic_from is None else open_critic(critic_from, vlm)
+        self.reader = LogprobReader(vlm, self.critic)
         self.adapters = prepare_weights(vlm, self.machine, derive_seed(seed, Purpose.ADAPTERS))
         trained = [parameter for parameter in vlm.model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=section.learning_rate, weight_decay=section.weight_decay)
+        groups: list[dict[str, Any]] = [{"params": trained, "rate": 1.0}]
+        if self.critic is not None:
+            groups.append({"params": list(self.critic.parameters()), "rate": critic_rate})
+        optimizer = torch.optim.AdamW(groups, lr=section.learning_rate, weight_decay=section.weight_decay)
         self._made_up = made_up_group(vlm)
         self.parallel = parallel(self.reader.module, optimizer)
         self.reader.module, self.optimizer = self.parallel.module, self.parallel.optimizer
@@ -120,6 +139,8 @@ class Trainer:
         self.steps_done = 0
         if resume_from is not None and self.adapters is None and (resume_from / OPTIMIZER_STATE).is_file():
             self.steps_done = load_optimizer_state(resume_from / OPTIMIZER_STATE, vlm.model, self.parallel)
+        if self.critic is not None and critic_from is not None and (critic_from / CRITIC / OPTIMIZER_STATE).is_file():
+            load_optimizer_state(critic_from / CRITIC / OPTIMIZER_STATE, self.critic, self.parallel)
 
     def step(self, rows: Sequence[TrainingRow], loss_function: Loss, totals: Totals | None = None) -> dict[str, float]:
         """One optimizer step over `rows`, in micro-batches whose losses add up to the whole batch's.
@@ -182,22 +203,27 @@ class Trainer:
 
     @torch.no_grad()
     def with_old_logprobs(self, rows: Sequence[TrainingRow]) -> list[TrainingRow]:
-        """The rows with the model's present log-probs as their old ones, in the numerics of training."""
+        """The rows with the model's present log-probs and values as their old ones, in the numerics of training."""
         readings = [Reading(row.prompt, row.ids) for row in rows]
         scored: list[tuple[int, TrainingRow]] = []
         for members in self.passes(readings):
             some = [readings[i] for i in members]
-            logprobs = self.reader.read([*some, *self.fillers(some)], temperature=self.temperature)
-            for i, logprobs_T in zip(members, logprobs.logprobs_BT.tolist(), strict=False):
-                scored.append((i, replace(rows[i], old_logprobs_T=logprobs_T[: len(rows[i].ids)])))
+            read = self.reader.read([*some, *self.fillers(some)], temperature=self.temperature)
+            both = zip(read.logprobs_BT.tolist(), read.values_BT.tolist(), strict=True)
+            for i, (logprobs_T, values_T) in zip(members, both, strict=False):
+                length = len(rows[i].ids)
+                scored.append((i, replace(rows[i], old_logprobs_T=logprobs_T[:length], values_T=values_T[:length])))
         by_index = dict(processes.gather(scored))
         return [by_index[i] for i in range(len(rows))]
 
     def save(self, folder: Path, model_folder: Path) -> None:
-        """Write the checkpoint to `model_folder`, and the optimizer's state to `folder`, or the adapters."""
+        """Write the checkpoint to `model_folder`; to `folder` the critic, and the optimizer's state or the adapters."""
         state = plain_state(self.vlm.model, self.parallel)
         if processes.is_main():
             self.vlm.save(model_folder, state)
+        if self.critic is not None:
+            save_critic(self.critic, self.parallel, folder)
+            save_optimizer_state(folder / CRITIC / OPTIMIZER_STATE, self.critic, self.parallel, self.steps_done)
         if self.adapters is not None:
             save_adapters(self.adapters, self.parallel, folder / ADAPTERS)
             return
@@ -206,7 +232,7 @@ class Trainer:
     def _set_learning_rate(self) -> None:
         warm = min(1.0, (self.steps_done + 1) / max(self.section.warmup_steps, 1))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.section.learning_rate * warm
+            group["lr"] = self.section.learning_rate * warm * group["rate"]
 
 
 class _Work:
@@ -217,7 +243,7 @@ class _Work:
         self.rows = rows
         self.loss_function = loss_function
         self.totals = totals
-        self.measured: list[tuple[str, Metric]] = []
+        self.measured: list[tuple[str, Measured]] = []
 
     def run(self) -> dict[str, float]:
         """Leave the gradient in the parameters; return the step's metrics."""
@@ -226,7 +252,7 @@ class _Work:
         passes = self.trainer.passes(readings)
         for number, members in enumerate(passes, start=1):
             self._pass([self.rows[i] for i in members], [readings[i] for i in members], last=number == len(passes))
-        parts: dict[str, list[Metric]] = defaultdict(list)
+        parts: dict[str, list[Any]] = defaultdict(list)
         for name, metric in processes.gather(self.measured):
             parts[name].append(metric)
         sums = {name: sum(part.value for part in parts.pop(name, [])) for name in ("loss", "tokens", "slots")}
@@ -243,8 +269,8 @@ class _Work:
         layout = reader.layout(readings)
         reference_BT = self.trainer.reference_logprobs(readings, layout) if self.loss_function.has_kl else None
         logprobs = reader.read(readings, temperature=temperature, layout=layout)
-        filler_loss = 0 * logprobs.logprobs_BT[len(rows) :].sum()
-        metrics: dict[str, Metric] = {}
+        filler_loss = 0 * (logprobs.logprobs_BT[len(rows) :].sum() + logprobs.values_BT[len(rows) :].sum())
+        metrics: Mapping[str, Measured] = {}
         loss = filler_loss
         if rows:
             own = ResponseLogprobs(*(values_BT[: len(rows)] for values_BT in logprobs))
@@ -266,8 +292,10 @@ def totals_of(rows: Sequence[TrainingRow]) -> Totals:
     return Totals(len(rows), sum(len(row.ids) for row in rows))
 
 
-def _combine(name: str, parts: Sequence[Metric]) -> float:
-    """The step's value: the largest of a maximum, else the weighted mean."""
+def _combine(name: str, parts: Sequence[Any]) -> float:
+    """The step's value: the largest of a maximum, what sums tell, else the weighted mean."""
+    if isinstance(parts[0], Fit):
+        return explained_variance(parts)
     if name.startswith("ratio_max"):
         return max(part.value for part in parts)
     return sum(part.value * part.weight for part in parts) / max(sum(part.weight for part in parts), 1)

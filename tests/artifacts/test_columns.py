@@ -77,6 +77,7 @@ FROZEN = {
         ("repair_reward", "float"),
     ],
     "dropped": [("problem_id", "string"), ("reason", "string")],
+    "values": [("problem_id", "string"), ("sample", "int32"), ("values", FLOATS)],
     "metrics": [("step", "int32"), ("metric", "string"), ("value", "double")],
     "samples": [
         ("problem_id", "string"),
@@ -124,6 +125,7 @@ NULLABLE = {
     "groups": set(),
     "episodes": {"reward", "gate_c1", "gate_audit", "category", "repair_reward"},
     "dropped": set(),
+    "values": set(),
     "metrics": set(),
     "samples": {"reward"},
     "scores": {"kind", "reward"},

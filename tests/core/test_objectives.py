@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stages.core.objectives import kl_estimate, objective_hyper, policy_loss, ratio_metrics
 
-ALGORITHMS = ["grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo"]
+ALGORITHMS = ["grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo", "ppo"]
 LENGTH_BUDGET = 10
 
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
@@ -99,7 +99,7 @@ def by_loop(name: str, batch: Batch, kl: float = 0.0) -> tuple[float, list[list[
             k1 = new[t] - ref[t]
             value += kl * (math.exp(-k1) + k1 - 1)
             slope += kl * (1 - math.exp(-k1))
-            denominator = {"dapo": sum(lengths), "cispo": sum(lengths), "dr_grpo": count * LENGTH_BUDGET}
+            denominator = dict.fromkeys(("dapo", "cispo", "ppo"), sum(lengths)) | {"dr_grpo": count * LENGTH_BUDGET}
             loss += value / denominator.get(name, count * length)
             gradient[b][t] = slope / denominator.get(name, count * length)
     return loss, gradient
@@ -132,6 +132,7 @@ GOLDEN = {
         - 0.5 * (math.log(0.5) - 4)
     )
     / 4,
+    "ppo": -(2.4 + 1.0 + 2.2 - 0.8) / 4,
 }
 
 
@@ -318,6 +319,7 @@ def test_objective_hyper_lists_the_defaults_and_hands_out_copies():
         "gspo": {"clip_low": 3e-4, "clip_high": 4e-4},
         "sapo": {"tau_positive": 1.0, "tau_negative": 1.05},
         "cispo": {"clip_high": 5.0},
+        "ppo": {"clip_low": 0.2, "clip_high": 0.2},
     }
     objective_hyper("cispo")["clip_high"] = 1.0
 

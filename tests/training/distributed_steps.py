@@ -1,6 +1,7 @@
 """Optimizer steps of the digits base, run by the tests in one process and by `accelerate launch` in two."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from stages.recipe import (
     TrainerSection,
     load_recipe,
 )
+from stages.training.groups import with_token_advantages
 from stages.training.losses import PolicyObjective
 from stages.training.trainer import Trainer, TrainingRow
 
@@ -54,7 +56,19 @@ def training_rows(vlm):
     return rows
 
 
-def steps(model, out, first, last, *, resume_from=None, lora=None, kl_coef=0.0, tokens=150, checkpointing=False):
+def steps(
+    model,
+    out,
+    first,
+    last,
+    *,
+    resume_from=None,
+    lora=None,
+    kl_coef=0.0,
+    tokens=150,
+    checkpointing=False,
+    algorithm="dapo",
+):
     """Do optimizer steps `first` to `last` on rows in another order each, and sample after each of them; save."""
     vlm = load_model(model)
     machine = TrainerSection(tokens_per_micro_batch=tokens, lora=lora, gradient_checkpointing=checkpointing)
@@ -65,13 +79,20 @@ def steps(model, out, first, last, *, resume_from=None, lora=None, kl_coef=0.0, 
         machine=machine,
         reference=load_model(model) if kl_coef and lora is None else None,
         resume_from=resume_from,
+        critic_from=(resume_from or Path("nowhere")) if algorithm == "ppo" else None,
+        critic_rate=3.0,
     )
+    section = ObjectiveSection(algorithm=algorithm, clip_high=1e9, kl_coef=kl_coef)
+    objective = PolicyObjective(section, ROLLOUT)
     rows = training_rows(vlm)
-    objective = PolicyObjective(ObjectiveSection(algorithm="dapo", clip_high=1e9, kl_coef=kl_coef), ROLLOUT)
+    if algorithm == "ppo":
+        # Rows of one prompt alone are closed, for every process to have some with nothing but values to learn.
+        rows = [replace(row, gate_T=[0.0] * len(row.ids)) for row in rows[:2]] + trainer.with_old_logprobs(rows[2:])
+        rows = [replace(row, values_T=row.values_T or [0.1] * len(row.ids)) for row in rows]
     metrics, answers = [], []
     for step in range(first, last):
         chosen = np.random.default_rng(step).permutation(len(rows))[: 4 + 2 * (step % 3)]
-        metrics.append(trainer.step([rows[i] for i in chosen], objective))
+        metrics.append(trainer.step(with_token_advantages([rows[i] for i in chosen], section), objective))
         answers.append(sample(trainer))
     trainer.save(out, out / "model")
     return metrics, answers
@@ -120,6 +141,7 @@ def main(mode, out):
     options = {
         "": {},
         "kl": {"kl_coef": 0.5, "checkpointing": True},
+        "ppo": {"algorithm": "ppo"},
         "lora": {"kl_coef": 0.5, "lora": LoraSection(rank=4, alpha=8)},
     }[mode.partition("-")[2]]
     out = Path(out)

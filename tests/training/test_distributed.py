@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import distributed_steps
 import stages
 from launching import launch
+from stages.training.critic import CRITIC
 from stages.training.trainer import ADAPTERS, MACHINE_METRICS, OPTIMIZER_STATE
 
 ZERO3 = Path(stages.__path__[0]) / "recipes" / "accelerate" / "zero3.yaml"
@@ -52,9 +53,11 @@ def launch_deepspeed(*arguments):
     [
         "copies",
         "copies-lora",
+        "copies-ppo",
         "fsdp2-kl",
         "fsdp2-lora",
-        *(pytest.param(mode, marks=NEEDS_DEEPSPEED) for mode in ("zero3", "zero3-kl", "zero3-lora")),
+        "fsdp2-ppo",
+        *(pytest.param(mode, marks=NEEDS_DEEPSPEED) for mode in ("zero3", "zero3-kl", "zero3-lora", "zero3-ppo")),
     ],
 )
 def test_two_processes_do_the_steps_of_one(mode, one_process, tmp_path):
@@ -72,13 +75,19 @@ def test_two_processes_do_the_steps_of_one(mode, one_process, tmp_path):
         assert {n: found[n] for n in steady} == pytest.approx({n: one[n] for n in steady}, rel=1e-4, abs=1e-6)
     assert told["answers"] == alone["answers"]
     for name in ("first", "second"):
-        assert_same_files(tmp_path / name, expected / name, "model/model.safetensors")
+        # Adam divides by the gradient's size: where that is 0 but for rounding, as behind a fresh critic, a step of
+        # 1e-3 is rounding too.
+        atol = 1e-4 if mode.endswith("ppo") else 1e-5
+        assert_same_files(tmp_path / name, expected / name, "model/model.safetensors", atol)
         other = f"{ADAPTERS}/adapter_model.safetensors" if mode.endswith("lora") else OPTIMIZER_STATE
         assert_same_files(tmp_path / name, expected / name, other)
+        if mode.endswith("ppo"):
+            assert_same_files(tmp_path / name, expected / name, f"{CRITIC}/model.safetensors")
+            assert_same_files(tmp_path / name, expected / name, f"{CRITIC}/{OPTIMIZER_STATE}")
 
 
-def assert_same_files(folder, expected, file):
+def assert_same_files(folder, expected, file, atol=1e-5):
     found, wanted = load_file(folder / file), load_file(expected / file)
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=f"{file} {name}")
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=atol, msg=f"{file} {name}")

@@ -1,5 +1,8 @@
 """A step's gradients are those of the plain computation: padded rows, every logit, every token."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +10,11 @@ import torch
 from stages.core.alignment import difference_masks
 from stages.core.objectives import OBJECTIVES, policy_loss
 from stages.model.batches import encode_prompt, response_batch
+from stages.model.critic import ValueHead
 from stages.model.logprobs import LogprobReader
 from stages.model.prompts import policy_prompt
 from stages.recipe import ObjectiveSection, OptimizerSection, RolloutSection, TrainerSection
+from stages.training.groups import with_token_advantages
 from stages.training.losses import PolicyObjective, SupervisedLoss
 from stages.training.trainer import Trainer, TrainingRow
 from tiny_model import plain_logprobs
@@ -57,16 +62,45 @@ def near_own(vlm, made, rng):
         yield (own_T.numpy() + rng.normal(0, 0.05, len(ids))).tolist()
 
 
-def gradients(vlm, backward):
+def gradients(vlm, backward, critic=None):
     vlm.model.zero_grad()
     backward()
-    return {name: p.grad.clone() for name, p in vlm.model.named_parameters() if p.grad is not None}
+    parameters = dict(vlm.model.named_parameters()) | dict(critic.named_parameters() if critic else {})
+    return {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
+
+
+def with_values(rows):
+    """Rows as PPO trains on them, old values near what the critic of `shaken` says."""
+    rng = np.random.default_rng(5)
+    rows = [replace(row, values_T=rng.normal(0.3, 0.3, len(row.ids)).tolist()) for row in rows]
+    return with_token_advantages(rows, ObjectiveSection(algorithm="ppo"))
+
+
+def shaken(critic):
+    """The critic with weights that are not 0."""
+    with torch.no_grad():
+        critic.weight.copy_(torch.randn(critic.weight.shape, generator=torch.Generator().manual_seed(0)) / 10)
+        critic.bias.fill_(0.2)
+    return critic
+
+
+def plain_value_loss(vlm, critic, batch, rows):
+    """Token by token from the hidden states of padded rows: half the larger squared error."""
+    length = batch.response_mask_BT.shape[1]
+    hidden_BTH = vlm.model.base_model(**batch.inputs, use_cache=False).last_hidden_state[:, -length - 1 : -1]
+    values_BT = hidden_BTH @ critic.weight[0] + critic.bias
+    total = 0.0
+    for row, values_T in zip(rows, values_BT, strict=True):
+        for value, old, to in zip(values_T, row.values_T, row.returns_T, strict=False):
+            total = total + max((value - to) ** 2, (old + (value - old).clamp(-0.2, 0.2) - to) ** 2) / 2
+    return total / batch.response_mask_BT.sum()
 
 
 def plain_gradients(vlm, rows, algorithm, hyper, reference=None):
     """One padded batch of whole rows through the model's own logits."""
     batch = response_batch(vlm, [row.prompt for row in rows], [row.ids for row in rows])
     mask_BT = batch.response_mask_BT
+    critic = shaken(ValueHead(vlm.model.lm_head.weight.shape[1])) if algorithm == "ppo" else None
 
     def padded(values):
         return torch.nn.utils.rnn.pad_sequence([torch.tensor(value_T) for value_T in values], batch_first=True)
@@ -78,26 +112,33 @@ def plain_gradients(vlm, rows, algorithm, hyper, reference=None):
             return
         with torch.no_grad():
             reference_BT = reference and plain_logprobs(reference, batch, temperature=TEMPERATURE)
-        policy_loss(
+        loss = policy_loss(
             algorithm,
             logprobs_BT=logprobs_BT,
             old_logprobs_BT=padded([row.old_logprobs_T for row in rows]),
-            advantages_B=torch.tensor([row.advantage for row in rows]),
+            advantages_B=padded([row.advantage_T for row in rows])
+            if critic
+            else torch.tensor([row.advantage for row in rows]),
             response_mask_BT=mask_BT,
             gate_BT=None if rows[0].gate_T is None else padded([row.gate_T for row in rows]),
             ref_logprobs_BT=reference_BT,
             **({"max_response_length": 32} if algorithm == "dr_grpo" else {}) | hyper,
-        ).loss.backward()
+        ).loss
+        if critic:
+            loss = loss + 0.1 * plain_value_loss(vlm, critic, batch, rows)
+        loss.backward()
 
-    return gradients(vlm, backward)
+    return gradients(vlm, backward, critic)
 
 
 def step_gradients(vlm, rows, loss, machine, packed, reference=None):
     section = OptimizerSection(learning_rate=1e-9, max_grad_norm=1e9)
-    trainer = Trainer(vlm, section, temperature=TEMPERATURE, machine=machine, reference=reference)
+    fresh = Path("nowhere") if rows[0].values_T else None
+    trainer = Trainer(vlm, section, temperature=TEMPERATURE, machine=machine, reference=reference, critic_from=fresh)
     assert trainer.reader.packed
     trainer.reader.packed = packed
-    return gradients(vlm, lambda: trainer.step(rows, loss))
+    critic = trainer.critic and shaken(trainer.critic)
+    return gradients(vlm, lambda: trainer.step(rows, loss), critic)
 
 
 def assert_same(found, expected):
@@ -109,7 +150,7 @@ def assert_same(found, expected):
 
 
 def ungated(rows):
-    return [TrainingRow(r.prompt, r.ids, r.role, r.advantage, None, r.old_logprobs_T) for r in rows]
+    return [replace(row, gate_T=None) for row in rows]
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
@@ -117,6 +158,7 @@ def ungated(rows):
 @pytest.mark.parametrize("algorithm", OBJECTIVES)
 def test_policy_gradients(vlm, copy_of, rows, algorithm, gates, packed):
     rows = rows if gates == "difference" else ungated(rows)
+    rows = with_values(rows) if algorithm == "ppo" else rows
     loss = PolicyObjective(ObjectiveSection(algorithm=algorithm, **HYPER[algorithm]), ROLLOUT)
     machine = TrainerSection(tokens_per_micro_batch=150)
     found = step_gradients(copy_of(vlm), rows, loss, machine, packed)

@@ -6,25 +6,29 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
-from stages.artifacts.columns import DROPPED, PROBLEMS
+from stages.artifacts.columns import DROPPED, METRICS, PROBLEMS
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.problems import ProblemSet, Video, encode_image
+from stages.artifacts.stage import execute
 from stages.artifacts.step import Tally
-from stages.artifacts.store import write_rows
+from stages.artifacts.store import iterate_rows, write_rows
 from stages.engines.protocol import Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.model.batches import encode_prompt
 from stages.recipe import load_recipe
-from stages.s2_rl_repair import ErrorSource, RepairLoop
+from stages.s2_rl_repair import ErrorSource, RepairLoop, RlRepair
 from stages.scoring.answering import Answerer
 from stages.scoring.auditor import open_auditor
 from stages.scoring.extraction import final_answer
 from stages.scoring.image_removal import without_image
 from stages.scoring.repairs import Repairer
+from stages.training.critic import CRITIC
 from stages.training.heldout import annotated_draft
 from stages.training.metrics import MetricsLog
-from stages.training.trainer import Trainer
+from stages.training.trainer import OPTIMIZER_STATE, Trainer
 
 NEARLY_GREEDY = "rollout.temperature=0.01"
 NO_AUDIT = "audit.auditor=none"
@@ -271,6 +275,23 @@ def test_an_overlong_buffer_lowers_the_advantage_of_long_repairs(loop_of, base_v
         group = sorted((len(row.ids), -row.advantage) for row in rows if tuple(row.prompt.ids) == prompt)
         assert [loss for _, loss in group] == sorted(loss for _, loss in group)
         assert group[0][1] < 0 < group[-1][1]
+
+
+def test_ppo_trains_on_every_repair_that_has_a_reward(digits, base_dir, tmp_path):
+    """The stage from end to end: the value head lies beside the repair model, and the next one starts from it."""
+    settings = ("repair_rl.objective.algorithm=ppo", "repair_rl.problems=12", "repair_rl.text_only_tries=0",
+                "repair_rl.iterations=2", "repair_rl.errors_per_iteration=3", "repair_rl.errors_per_step=2",
+                "repair_rl.repairs_per_error=2", "repair_rl.c1=false", "sft.heldout_share=0")  # fmt: skip
+    recipe = load_recipe("digits", [*settings, NO_AUDIT])
+    problems = digits / "problems_train.parquet"
+    first, second = tmp_path / "first", tmp_path / "second"
+    execute(RlRepair(recipe, problems, base_dir, base_dir), first)
+    metrics = [row for row in iterate_rows(first / "metrics.parquet", METRICS) if row["metric"] == "value_loss"]
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4]
+    assert load_file(first / CRITIC / "model.safetensors")["weight"].any()
+    execute(RlRepair(recipe, problems, base_dir, first), second)
+    with safe_open(second / CRITIC / OPTIMIZER_STATE, framework="pt") as file:
+        assert file.get_tensor("weight/step").item() == 8
 
 
 def gradient_of(loop, drafts, scale):

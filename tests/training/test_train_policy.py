@@ -6,18 +6,22 @@ from itertools import islice
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
-from stages.artifacts.columns import GROUPS, METRICS
+from stages.artifacts.columns import GROUPS, METRICS, VALUES
+from stages.artifacts.problems import ProblemSet
 from stages.artifacts.stage import execute
 from stages.artifacts.step import Plan, Step
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.engines.protocol import ScoreRequest
 from stages.engines.transformers_engine import TransformersEngine
 from stages.errors import DataError
+from stages.model.batches import encode_prompt, response_batch
 from stages.model.loading import load_model
 from stages.model.prompts import policy_prompt
 from stages.recipe import load_recipe
 from stages.s5_train_policy import GroupSource, TrainPolicy
+from stages.training.critic import CRITIC
 from stages.training.groups import rows_to_work_on
 from stages.training.heldout import with_end
 from stages.training.trainer import MACHINE_METRICS, OPTIMIZER_STATE
@@ -233,6 +237,58 @@ def test_the_optimizer_goes_on_from_one_output_to_the_next(stage_of, trajectorie
             moments[steps] = file.get_tensor(name)
             assert file.get_tensor(name.removesuffix("exp_avg_sq") + "step").item() == steps
     assert not torch.equal(moments[2], moments[4])
+
+
+PPO = ("train.objective.algorithm=ppo", "masks.on_no_correct=repair")
+
+
+def values_of(folder):
+    return {(row["problem_id"], row["sample"]): row["values"] for row in iterate_rows(folder, VALUES)}
+
+
+def test_ppo_leaves_no_problem_out_and_its_critic_goes_on(stage_of, trajectories, tmp_path):
+    """Two shards; the second round's old values are what the first one's critic says."""
+    shards = [[make(t) for make, t in zip(MIXED, trajectories[start:], strict=False)] for start in (0, 4)]
+    numbered = [[[row | {"sample": i} for i, row in enumerate(rows)] for rows in shard] for shard in shards]
+    first, second = tmp_path / "first", tmp_path / "second"
+    manifest = execute(stage_of(numbered, *PPO, "train.epochs=2"), first).manifest
+    assert (manifest["rows_in"], manifest["rows_out"]) == (8, 8)
+    assert not any(manifest["dropped"].values())
+    assert manifest["counts"]["groups_of_equal_rewards"] == 6
+    rollouts = {(row["problem_id"], row["sample"]): row for shard in numbered for rows in shard for row in rows
+                if row["role"] != "repair"}  # fmt: skip
+    fresh = values_of(first)
+    assert fresh == {key: [0.0] * len(row["ids"]) for key, row in rollouts.items()}
+    for name in ("value_loss", "value_clip_fraction", "explained_variance"):
+        assert len(metrics_of(first, name)) == 2 * 4
+    execute(stage_of(numbered, *PPO, policy=first), second)
+    after = values_of(second)
+    assert after.keys() == fresh.keys()
+    row = rollouts[next(iter(after))]
+    vlm = load_model(first / "model")
+    problem = ProblemSet(stage_of([], *PPO).problems)[row["problem_id"]]
+    prompt = policy_prompt(vlm.processor, load_recipe("digits").prompt, problem.question, problem.images)
+    batch = response_batch(vlm, [encode_prompt(vlm, prompt)], [row["ids"]])
+    critic = load_file(first / CRITIC / "model.safetensors")
+    with torch.no_grad():
+        hidden_TH = vlm.model.base_model(**batch.inputs).last_hidden_state[0, -len(row["ids"]) - 1 : -1]
+    expected = (hidden_TH @ critic["weight"][0] + critic["bias"]).tolist()
+    assert any(expected)
+    assert after[row["problem_id"], row["sample"]] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_stopped_ppo_goes_on_with_the_values_that_it_has(stage_of, trajectories, tmp_path):
+    stage = stage_of([[unrepaired(t)] for t in trajectories[:2]], *PPO)
+    out = tmp_path / "out"
+    execute(stage, out)
+    (out / "manifest.json").unlink()
+    made = {(problem, sample): [0.5] * len(values) for (problem, sample), values in values_of(out).items()}
+    step = Step.open(out, stage.plan())
+    for index, trajectory in enumerate(trajectories[:2]):
+        rows = [{"problem_id": p, "sample": s, "values": v} for (p, s), v in made.items() if p == trajectory[0]]
+        step.write_shards(index, {VALUES: rows})
+    execute(stage, out)
+    assert values_of(out) == made
 
 
 def test_the_same_seed_trains_the_same_bytes(stage_of, trajectories, tmp_path):

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from stages.model.batches import encode_prompt, response_batch
 from stages.model.loading import load_model
 from stages.model.prompts import policy_prompt
 from stages.recipe import ObjectiveSection, OptimizerSection, RolloutSection, TrainerSection
+from stages.training.groups import with_token_advantages
 from stages.training.losses import PolicyObjective, SupervisedLoss
 from stages.training.trainer import MACHINE_METRICS, Trainer, TrainingRow, totals_of
 from tiny_model import plain_logprobs
@@ -45,15 +47,16 @@ def rows(tiny_vlm, problems, recipe):
     ]
 
 
-def trainer(vlm, tokens=10_000, temperature=0.7, reference=None, **optimizer):
+def trainer(vlm, tokens=10_000, temperature=0.7, reference=None, critic_from=None, **optimizer):
     section = OptimizerSection(**{"learning_rate": 1e-3, "max_grad_norm": 1e9} | optimizer)
     machine = TrainerSection(tokens_per_micro_batch=tokens)
-    return Trainer(vlm, section, temperature=temperature, machine=machine, reference=reference)
+    return Trainer(vlm, section, temperature=temperature, machine=machine, reference=reference, critic_from=critic_from)
 
 
 def gradients(vlm, rows, loss_function, tokens=10_000, totals=None, reference=None):
     """Every parameter's gradient of one step on a copy of the model, and the step's metrics."""
-    metrics = trainer(vlm, tokens, reference=reference).step(rows, loss_function, totals)
+    fresh = Path("nowhere") if rows[0].returns_T else None
+    metrics = trainer(vlm, tokens, reference=reference, critic_from=fresh).step(rows, loss_function, totals)
     found = {name: p.grad.clone() for name, p in vlm.model.named_parameters() if p.grad is not None}
     assert any(gradient.abs().max() > 1e-4 for gradient in found.values())
     return found, metrics
@@ -85,8 +88,15 @@ def objective(algorithm, **hyper):
     return PolicyObjective(ObjectiveSection(algorithm=algorithm, **wide, **hyper), ROLLOUT)
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "dapo", "gspo", "dr_grpo", "supervised"])
+def with_values(rows):
+    """As PPO trains on them, with made-up old values."""
+    rows = [replace(row, values_T=[0.1 * (t % 4) for t in range(len(row.ids))]) for row in rows]
+    return with_token_advantages(rows, ObjectiveSection(algorithm="ppo"))
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dapo", "gspo", "dr_grpo", "ppo", "supervised"])
 def test_micro_batches_change_nothing(tiny_vlm, copy_of, rows, algorithm):
+    rows = with_values(rows) if algorithm == "ppo" else rows
     whole, metrics = gradients(copy_of(tiny_vlm), rows, objective(algorithm))
     for tokens in (1, 200):
         parts, own_metrics = gradients(copy_of(tiny_vlm), rows, objective(algorithm), tokens=tokens)
@@ -147,6 +157,8 @@ def test_a_gated_out_token_has_no_gradient(tiny_vlm, copy_of, rows, algorithm):
     closed[4] = 0.0
     gated_rows = [*open_rows[:1], replace(rows[1], gate_T=closed), *open_rows[2:]]
     loss_function = objective(algorithm)
+    if algorithm == "ppo":
+        open_rows, gated_rows = with_values(open_rows), with_values(gated_rows)
 
     class WithoutToken:
         has_kl = False
