@@ -17,7 +17,8 @@ from stages.engines.protocol import Request, Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.errors import ModelError
 from stages.model.batches import encode_prompt, prompt_batch
-from stages.model.layout import Reading, packed_layout, padded_layout
+from stages.model.layout import Reading, packed_layout, padded_layout, prompt_positions
+from stages.model.loading import wrap_model
 from stages.model.logprobs import LogprobReader
 from stages.model.prompts import policy_prompt, repair_prompt
 from stages.recipe import PromptSection
@@ -85,6 +86,18 @@ def test_a_frame_is_read_as_the_image_that_it_is(tiny_vlm):
         as_image, as_video, other = LogprobReader(tiny_vlm).read(readings, temperature=1.0).logprobs_BT
     torch.testing.assert_close(as_video, as_image, atol=1e-5, rtol=0)
     assert (other - as_image).abs().max() > 1e-2
+
+
+def test_no_frame_is_left_out_by_a_processor_that_samples(tiny_vlm):
+    """Checkpoints may say `do_sample_frames`: at 2 frames a second, 3 of these 12 would be left."""
+    processor = copy.copy(tiny_vlm.processor)
+    processor.video_processor = copy.copy(processor.video_processor)
+    processor.video_processor.do_sample_frames, processor.video_processor.fps = True, 2.0
+    video = film(12, fps=8.0)
+    found, expected = (encode(vlm, video=video) for vlm in (replace(tiny_vlm, processor=processor), tiny_vlm))
+    assert found.ids == expected.ids
+    assert found.vision.keys() == expected.vision.keys()
+    assert all(found.vision[name].equal(expected.vision[name]) for name in expected.vision)
 
 
 def test_images_stand_before_the_video_and_both_before_the_question(tiny_vlm):
@@ -182,6 +195,38 @@ def test_tokens_stand_at_their_frames_times_and_text_behind_the_last(tiny_vlm, s
     TransformersEngine(tiny_vlm).generate([Request(text) for text in texts], Sampling(4, 1.0, seed=0))
     sampled_ABL = torch.cat(seen_positions, dim=-1)[-3:, :, : row_AL.shape[1]]
     assert sum(torch.equal(row_AL, sampled_ABL[:, row]) for row in range(2)) == 1
+
+
+@pytest.fixture
+def tiny_qwen2_vl(tiny_vlm):
+    """The first Qwen2-VL, with the same tokens; a grid of two frames is one position long whatever its rate."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
+
+    own = tiny_vlm.model.config
+    text = own.text_config.to_dict() | {"hidden_size": 64}
+    text["rope_parameters"] = text["rope_parameters"] | {"mrope_section": [2, 3, 3]}
+    vision = {"depth": 2, "embed_dim": 32, "num_heads": 4, "hidden_size": 64, "mlp_ratio": 2}
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    ids = {name: getattr(own, name) for name in names}
+    config = Qwen2VLConfig(
+        text_config={name: value for name, value in text.items() if name != "model_type"}, vision_config=vision, **ids
+    )
+    parts = tiny_vlm.processor
+    processor = Qwen2VLProcessor(parts.image_processor, parts.tokenizer, parts.video_processor, CHAT_TEMPLATE)
+    torch.manual_seed(0)
+    model = Qwen2VLForConditionalGeneration(config).eval()
+    model.generation_config.eos_token_id = tiny_vlm.end_ids[0]
+    return wrap_model(model, processor)
+
+
+def test_qwen2_vl_reads_videos_too(tiny_qwen2_vl):
+    encoded = encode(tiny_qwen2_vl, images=[noisy(56, 28, 0)], video=film(9, width=84))
+    before = encoded.token_types.index(1)
+    behind = encoded.token_types[::-1].index(2)
+    row_AL = positions([before, ((0,), 1, 2), 2, (range(5), 2, 3), behind])
+    assert torch.equal(prompt_positions(tiny_qwen2_vl, encoded), row_AL)
+    readings = [Reading(encoded, [20, 21, 22]), Reading(encoded, [20, 30, 31])]
+    assert_read_as_plain(tiny_qwen2_vl, LogprobReader(tiny_qwen2_vl), readings)
 
 
 def test_seconds_are_not_rounded_to_the_weights_type(tiny_vlm, copy_of):
