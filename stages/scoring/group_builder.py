@@ -118,7 +118,7 @@ class GroupBuilder:
                 for row in correct
             ]
             return [Draft(problem, row["sample"], row["ids"], row["text"], siblings=siblings) for row in errors]
-        texts = [self.policy.engine.vlm.decode(row["ids"]) for row in correct]
+        texts = [row["text"] for row in correct]
         return [
             Draft(problem, row["sample"], row["ids"], row["text"], self.references.draw(problem, row["sample"], texts))
             for row in errors
