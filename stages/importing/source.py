@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from datasets import DatasetBuilder, Features, IterableDataset, Value, load_dataset_builder
+import pyarrow.parquet as pq
+from datasets import DatasetBuilder, Features, Value, load_dataset_builder
 from datasets.exceptions import DatasetsError
+from datasets.packaged_modules.parquet.parquet import ParquetConfig
 
 from stages.artifacts.fingerprint import file_sha256
-from stages.artifacts.store import ROWS_PER_GROUP
 from stages.errors import DataError
 
 _READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
+ROWS_AT_ONCE = 64
+"""Rows of a Parquet file in memory."""
+_BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class Source:
     """An opened dataset."""
 
     name: str
-    stream: IterableDataset
+    stream: Iterable[dict[str, Any]]
+    """Its rows, from the first each time, images not decoded."""
     columns: tuple[str, ...]
     """Names of columns, and of a struct's fields as `struct.field`."""
     folder: Path | None
@@ -37,7 +42,7 @@ class Source:
     """Hex SHA-256 of a folder's files, or what `datasets` tells the hub's revision by."""
 
     def rows(self, limit: int | None = None) -> Iterator[dict[str, Any]]:
-        """Rows in order, images not decoded, one batch in memory at a time.
+        """Rows in order, one batch in memory at a time.
 
         Raises:
             DataError: a file that cannot be read.
@@ -73,18 +78,31 @@ def open_source(name: str, split: str | None, config_name: str | None) -> Source
     path = Path(name)
     with _told(name):
         builder = _builder(name, path, config_name)
-        if getattr(builder.config, "batch_size", ROWS_PER_GROUP) is None:
-            builder.config.batch_size = ROWS_PER_GROUP  # a row group may be the whole file
         streams = builder.as_streaming_dataset()
-        stream = streams[_split(name, split, list(streams))]
-        if stream.features is not None:
-            stream = stream.decode(False)
+        chosen = _split(name, split, list(streams))
+        features = streams[chosen].features
+        stream: Iterable[dict[str, Any]] = streams[chosen] if features is None else streams[chosen].decode(False)
+        if isinstance(builder.config, ParquetConfig) and path.exists():
+            stream = _ParquetRows(tuple(builder.config.data_files[chosen]))
         first = next(iter(stream), None)
     if first is None:
         raise DataError(f"{name}: no rows in it")
     folder = path if path.is_dir() else path.parent if path.is_file() else None
     content = _folder_sha256(path) if path.is_dir() else "" if path.is_file() else str(builder.hash)
-    return Source(name, stream, tuple(_names(stream.features or first)), folder, content)
+    return Source(name, stream, tuple(_names(features or first)), folder, content)
+
+
+@dataclass(frozen=True)
+class _ParquetRows:
+    """Local Parquet files; `datasets`' own reader keeps more and more of a file, and a long row group whole."""
+
+    files: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for file in self.files:
+            parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
+            for batch in parquet.iter_batches(ROWS_AT_ONCE):
+                yield from batch.to_pylist()
 
 
 def _builder(name: str, path: Path, config_name: str | None) -> DatasetBuilder:
@@ -106,6 +124,8 @@ def _text_columns(path: Path) -> dict[str, Any]:
     """Every column as the text that stands there: 007 is no 7, and None is a word."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = next(csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ","), [])
+    if len(set(header)) < len(header):
+        raise DataError(f"{path}: two columns of one name in its first line; rename them")
     return {"features": Features({name: Value("string") for name in header}), "keep_default_na": False}
 
 
