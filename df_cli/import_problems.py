@@ -78,7 +78,9 @@ def import_problems(
 def _layout(preset: str | None, options: dict[str, Any]) -> Layout:
     if preset is not None and preset not in PRESETS:
         raise DataError(f"--preset {preset}: not one of {', '.join(PRESETS)}")
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items() if value}
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in options.items() if value
+    }
     if options["id"] == "":
         given["id"] = None
     return replace(PRESETS[preset] if preset else Layout(), **given)

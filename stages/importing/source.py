@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import DatasetBuilder, Features, Value, load_dataset_builder
 from datasets.exceptions import DatasetsError
+from datasets.packaged_modules.json.json import JsonConfig
 from datasets.packaged_modules.parquet.parquet import ParquetConfig
 
 from stages.artifacts.fingerprint import file_sha256
@@ -81,7 +82,9 @@ def open_source(name: str, split: str | None, config_name: str | None) -> Source
         streams = builder.as_streaming_dataset()
         chosen = _split(name, split, list(streams))
         features = streams[chosen].features
-        stream: Iterable[dict[str, Any]] = streams[chosen] if features is None else streams[chosen].decode(False)
+        stream: Iterable[dict[str, Any]] = streams[chosen]
+        if features is not None and not isinstance(builder.config, JsonConfig):  # columns of mixed types need decoding
+            stream = streams[chosen].decode(False)
         if isinstance(builder.config, ParquetConfig) and path.exists():
             stream = _ParquetRows(tuple(builder.config.data_files[chosen]))
         first = next(iter(stream), None)

@@ -49,6 +49,13 @@ def test_jsonl_and_its_structs(tmp_path):
     assert open_source(str(tmp_path / "data.jsonl"), None, None).columns == ("q", "m", "m.task", "o")
 
 
+def test_a_column_of_mixed_types_keeps_its_values(tmp_path):
+    lines = [{"answer": value} for value in ("B", 3, "", None, 2.5)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    assert rows(tmp_path / "data.jsonl") == lines
+
+
 @pytest.mark.parametrize(("name", "comma"), [("data.csv", ","), ("data.tsv", "\t")])
 def test_a_table_in_text_keeps_its_text(name, comma, tmp_path):
     lines = [["id", "answer"], ["007", "0.50"], ["8", "None"], ["9", ""], ["10", '"a, ""b"""']]
