@@ -12,6 +12,7 @@ from df_cli import repair_set
 from df_cli.ablate import ablate
 from df_cli.build_masks import build_masks
 from df_cli.evaluate import evaluate
+from df_cli.import_problems import import_problems
 from df_cli.rl_repair import rl_repair
 from df_cli.rollout import rollout
 from df_cli.sft_repair import sft_repair
@@ -21,6 +22,7 @@ from df_cli.train_policy import train_policy
 from stages.errors import DifferenceFeedbackError
 
 COMMANDS: dict[str, Callable[..., None]] = {
+    "import-problems": import_problems,
     "sft-repair": sft_repair,
     "rl-repair": rl_repair,
     "rollout": rollout,

@@ -146,7 +146,7 @@ _PREFERRED = Column(
 
 PROBLEMS = TableSpec(
     "problems",
-    "you, or data/digits/build.py",
+    "df import-problems, you, or data/digits/build.py",
     "every command",
     (
         _PROBLEM_ID,
@@ -276,9 +276,9 @@ EPISODES = TableSpec(
 
 DROPPED = TableSpec(
     "dropped",
-    "df rl-repair",
+    "df import-problems, df rl-repair",
     "you",
-    (_PROBLEM_ID, Column("reason", pa.string(), "`text_only_solvable`")),
+    (_PROBLEM_ID, Column("reason", pa.string(), "`text_only_solvable`, or why a row could not be imported")),
 )
 
 VALUES = TableSpec(

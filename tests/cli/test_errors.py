@@ -116,7 +116,12 @@ def test_a_missing_input_is_named_with_its_producer(command, workspace, df):
 
     assert (code, out) == (1, "")
     spec = Path(value).stem
-    producer = {"rollouts": "df rollout", "groups": "df build-masks"}.get(spec, "you, or data/digits/build.py")
+    producers = {
+        "problems": "df import-problems, you, or data/digits/build.py",
+        "rollouts": "df rollout",
+        "groups": "df build-masks",
+    }
+    producer = producers.get(spec, "you, or data/digits/build.py")
     assert err == f"error: gone.parquet: no such file or folder; {spec} is written by {producer}\n"
     assert listing(workspace) == before
 

@@ -1,0 +1,143 @@
+"""Somebody's dataset -> `problems`, and `dropped` with what did not fit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from stages.artifacts.columns import DROPPED, PROBLEMS
+from stages.artifacts.problems import EncodedImages
+from stages.artifacts.step import Plan, Step
+from stages.errors import ArtifactError, DataError
+from stages.importing.cells import Unfit
+from stages.importing.images import ImageReader
+from stages.importing.presets import Layout
+from stages.importing.rows import RowReader
+from stages.importing.source import Source, open_source
+from stages.scoring.extraction import gold_answer, number, stated
+
+ROWS_PER_SHARD = 512
+"""Rows of the dataset, those that do not fit included; as many images are in memory at once."""
+
+
+@dataclass(frozen=True)
+class Understood:
+    """What became of one row, for reading; `reason` is set where it does not fit."""
+
+    problem_id: str
+    question: str = ""
+    images: str = ""
+    """Width x height of each."""
+    answer: str = ""
+    read_as: str = ""
+    """How the rule-based reward reads the answer."""
+    kind: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class ImportProblems:
+    """`df import-problems`. Files that a table's image paths name are not part of the plan; those of a folder are."""
+
+    source: str
+    layout: Layout
+    split: str | None = None
+    config_name: str | None = None
+    limit: int | None = None
+
+    def plan(self) -> Plan:
+        source = self._open()
+        recipe = {
+            "layout": asdict(self.layout),
+            "split": self.split,
+            "config_name": self.config_name,
+            "limit": self.limit,
+            "content": source.content,
+        }
+        return Plan("import-problems", recipe, 0, {"source": Path(self.source)})
+
+    def run(self, step: Step) -> None:
+        source = self._open()
+        reader = RowReader(self.layout, ImageReader(source.folder))
+        numbered = enumerate(source.rows(self.limit))
+        for index, shard in groupby(numbered, lambda item: item[0] // ROWS_PER_SHARD):
+            if step.has_shard(PROBLEMS, index):
+                for row_number, row in shard:
+                    reader.problem_id(row_number, row)
+            else:
+                _write(step, index, reader, shard)
+        if not step.tally.rows_out:
+            raise DataError(f"{self.source}: no row of {step.tally.rows_in} fits: {_counted(step.tally.dropped)}")
+        step.finish()
+
+    def sample(self, rows: int) -> list[Understood]:
+        """What the first rows are understood as; nothing is written."""
+        source = self._open()
+        reader = RowReader(self.layout, ImageReader(source.folder))
+        limit = rows if self.limit is None else min(rows, self.limit)
+        return [_understood(reader, row_number, row) for row_number, row in enumerate(source.rows(limit))]
+
+    def check_output(self, out: Path) -> None:
+        """Refuse an output inside the folder that is read: a second run would read it too.
+
+        Raises:
+            ArtifactError: it lies there.
+        """
+        if Path(self.source).is_dir() and out.resolve().is_relative_to(Path(self.source).resolve()):
+            raise ArtifactError(f"{out}: lies in {self.source}, which is read; name another with --out")
+
+    def _open(self) -> Source:
+        source = open_source(self.source, self.split, self.config_name)
+        layout = self.layout
+        columns = [layout.question, *layout.images, layout.answer, *layout.choices, layout.kind, layout.id]
+        source.check_columns([name for name in columns if name])
+        return source
+
+
+def _write(step: Step, index: int, reader: RowReader, rows: Iterator[tuple[int, dict[str, Any]]]) -> None:
+    problems: list[dict[str, Any]] = []
+    dropped: list[dict[str, Any]] = []
+    for row_number, row in rows:
+        problem_id = reader.problem_id(row_number, row)
+        try:
+            problems.append({"problem_id": problem_id} | reader.problem(row))
+        except Unfit as reason:
+            dropped.append({"problem_id": problem_id, "reason": str(reason)})
+    step.tally.rows_in += len(problems) + len(dropped)
+    step.tally.rows_out += len(problems)
+    step.tally.dropped.update(entry["reason"] for entry in dropped)
+    step.tally.counts["without_images"] += sum(not problem["images"] for problem in problems)
+    step.tally.counts["several_images"] += sum(len(problem["images"]) > 1 for problem in problems)
+    step.tally.counts["answers_the_rules_cannot_score"] += sum(
+        gold_answer(problem["answer"]) is None for problem in problems
+    )
+    step.write_shards(index, {PROBLEMS: problems, DROPPED: dropped})
+
+
+def _understood(reader: RowReader, row_number: int, row: dict[str, Any]) -> Understood:
+    problem_id = reader.problem_id(row_number, row)
+    try:
+        problem = reader.problem(row)
+    except Unfit as reason:
+        return Understood(problem_id, reason=str(reason))
+    images = EncodedImages(problem["images"], problem_id)
+    sizes = ", ".join(f"{image.width} x {image.height}" for image in images)
+    answer, kind = problem["answer"], problem["kind"] or ""
+    return Understood(problem_id, problem["question"], sizes, answer, _read_as(answer), kind)
+
+
+def _read_as(answer: str) -> str:
+    gold = gold_answer(answer)
+    if gold is None:
+        return "cannot be scored by rules"
+    body, unit = stated(gold).body, stated(gold).unit
+    value = number(body)
+    return " ".join(part for part in (f"number {value}" if value is not None else body, unit) if part)
+
+
+def _counted(dropped: Counter[str]) -> str:
+    return ", ".join(f"{reason} {rows}" for reason, rows in sorted(dropped.items()))

@@ -1,0 +1,49 @@
+"""A row's cells, and the reason why a row does not fit."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+LIST_CHARS = 20_000
+"""A list that is written out as text is not read beyond this length."""
+
+
+class Unfit(Exception):
+    """A row cannot become a problem; its text is the reason, as it is counted."""
+
+
+def cell(row: Mapping[str, Any], name: str) -> Any:
+    """The value of a column, None where there is none; `a.b` is the field b of the struct a."""
+    if name in row:
+        return row[name]
+    first, _, rest = name.partition(".")
+    inner = row.get(first)
+    return cell(inner, rest) if rest and isinstance(inner, Mapping) else None
+
+
+def text(value: Any) -> str:
+    """A cell as text: stripped, null as the empty text, a float that is whole as an integer."""
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()
+
+
+def as_list(value: Any) -> list[Any] | None:
+    """A list, or one that is written out as text in JSON or Python; None for anything else."""
+    if isinstance(value, str) and value.lstrip().startswith("[") and len(value) <= LIST_CHARS:
+        value = _parsed(value.strip())
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else None
+
+
+def _parsed(written: str) -> Any:
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(written)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return None

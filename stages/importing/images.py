@@ -1,0 +1,74 @@
+"""Images as datasets hold them: bytes, or paths that stay inside the dataset's folder."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from stages.artifacts.problems import EncodedImages
+from stages.importing.cells import Unfit
+
+MAX_PIXELS = 50_000_000
+MAX_BYTES = 64 << 20
+"""An image of more pixels or bytes is left out unread."""
+
+
+class ImageReader:
+    """Reads and checks images; `folder` is where their paths start, None where a dataset has no files here."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder.resolve() if folder is not None else None
+
+    def read(self, value: Any) -> dict[str, Any]:
+        """The encoded image of a cell (bytes, a path, or both as `datasets` has them), decoded once as a check.
+
+        Raises:
+            Unfit: `image_missing`, `image_not_embedded`, `image_outside_folder`, `image_not_found`,
+                `image_over_limit` or `image_broken`.
+        """
+        if isinstance(value, Mapping):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, str) and value.strip():
+            value = self._load(value.strip())
+        if not isinstance(value, bytes) or not value:
+            raise Unfit("image_missing")
+        _check(value)
+        return {"bytes": value, "path": None}
+
+    def _load(self, path: str) -> bytes:
+        """The file's bytes; links are followed before it is decided whether it lies inside the folder."""
+        if self._folder is None or "://" in path:
+            raise Unfit("image_not_embedded")
+        try:
+            file = (self._folder / path).resolve()
+            if not file.is_relative_to(self._folder):
+                raise Unfit("image_outside_folder")
+            if not file.is_file():
+                raise Unfit("image_not_found")
+            if file.stat().st_size > MAX_BYTES:
+                raise Unfit("image_over_limit")
+            return file.read_bytes()
+        except (OSError, ValueError, RuntimeError) as error:  # too long a name, a NUL, links in a circle
+            raise Unfit("image_not_found") from error
+
+
+def _check(encoded: bytes) -> None:
+    if len(encoded) > MAX_BYTES:
+        raise Unfit("image_over_limit")
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            width, height = image.size
+    except Image.DecompressionBombError as error:
+        raise Unfit("image_over_limit") from error
+    except Exception as error:  # PIL's readers raise anything on broken bytes
+        raise Unfit("image_broken") from error
+    if width * height > MAX_PIXELS:
+        raise Unfit("image_over_limit")
+    try:
+        EncodedImages([{"bytes": encoded}], "import")[0]
+    except Exception as error:
+        raise Unfit("image_broken") from error

@@ -1,0 +1,166 @@
+"""A dataset as a stream of rows: a file, a folder, or a name on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import DatasetBuilder, Features, Value, load_dataset_builder
+from datasets.exceptions import DatasetsError
+from datasets.packaged_modules.json.json import JsonConfig
+from datasets.packaged_modules.parquet.parquet import ParquetConfig
+
+from stages.artifacts.fingerprint import file_sha256
+from stages.errors import DataError
+
+_READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
+ROWS_AT_ONCE = 64
+"""Rows of a Parquet file in memory."""
+_BUFFER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened dataset."""
+
+    name: str
+    stream: Iterable[dict[str, Any]]
+    """Its rows, from the first each time, images not decoded."""
+    columns: tuple[str, ...]
+    """Names of columns, and of a struct's fields as `struct.field`."""
+    folder: Path | None
+    """Where paths of images start."""
+    content: str
+    """Hex SHA-256 of a folder's files, or what `datasets` tells the hub's revision by."""
+
+    def rows(self, limit: int | None = None) -> Iterator[dict[str, Any]]:
+        """Rows in order, one batch in memory at a time.
+
+        Raises:
+            DataError: a file that cannot be read.
+        """
+        rows = iter(islice(self.stream, limit))
+        for number in count():
+            with _told(f"{self.name} row {number}"):
+                row = next(rows, None)
+            if row is None:
+                return
+            yield row
+
+    def check_columns(self, names: Sequence[str]) -> None:
+        """Refuse names that no column has.
+
+        Raises:
+            DataError: lists the columns there are.
+        """
+        missing = [name for name in names if name not in self.columns]
+        if missing:
+            raise DataError(
+                f"{self.name}: no column {', '.join(missing)}; it has {', '.join(self.columns)}. "
+                "Name its columns (--question, --images, --answer, --choices, --kind, --id) or choose another --preset"
+            )
+
+
+def open_source(name: str, split: str | None, config_name: str | None) -> Source:
+    """Open a dataset for streaming; its first row is read to learn the columns.
+
+    Raises:
+        DataError: nothing there, a format that is not known, no such split or config, or no rows.
+    """
+    path = Path(name)
+    with _told(name):
+        builder = _builder(name, path, config_name)
+        streams = builder.as_streaming_dataset()
+        chosen = _split(name, split, list(streams))
+        features = streams[chosen].features
+        stream: Iterable[dict[str, Any]] = streams[chosen]
+        if features is not None and not isinstance(builder.config, JsonConfig):  # columns of mixed types need decoding
+            stream = streams[chosen].decode(False)
+        if isinstance(builder.config, ParquetConfig) and path.exists():
+            stream = _ParquetRows(tuple(builder.config.data_files[chosen]))
+        first = next(iter(stream), None)
+    if first is None:
+        raise DataError(f"{name}: no rows in it")
+    folder = path if path.is_dir() else path.parent if path.is_file() else None
+    content = _folder_sha256(path) if path.is_dir() else "" if path.is_file() else str(builder.hash)
+    return Source(name, stream, tuple(_names(features or first)), folder, content)
+
+
+@dataclass(frozen=True)
+class _ParquetRows:
+    """Local Parquet files; `datasets`' own reader keeps more and more of a file, and a long row group whole."""
+
+    files: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for file in self.files:
+            parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
+            for batch in parquet.iter_batches(ROWS_AT_ONCE):
+                yield from batch.to_pylist()
+
+
+def _builder(name: str, path: Path, config_name: str | None) -> DatasetBuilder:
+    if path.is_dir():
+        return load_dataset_builder(str(path.absolute()), config_name)
+    if not path.is_file():
+        if path.is_absolute() or name.startswith(".") or len(path.parts) > 2 or path.suffix in _READERS:
+            raise DataError(f"{name}: no such file or folder")
+        return load_dataset_builder(name, config_name)
+    if path.suffix not in _READERS:
+        raise DataError(f"{name}: not one of {', '.join(_READERS)}; give such a file, or a folder")
+    options: dict[str, Any] = {}
+    if _READERS[path.suffix] == "csv":
+        options = _text_columns(path) | {"sep": "\t" if path.suffix == ".tsv" else ","}
+    return load_dataset_builder(_READERS[path.suffix], data_files=str(path.absolute()), **options)
+
+
+def _text_columns(path: Path) -> dict[str, Any]:
+    """Every column as the text that stands there: 007 is no 7, and None is a word."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = next(csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ","), [])
+    if len(set(header)) < len(header):
+        raise DataError(f"{path}: two columns of one name in its first line; rename them")
+    return {"features": Features({name: Value("string") for name in header}), "keep_default_na": False}
+
+
+def _split(name: str, wanted: str | None, splits: Sequence[Any]) -> str:
+    there = [str(split) for split in splits]
+    if wanted is None and len(there) == 1:
+        return there[0]
+    if wanted is None:
+        raise DataError(f"{name}: it has the splits {', '.join(there)}; choose one with --split")
+    if wanted not in there:
+        raise DataError(f"{name}: no split {wanted}; it has {', '.join(there)}")
+    return wanted
+
+
+def _names(columns: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in columns.items():
+        yield prefix + name
+        if isinstance(value, Mapping):
+            yield from _names(value, f"{prefix}{name}.")
+
+
+def _folder_sha256(folder: Path) -> str:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    parts = {str(file.relative_to(folder)): file_sha256(file) for file in files}
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@contextmanager
+def _told(place: str) -> Iterator[None]:
+    """What `datasets` raises, as our error."""
+    try:
+        yield
+    except (DatasetsError, pa.ArrowException, OSError, ValueError, TypeError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        raise DataError(f"{place}: cannot be read as a dataset ({type(error).__name__}: {reason})") from error

@@ -1,0 +1,319 @@
+"""Each preset on a file in exactly its data set's columns; what is imported is scored as it should be."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Image, List, Value
+
+from pictures import png, sizes
+from stages.importing.cells import Unfit
+from stages.importing.images import ImageReader
+from stages.importing.presets import PRESETS
+from stages.importing.rows import ASK_FOR_LETTER, RowReader
+from stages.importing.source import open_source
+from stages.scoring.answers import score_answer
+
+TEXT, INTEGER, FLOAT = Value("string"), Value("int64"), Value("float64")
+
+
+def imported(name, file):
+    """Ids and problems, or the reason in their place."""
+    layout = PRESETS[name]
+    source = open_source(str(file), None, None)
+    reader = RowReader(layout, ImageReader(source.folder))
+    found = {}
+    for number, row in enumerate(source.rows()):
+        problem_id = reader.problem_id(number, row)
+        try:
+            found[problem_id] = reader.problem(row)
+        except Unfit as reason:
+            found[problem_id] = str(reason)
+    return found
+
+
+def check_scores(problem, right, *wrong):
+    assert score_answer(rf"I think so: \boxed{{{right}}}", problem["answer"]) == 1.0
+    assert [score_answer(rf"\boxed{{{answer}}}", problem["answer"]) for answer in wrong] == [0.0] * len(wrong)
+
+
+GEOMETRY3K = {
+    "images": List(Image()),
+    "problem": TEXT,
+    "answer": TEXT,
+    "id": INTEGER,
+    "choices": List(TEXT),
+    "ground_truth": TEXT,
+}
+
+
+@pytest.mark.parametrize("columns", [list(GEOMETRY3K), ["images", "problem", "answer"]])
+def test_geometry3k_in_its_present_and_its_older_columns(columns, parquet):
+    row = {
+        "images": [png(5, 4)],
+        "problem": "<image>Find $x$.",
+        "answer": "3",
+        "id": 2401,
+        "choices": ["1", "2", "3", "4"],
+        "ground_truth": "C",
+    }
+    file = parquet([{name: row[name] for name in columns}], {name: GEOMETRY3K[name] for name in columns})
+    problem = imported("geometry3k", file)["row-0000000"]
+
+    assert (problem["question"], problem["answer"], problem["kind"]) == ("Find $x$.", "3", None)
+    assert sizes(problem) == [(5, 4)]
+    check_scores(problem, "3", "4", "C")
+
+
+def test_mmpr_tiny_reads_image_paths_beside_the_file(tmp_path):
+    folder = tmp_path / "MMPR-Tiny" / "images" / "set"
+    folder.mkdir(parents=True)
+    for name, width in (("1.png", 7), ("2.png", 8)):
+        (folder / name).write_bytes(png(width)["bytes"])
+    rows = [
+        {
+            "data_source": "mmpr",
+            "prompt": [{"content": "<image>\nHow many?", "role": "user"}],
+            "images": [{"path": "MMPR-Tiny/images/set/1.png"}],
+            "ability": "math",
+            "reward_model": {"ground_truth": "18", "style": "rule"},
+            "extra_info": {"answer": "18", "index": 0, "question": "<image>\nHow many?", "split": "train"},
+        },
+        {
+            "data_source": "mmpr",
+            "prompt": [{"content": "<image>\n<image>\nWhich?", "role": "user"}],
+            "images": [{"path": f"MMPR-Tiny/images/set/{number}.png"} for number in (1, 2)],
+            "ability": "math",
+            "reward_model": {"ground_truth": "B", "style": "rule"},
+            "extra_info": {"answer": "B", "index": 1, "question": "<image>\n<image>\nWhich?\nA. x\nB. y", "split": ""},
+        },
+        {
+            "data_source": "mmpr",
+            "prompt": [],
+            "images": [{"path": "../secret.png"}],
+            "ability": "math",
+            "reward_model": {"ground_truth": "1", "style": "rule"},
+            "extra_info": {"answer": "1", "index": 2, "question": "<image>\nHow many?", "split": "train"},
+        },
+    ]
+    file = tmp_path / "mmpr_tiny.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    first, second, third = imported("mmpr-tiny", file).values()
+
+    assert (first["question"], first["answer"], sizes(first)) == ("How many?", "18", [(7, 2)])
+    assert (second["question"], second["answer"]) == ("Which?\nA. x\nB. y", "B")
+    assert sizes(second) == [(7, 2), (8, 2)]
+    assert third == "image_outside_folder"
+
+
+def test_mathvista(parquet):
+    features = {
+        "pid": TEXT,
+        "question": TEXT,
+        "image": TEXT,
+        "decoded_image": Image(),
+        "choices": List(TEXT),
+        "unit": TEXT,
+        "precision": FLOAT,
+        "answer": TEXT,
+        "question_type": TEXT,
+        "answer_type": TEXT,
+        "metadata": {
+            "category": TEXT,
+            "context": TEXT,
+            "grade": TEXT,
+            "img_height": INTEGER,
+            "img_width": INTEGER,
+            "language": TEXT,
+            "skills": List(TEXT),
+            "source": TEXT,
+            "split": TEXT,
+            "task": TEXT,
+        },
+        "query": TEXT,
+    }
+    common = {
+        "image": "images/1.jpg",
+        "decoded_image": png(9, 6),
+        "choices": None,
+        "unit": None,
+        "precision": None,
+        "question_type": "free_form",
+        "answer_type": "integer",
+        "metadata": {"task": "figure question answering", "skills": ["arithmetic reasoning"]},
+        "query": "Hint: …",
+    }
+    rows = [
+        common | {"pid": "1", "question": "When?", "answer": "1.2", "unit": "cm", "precision": 1.0},
+        common | {"pid": "2", "question": "Is it?", "answer": "No", "choices": ["Yes", "No"]},
+        common | {"pid": "3", "question": "Is it?", "answer": "", "choices": ["Yes", "No"]},
+    ]
+    free, choice, withheld = imported("mathvista", parquet(rows, features)).values()
+
+    assert free["question"] == "When?\nUnit: cm.\nDecimal places: 1."
+    assert (free["answer"], free["kind"], sizes(free)) == ("1.2", "figure question answering", [(9, 6)])
+    check_scores(free, "1.2", "1.25")
+    assert choice["question"] == f"Is it?\nA. Yes\nB. No\n{ASK_FOR_LETTER}"
+    check_scores(choice, "B", "A", "No")
+    assert withheld == "answer_missing"
+
+
+def test_mmstar_keeps_the_choices_that_stand_in_its_question(parquet):
+    features = {
+        "index": INTEGER,
+        "question": TEXT,
+        "image": Image(),
+        "answer": TEXT,
+        "category": TEXT,
+        "l2_category": TEXT,
+        "meta_info": {"source": TEXT, "split": TEXT, "image_path": TEXT},
+    }
+    question = "Which option describes it?\nOptions: A: A dog, B: A cat, C: Two cats, D: None"
+    row = {
+        "index": 7,
+        "question": question,
+        "image": png(),
+        "answer": "C",
+        "category": "coarse perception",
+        "l2_category": "image scene and topic",
+        "meta_info": {"source": "MMBench", "split": "val", "image_path": "images/0.jpg"},
+    }
+    problem = imported("mmstar", parquet([row], features))["7"]
+
+    assert problem["question"] == f"{question}\n{ASK_FOR_LETTER}"
+    assert problem["kind"] == "coarse perception"
+    check_scores(problem, "C", "D", "Two cats")
+
+
+def test_mmmu_several_images_and_choices_that_are_images(parquet):
+    numbered = [f"image_{number}" for number in range(1, 8)]
+    features = {
+        "id": TEXT,
+        "question": TEXT,
+        "options": TEXT,
+        "explanation": TEXT,
+        **{name: Image() for name in numbered},
+        "img_type": TEXT,
+        "answer": TEXT,
+        "topic_difficulty": TEXT,
+        "question_type": TEXT,
+        "subfield": TEXT,
+    }
+    empty = dict.fromkeys(features)
+    rows = [
+        {
+            "id": "validation_Art_1",
+            "question": "<image 1> Which of these follows?",
+            "options": "['<image 2>', \"a 'quoted' one\"]",
+            "image_1": png(4, 4),
+            "image_2": png(6, 6),
+            "answer": "A",
+            "subfield": "Drawing",
+        },
+        {
+            "id": "validation_Math_2",
+            "question": "Find the area in <image 1>.",
+            "options": "[]",
+            "image_1": png(),
+            "answer": "3/4",
+            "subfield": "Geometry",
+        },
+        {"id": "several", "question": "x <image 1>", "options": "[]", "image_1": png(), "answer": "['1/2', '0.5']"},
+        {"id": "test_Math_3", "question": "x <image 1>", "options": "['1', '2']", "image_1": png(), "answer": "?"},
+        {"id": "lost", "question": "x <image 2>", "options": "['1', '2']", "image_1": png(), "answer": "A"},
+        {"id": "beyond", "question": "x", "options": "['1', '2']", "image_1": png(), "answer": "C"},
+        {"id": "gap", "question": "x", "options": "['1', '2']", "image_2": png(), "answer": "A"},
+    ]
+    found = imported("mmmu", parquet([empty | row for row in rows], features))
+    art, area = found.pop("validation_Art_1"), found.pop("validation_Math_2")
+
+    assert art["question"] == (f"image 1 Which of these follows?\nA. image 2\nB. a 'quoted' one\n{ASK_FOR_LETTER}")
+    assert (art["answer"], art["kind"], sizes(art)) == ("A", "Drawing", [(4, 4), (6, 6)])
+    assert (area["question"], area["answer"]) == ("Find the area in image 1.", "3/4")
+    check_scores(area, "0.75", "0.7")
+    assert found == {
+        "several": "answer_several",
+        "test_Math_3": "answer_missing",
+        "lost": "placeholder_without_image",
+        "beyond": "answer_not_a_choice",
+        "gap": "image_missing",
+    }
+
+
+def test_mathverse_asks_what_stands_in_the_picture_only(parquet):
+    features = {
+        "sample_index": TEXT,
+        "problem_index": TEXT,
+        "problem_version": TEXT,
+        "question": TEXT,
+        "image": Image(),
+        "answer": TEXT,
+        "question_type": TEXT,
+        "metadata": {"split": TEXT, "source": TEXT, "subject": TEXT, "subfield": TEXT},
+        "query_wo": TEXT,
+        "query_cot": TEXT,
+    }
+    common = {
+        "problem_index": "1",
+        "image": png(),
+        "metadata": {"split": "testmini", "source": "GEOS", "subject": "Plane Geometry", "subfield": "Angle"},
+        "query_wo": "…",
+        "query_cot": "…",
+    }
+    listed = "Find the angle.\nChoices:\nA:20°\nB:30°"
+    rows = [
+        {"sample_index": "1", "problem_version": "Text Lite", "question": listed, "answer": "B"},
+        {"sample_index": "2", "problem_version": "Vision Only", "question": "", "answer": "B"},
+        {"sample_index": "3", "problem_version": "Text Lite", "question": "Find the angle.", "answer": "30"},
+    ]
+    file = parquet([common | {"question_type": "multi-choice"} | row for row in rows], features)
+    lite, vision, free = imported("mathverse", file).values()
+
+    assert (lite["question"], lite["kind"]) == (f"{listed}\n{ASK_FOR_LETTER}", "Text Lite")
+    assert vision["question"] == f"Answer the question in the image.\n{ASK_FOR_LETTER}"
+    assert (free["question"], free["answer"]) == ("Find the angle.", "30")
+    check_scores(lite, "B", "A", "30°")
+
+
+def test_mathvision(parquet):
+    features = {
+        "id": TEXT,
+        "question": TEXT,
+        "options": List(TEXT),
+        "image": TEXT,
+        "decoded_image": Image(),
+        "answer": TEXT,
+        "solution": TEXT,
+        "level": INTEGER,
+        "subject": TEXT,
+    }
+    common = {"image": "images/1.jpg", "decoded_image": png(8, 3), "solution": None, "level": 2, "subject": "logic"}
+    rows = [
+        {"id": "1", "question": "Which number goes there? <image1>", "options": [], "answer": "60"},
+        {"id": "2", "question": "Which bike?\n<image1>", "options": list("ABCDE"), "answer": "A"},
+        {"id": "3", "question": "As in <image1>", "options": ["$\\frac12$", "2"], "answer": "B"},
+    ]
+    free, letters, listed = imported("mathvision", parquet([common | row for row in rows], features)).values()
+
+    assert (free["question"], free["answer"], free["kind"]) == ("Which number goes there?", "60", "logic")
+    assert letters["question"] == f"Which bike?\nChoices: A, B, C, D, E\n{ASK_FOR_LETTER}"
+    assert listed["question"] == f"As in image 1\nA. $\\frac12$\nB. 2\n{ASK_FOR_LETTER}"
+    assert sizes(free) == [(8, 3)]
+    check_scores(listed, "B", "A", "2")
+
+
+def test_ai2d_names_the_choice_by_its_number(parquet):
+    features = {"question": TEXT, "options": List(TEXT), "answer": TEXT, "image": Image()}
+    rows = [
+        {"question": "Which is the dairy item", "options": ["c", "D", "b", "a"], "answer": "1", "image": png()},
+        {"question": "Which?", "options": ["c", "D"], "answer": "2", "image": png()},
+    ]
+    first, second = imported("ai2d", parquet(rows, features)).values()
+
+    assert first["question"] == f"Which is the dairy item\nA. c\nB. D\nC. b\nD. a\n{ASK_FOR_LETTER}"
+    check_scores(first, "B", "D", "1")
+    assert second == "answer_not_a_choice"
+
+
+def test_every_preset_is_tried_here():
+    named = {name.removeprefix("test_").replace("_", "-") for name in globals() if name.startswith("test_")}
+    assert [preset for preset in PRESETS if not any(name.startswith(preset) for name in named)] == []
