@@ -86,18 +86,16 @@ def test_variants_share_the_steps_that_they_have_in_common(ablation):
     assert found["evaluate"] == 4
 
 
-def test_the_ungated_variant_gets_at_least_what_the_baseline_spent_and_not_a_round_more(ablation):
+def test_the_ungated_variant_goes_on_until_it_has_spent_what_the_baseline_spent_and_no_further(ablation):
     out, *_ = ablation
     rows = rows_of(out)
     budget, spent = (rows[name, 0, "device-seconds"]["value"] for name in ("difference", "ungated"))
-    trainings = [read_manifest(folder) for folder in (out / "steps").glob("train-policy-*")]
-    last_step = max(sum(manifest["device_seconds"].values()) for manifest in trainings)
-    assert spent >= budget
-    assert spent - budget < budget + last_step
-    steps = ("sft-repair", "rollout", "build-masks")
-    shared = [read_manifest(folder) for step in steps for folder in (out / "steps").glob(f"{step}-*")]
-    total = sum(sum(manifest["device_seconds"].values()) for manifest in shared + trainings)
-    assert budget + spent < 2 * total
+    last = int(rows["ungated", 0, "rounds"]["value"])
+    last_round = 0.0
+    for step in ("rollout", "build-masks", "train-policy"):
+        manifests = map(read_manifest, (out / "steps").glob(f"{step}-*"))
+        last_round += max(sum(m["device_seconds"].values()) for m in manifests if m["seed"] == last)
+    assert spent - last_round < budget <= spent
 
 
 def test_accuracies_are_those_of_the_scores(ablation):
