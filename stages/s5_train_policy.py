@@ -28,8 +28,9 @@ from stages.seeds import Purpose, derive_seed
 from stages.training.groups import Trajectory, optimization_group, rows_to_work_on
 from stages.training.losses import PolicyObjective, check_objective
 from stages.training.metrics import MetricsLog
+from stages.training.preferences import PreferenceObjective
 from stages.training.tracking import check_trackers, open_trackers
-from stages.training.trainer import Trainer, TrainingRow
+from stages.training.trainer import Loss, Trainer, TrainingRow
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class TrainPolicy:
         recipe, section = self.recipe, self.recipe.train
         with open_trackers(recipe.tracking, step.out, step.plan["recipe"]) as trackers:
             trainer = self._trainer(step)
-            objective = PolicyObjective(section.objective, recipe.rollout)
+            objective = self._objective()
             source = GroupSource(self, trainer.vlm, step)
             log, advanced = MetricsLog(trackers), 0
             total = count_rows(self.groups, GROUPS) * section.epochs
@@ -77,6 +78,14 @@ class TrainPolicy:
             trainer.save(step.out, step.out / MODEL)
             step.write_table(METRICS, log.rows)
         step.finish()
+
+    def _objective(self) -> Loss:
+        section = self.recipe.train.objective
+        return (
+            PreferenceObjective(section)
+            if section.algorithm == "dpo"
+            else PolicyObjective(section, self.recipe.rollout)
+        )
 
     def _trainer(self, step: Step) -> Trainer:
         recipe, section = self.recipe, self.recipe.train
@@ -173,9 +182,12 @@ class GroupSource:
         tally = self.step.tally
         tally.rows_in += 1
         tally.rows_out += bool(group)
+        pairs_only = self.recipe.train.objective.algorithm == "dpo"
+        if pairs_only:
+            tally.counts["ungated_errors_without_pair"] += sum(row["in_pair"] for row in rows) - len(group)
         if group:
             tally.counts["groups_of_equal_rewards"] += all(trajectory.advantage == 0 for trajectory in group)
-        elif self.recipe.train.gate == "none" or any(row["in_pair"] for row in rows):
+        elif not pairs_only and (self.recipe.train.gate == "none" or any(row["in_pair"] for row in rows)):
             tally.dropped["dynamic_sampling"] += 1
         elif all(row["role"] == "correct" for row in rows):
             tally.dropped["all_correct"] += 1

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 
+from stages.batching import batched
 from stages.core.advantages import group_advantages, overlong_penalty
 from stages.core.masks import gate_weights
 from stages.recipe import ObjectiveSection, RolloutSection, TrainSection
@@ -29,8 +31,10 @@ def optimization_group(
     """One problem's trajectories as the recipe's gate wants them, or none.
 
     Difference feedback trains on the errors and their selected repairs (eq. 16), the ungated baseline on the
-    whole rollout group.
+    whole rollout group. DPO takes pairs whatever the gate.
     """
+    if train.objective.algorithm == "dpo":
+        return _preference_pairs(rows, train)
     if train.gate == "none":
         rows = [row for row in rows if row["role"] != "repair"]
     else:
@@ -44,10 +48,20 @@ def optimization_group(
     )
     if advantages is None:
         return []
-    return [
-        Trajectory(row, advantage, gate_weights(row["mask"], train.gate, half_life=train.half_life).tolist())
-        for row, advantage in zip(rows, advantages, strict=True)
-    ]
+    return [_trajectory(row, advantage, train) for row, advantage in zip(rows, advantages, strict=True)]
+
+
+def _preference_pairs(rows: Sequence[Mapping[str, Any]], train: TrainSection) -> list[Trajectory]:
+    """Each error and, next to it, its repair, as `groups` has them; the advantage is the side, -1 or 1.
+
+    Ungated errors have no repair and are left out.
+    """
+    pairs = [pair for pair in pairwise(rows) if [row["role"] for row in pair] == ["error", "repair"]]
+    return [_trajectory(row, side, train) for pair in pairs for row, side in zip(pair, (-1.0, 1.0), strict=True)]
+
+
+def _trajectory(row: Mapping[str, Any], advantage: float, train: TrainSection) -> Trajectory:
+    return Trajectory(row, advantage, gate_weights(row["mask"], train.gate, half_life=train.half_life).tolist())
 
 
 def advantages_of(
@@ -77,10 +91,12 @@ def advantages_of(
 def rows_to_work_on(rows: Sequence[TrainingRow], objective: ObjectiveSection) -> tuple[list[TrainingRow], Totals]:
     """The rows that have a gradient, and the denominators over all of them.
 
-    A row whose advantage or whole gate is zero adds nothing to the policy term; with a KL term every row is worked on.
+    A row whose advantage or whole gate is zero adds nothing to the policy term; with a KL term every row is worked on,
+    and of a preference pair both or neither.
     """
-    working = [row for row in rows if objective.kl_coef > 0 or _has_gradient(row)]
-    return working, totals_of(rows)
+    together = 2 if objective.algorithm == "dpo" else 1
+    units = [unit for unit in batched(rows, together) if objective.kl_coef > 0 or any(map(_has_gradient, unit))]
+    return [row for unit in units for row in unit], totals_of(rows)
 
 
 def _has_gradient(row: TrainingRow) -> bool:

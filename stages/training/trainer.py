@@ -17,7 +17,7 @@ from torch import Tensor
 from stages import processes
 from stages.errors import ModelError
 from stages.model.batches import EncodedPrompt
-from stages.model.layout import Layout, Reading
+from stages.model.layout import Layout, Reading, inseparable
 from stages.model.loading import VisionLanguageModel
 from stages.model.logprobs import LogprobReader, ResponseLogprobs, made_up_group
 from stages.recipe import OptimizerSection, TrainerSection
@@ -150,8 +150,9 @@ class Trainer:
         }
 
     def passes(self, readings: Sequence[Reading]) -> list[list[int]]:
-        """This process's share of the micro-batches; there are enough for all, or one of each reading."""
-        budget, enough = self.machine.tokens_per_micro_batch, min(processes.count(), len(readings))
+        """This process's share of the micro-batches; there are enough for all, or as many as can be."""
+        units = len(inseparable(readings, range(len(readings))))
+        budget, enough = self.machine.tokens_per_micro_batch, min(processes.count(), units)
         batches = list(self.reader.micro_batches(readings, budget))
         while len(batches) < enough:
             budget //= 2

@@ -22,6 +22,7 @@ from stages.recipe import (
     load_recipe,
 )
 from stages.training.losses import PolicyObjective
+from stages.training.preferences import PreferenceObjective
 from stages.training.trainer import Trainer, TrainingRow
 
 DIGITS = Path(__file__).parents[2] / "data" / "digits"
@@ -54,7 +55,9 @@ def training_rows(vlm):
     return rows
 
 
-def steps(model, out, first, last, *, resume_from=None, lora=None, kl_coef=0.0, tokens=150, checkpointing=False):
+def steps(
+    model, out, first, last, *, resume_from=None, lora=None, kl_coef=0.0, tokens=150, checkpointing=False, pairs=False
+):
     """Do optimizer steps `first` to `last` on rows in another order each, and sample after each of them; save."""
     vlm = load_model(model)
     machine = TrainerSection(tokens_per_micro_batch=tokens, lora=lora, gradient_checkpointing=checkpointing)
@@ -70,7 +73,13 @@ def steps(model, out, first, last, *, resume_from=None, lora=None, kl_coef=0.0, 
     objective = PolicyObjective(ObjectiveSection(algorithm="dapo", clip_high=1e9, kl_coef=kl_coef), ROLLOUT)
     metrics, answers = [], []
     for step in range(first, last):
-        chosen = np.random.default_rng(step).permutation(len(rows))[: 4 + 2 * (step % 3)]
+        if pairs:
+            objective = PreferenceObjective(ObjectiveSection(algorithm="dpo", beta=1.0))
+            chosen = [
+                2 * i + side for i in np.random.default_rng(step).permutation(5)[: 3 + step % 3] for side in (0, 1)
+            ]
+        else:
+            chosen = np.random.default_rng(step).permutation(len(rows))[: 4 + 2 * (step % 3)]
         metrics.append(trainer.step([rows[i] for i in chosen], objective))
         answers.append(sample(trainer))
     trainer.save(out, out / "model")
@@ -119,6 +128,7 @@ def main(mode, out):
         zero_on_cpu()
     options = {
         "": {},
+        "dpo": {"pairs": True},
         "kl": {"kl_coef": 0.5, "checkpointing": True},
         "lora": {"kl_coef": 0.5, "lora": LoraSection(rank=4, alpha=8)},
     }[mode.partition("-")[2]]
