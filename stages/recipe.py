@@ -223,6 +223,14 @@ class MasksSection(Section):
     )
 
 
+class PrimeSection(Section):
+    """PRIME's implicit process reward model, trained beside the policy where `train.advantage` is `prime`."""
+
+    beta: Annotated[float, Field(gt=0)] = Field(0.05, description="β: reward for a nat of its log-ratio.")
+    gamma: Share = Field(1.0, description="γ: discount of a reward for each token that it is ahead.")
+    optimizer: OptimizerSection = OptimizerSection()
+
+
 class TrainSection(Section):
     """`df train-policy` (eq. 10-23)."""
 
@@ -230,10 +238,16 @@ class TrainSection(Section):
     half_life: Annotated[float, Field(gt=0)] = Field(
         2.0, description="Tokens after which a soft weight halves (our choice)."
     )
+    advantage: Literal["group", "prime"] = Field(
+        "group",
+        description="`group`: one a response, of the group's rewards; `prime`: one a token, of implicit process "
+        "rewards (needs gate `none`).",
+    )
     epochs: Positive = Field(1, description="Passes over the groups.")
     problems_per_step: Positive = Field(16, description="Groups an optimizer step.")
     objective: ObjectiveSection = ObjectiveSection()
     optimizer: OptimizerSection = OptimizerSection()
+    prime: PrimeSection = PrimeSection()
 
 
 class LoraSection(Section):

@@ -29,6 +29,7 @@ from stages.training.groups import Trajectory, optimization_group, rows_to_work_
 from stages.training.losses import PolicyObjective, check_objective
 from stages.training.metrics import MetricsLog
 from stages.training.preferences import PreferenceObjective
+from stages.training.prime import PRM, ProcessRewards, check_prime, prm_folder
 from stages.training.tracking import check_trackers, open_trackers
 from stages.training.trainer import Loss, Trainer, TrainingRow
 
@@ -49,6 +50,7 @@ class TrainPolicy:
         parquet_files(self.groups, GROUPS)
         check_model(self.policy)
         check_objective(self.recipe.train.objective, self.recipe.rollout)
+        check_prime(self.recipe.train)
         check_trackers(self.recipe.tracking)
         recipe = self.recipe.subset("model", "prompt", "train", "trainer", rollout=SAMPLING_FIELDS)
         inputs = {"groups": self.groups, "problems": self.problems, "policy": self.policy}
@@ -60,6 +62,7 @@ class TrainPolicy:
         with open_trackers(recipe.tracking, step.out, step.plan["recipe"]) as trackers:
             trainer = self._trainer(step)
             objective = self._objective()
+            prime = self._process_rewards(step) if section.advantage == "prime" else None
             source = GroupSource(self, trainer.vlm, step)
             log, advanced = MetricsLog(trackers), 0
             total = count_rows(self.groups, GROUPS) * section.epochs
@@ -68,14 +71,17 @@ class TrainPolicy:
                     if self._is_spent(step):
                         break
                     with step.ledger.phase("train"):
-                        rows, totals = rows_to_work_on(batch, section.objective)
-                        metrics = trainer.step(rows, objective, totals)
+                        judged, learned = (batch, {}) if prime is None else prime.with_advantages(batch)
+                        rows, totals = rows_to_work_on(judged, section.objective)
+                        metrics = trainer.step(rows, objective, totals) | learned
                     log.add(trainer.steps_done, metrics)
                     advance(source.rows_read - advanced)
                     advanced = source.rows_read
         self._check_trained(step, log)
         with step.ledger.phase("save"):
             trainer.save(step.out, step.out / MODEL)
+            if prime is not None:
+                prime.save(step.out)
             step.write_table(METRICS, log.rows)
         step.finish()
 
@@ -102,6 +108,19 @@ class TrainPolicy:
                 resume_from=self.policy,
                 seed=recipe.seed,
             )
+
+    def _process_rewards(self, step: Step) -> ProcessRewards:
+        recipe, section = self.recipe, self.recipe.train.prime
+        with step.ledger.phase("load"):
+            trainer = Trainer(
+                open_engine(prm_folder(self.policy), recipe, master_weights=True).vlm,
+                section.optimizer,
+                temperature=recipe.rollout.temperature,
+                machine=recipe.trainer,
+                resume_from=self.policy / PRM,
+                seed=recipe.seed,
+            )
+        return ProcessRewards(trainer, section)
 
     def _is_spent(self, step: Step) -> bool:
         budget = self.budget_device_seconds
@@ -141,10 +160,11 @@ class GroupSource:
         """Groups of one optimizer step at a time, in seeded order: as many epochs as the recipe has, or with a budget
         without end.
 
-        A pass in which no group has a contrast of rewards is the last one: nothing would ever be learned from it.
+        A pass in which no group has a contrast of rewards is the last one: nothing would ever be learned from it, but
+        by PRIME, whose model tells groups apart.
         """
         for epoch in range(self.recipe.train.epochs) if self.budget is None else count():
-            contrast = False
+            contrast = self.recipe.train.advantage == "prime"
             for groups in batched(self._epoch(epoch), self.recipe.train.problems_per_step):
                 contrast = contrast or any(t.advantage != 0 for group in groups for t in group)
                 yield groups

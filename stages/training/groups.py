@@ -100,4 +100,5 @@ def rows_to_work_on(rows: Sequence[TrainingRow], objective: ObjectiveSection) ->
 
 
 def _has_gradient(row: TrainingRow) -> bool:
-    return row.advantage != 0 and (row.gate_T is None or any(row.gate_T))
+    advantages = [row.advantage] if row.advantage_T is None else row.advantage_T
+    return any(advantages) and (row.gate_T is None or any(row.gate_T))

@@ -146,10 +146,18 @@ def policy_tensors(rows: Sequence[TrainingRow], logprobs: ResponseLogprobs) -> P
     return PolicyTensors(
         logprobs_BT=torch.where(logprobs.read_BT, logprobs.logprobs_BT, old_BT),
         old_logprobs_BT=old_BT,
-        advantages_B=torch.tensor([row.advantage for row in rows], device=device),
+        advantages_B=_advantages(rows, mask_BT),
         response_mask_BT=mask_BT,
         gate_BT=_padded([[1.0] * len(row.ids) if row.gate_T is None else row.gate_T for row in rows], mask_BT),
     )
+
+
+def _advantages(rows: Sequence[TrainingRow], mask_BT: Tensor) -> Tensor:
+    """(B,), or (B, T) where each token has its own."""
+    by_token = [row.advantage_T for row in rows if row.advantage_T is not None]
+    if by_token:
+        return _padded(by_token, mask_BT)
+    return torch.tensor([row.advantage for row in rows], device=mask_BT.device)
 
 
 def _padded(values: Sequence[Sequence[float]], mask_BT: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ MACHINE_METRICS = ("padding_share", "tokens_per_second", "peak_memory_gib")
 class TrainingRow:
     """One trajectory: what the model was given, and the response that is trained on.
 
-    Rows of one group share a prompt object. The last two have the response's length T; SFT leaves both out, repair RL
-    the gate.
+    Rows of one group share a prompt object. What ends in T has the response's length; SFT leaves all of it out, repair
+    RL the gate.
     """
 
     prompt: EncodedPrompt
@@ -46,6 +46,8 @@ class TrainingRow:
     advantage: float = 1.0
     gate_T: Sequence[float] | None = None
     old_logprobs_T: Sequence[float] = ()
+    advantage_T: Sequence[float] | None = None
+    """In place of `advantage`."""
 
 
 class Totals(NamedTuple):

@@ -53,7 +53,6 @@ def launch_deepspeed(*arguments):
         "copies",
         "copies-lora",
         "copies-dpo",
-        "fsdp2-dpo",
         "fsdp2-kl",
         "fsdp2-lora",
         *(pytest.param(mode, marks=NEEDS_DEEPSPEED) for mode in ("zero3", "zero3-kl", "zero3-lora")),
