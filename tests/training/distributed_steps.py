@@ -96,17 +96,20 @@ def sample(trainer):
 
 def shard_on_cpu():
     """accelerate itself takes FSDP on accelerators only; its plugin works on any device."""
-    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
     from accelerate.utils import DistributedType
 
     state = Accelerator(cpu=True).state
     state.distributed_type = DistributedType.FSDP
+    # Every further Accelerator takes the type from here.
+    PartialState().distributed_type = DistributedType.FSDP
     state.fsdp_plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
         cpu_ram_efficient_loading=False,
         reshard_after_forward=True,
     )
+    assert Accelerator(device_placement=False).distributed_type == DistributedType.FSDP
 
 
 def zero_on_cpu():
