@@ -28,7 +28,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Temperature = Annotated[float, Field(gt=0, le=10)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
-Algorithm = Literal["grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo", "ppo"]
+Algorithm = Literal["grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo", "ppo", "dpo"]
 Gate = Literal["difference", "soft", "none"]
 ReferenceKind = Literal["answer", "preferred", "sibling"]
 
@@ -128,12 +128,19 @@ class AuditSection(Section):
 class ObjectiveSection(Section):
     """One policy-optimization objective; unset hyper-parameters take the algorithm's own defaults."""
 
-    algorithm: Algorithm = Field("grpo", description="Its name selects clip, aggregation and denominator.")
+    algorithm: Algorithm = Field(
+        "grpo",
+        description="Its name selects clip, aggregation and denominator; `dpo` (`train` alone) takes an error and its "
+        "repair as a preference pair.",
+    )
     clip_low: float | None = Field(None, ge=0, description="ε below.")
     clip_high: float | None = Field(None, ge=0, description="ε above; for cispo the bound on the ratio itself.")
     tau_positive: float | None = Field(None, gt=0, description="SAPO's temperature where A > 0.")
     tau_negative: float | None = Field(None, gt=0, description="SAPO's temperature where A ≤ 0.")
     max_response_length: Positive | None = Field(None, description="Dr.GRPO's L_max.")
+    beta: float | None = Field(
+        None, gt=0, description="DPO's β: the larger, the nearer the policy stays to the one that made the groups."
+    )
     kl_coef: float = Field(0.0, ge=0, description="β: weight of the KL to the model that the step starts from.")
     kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="Estimator of that KL.")
     overlong_buffer: int = Field(
@@ -153,9 +160,9 @@ class ObjectiveSection(Section):
 
     def hyper(self) -> dict[str, Any]:
         """What was set, as keyword arguments of the objective."""
-        names = ("clip_low", "clip_high", "tau_positive", "tau_negative", "max_response_length")
+        names = ("clip_low", "clip_high", "tau_positive", "tau_negative", "max_response_length", "beta")
         hyper = {name: value for name in names if (value := getattr(self, name)) is not None}
-        return hyper | {"kl_coef": self.kl_coef, "kl_estimator": self.kl_estimator}
+        return hyper | ({"kl_coef": self.kl_coef, "kl_estimator": self.kl_estimator} if self.kl_coef else {})
 
     def critic(self) -> dict[str, float]:
         """What was set of PPO's critic."""
@@ -274,6 +281,14 @@ class MasksSection(Section):
     )
 
 
+class PrimeSection(Section):
+    """PRIME's implicit process reward model, trained beside the policy where `train.advantage` is `prime`."""
+
+    beta: Annotated[float, Field(gt=0)] = Field(0.05, description="β: reward for a nat of its log-ratio.")
+    gamma: Share = Field(1.0, description="γ: discount of a reward for each token that it is ahead.")
+    optimizer: OptimizerSection = OptimizerSection()
+
+
 class TrainSection(Section):
     """`df train-policy` (eq. 10-28)."""
 
@@ -281,10 +296,16 @@ class TrainSection(Section):
     half_life: Annotated[float, Field(gt=0)] = Field(
         2.0, description="Tokens after which a soft weight halves (our choice)."
     )
+    advantage: Literal["group", "prime"] = Field(
+        "group",
+        description="`group`: one a response, of the group's rewards; `prime`: one a token, of implicit process "
+        "rewards (needs gate `none`).",
+    )
     epochs: Positive = Field(1, description="Passes over the groups.")
     problems_per_step: Positive = Field(16, description="Groups an optimizer step.")
     objective: ObjectiveSection = ObjectiveSection()
     optimizer: OptimizerSection = OptimizerSection()
+    prime: PrimeSection = PrimeSection()
 
 
 class LoraSection(Section):

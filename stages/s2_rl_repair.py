@@ -17,7 +17,7 @@ from stages.core.objectives import has_critic
 from stages.core.selection import is_correct
 from stages.core.values import CriticSettings
 from stages.engines.loading import check_model, open_engine, recipe_sampling
-from stages.errors import DataError
+from stages.errors import DataError, RecipeError
 from stages.model.batches import encode_prompt
 from stages.model.loading import VisionLanguageModel
 from stages.progress import track
@@ -59,6 +59,10 @@ class RlRepair:
         check_model(self.policy)
         check_model(self.repair_model)
         check_objective(self.recipe.repair_rl.objective, self.recipe.rollout)
+        if self.recipe.repair_rl.objective.algorithm == "dpo":
+            raise RecipeError(
+                "repair_rl.objective.algorithm is dpo, but repairs come in no pairs; take grpo or another"
+            )
         sections = ("model", "engine", "prompt", "reward", "audit", "repair_rl", "trainer")
         recipe = self.recipe.subset(*sections, rollout=SAMPLING_FIELDS, sft={"heldout_share"})
         inputs = {

@@ -30,8 +30,10 @@ from stages.seeds import Purpose, derive_seed
 from stages.training.groups import Trajectory, optimization_group, rows_to_work_on, with_token_advantages
 from stages.training.losses import PolicyObjective, check_objective
 from stages.training.metrics import MetricsLog
+from stages.training.preferences import PreferenceObjective
+from stages.training.prime import PRM, ProcessRewards, check_prime, prm_folder
 from stages.training.tracking import check_trackers, open_trackers
-from stages.training.trainer import Trainer, TrainingRow
+from stages.training.trainer import Loss, Trainer, TrainingRow
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class TrainPolicy:
         parquet_files(self.groups, GROUPS)
         check_model(self.policy)
         check_objective(self.recipe.train.objective, self.recipe.rollout)
+        check_prime(self.recipe.train)
         check_trackers(self.recipe.tracking)
         recipe = self.recipe.subset("model", "prompt", "train", "trainer", rollout=SAMPLING_FIELDS)
         inputs = {"groups": self.groups, "problems": self.problems, "policy": self.policy}
@@ -60,7 +63,8 @@ class TrainPolicy:
         recipe, section = self.recipe, self.recipe.train
         with open_trackers(recipe.tracking, step.out, step.plan["recipe"]) as trackers:
             trainer = self._trainer(step)
-            objective = PolicyObjective(section.objective, recipe.rollout)
+            objective = self._objective()
+            prime = self._process_rewards(step) if section.advantage == "prime" else None
             source = GroupSource(self, trainer.vlm, step)
             if has_critic(section.objective.algorithm):
                 source.write_values(trainer)
@@ -71,17 +75,28 @@ class TrainPolicy:
                     if self._is_spent(step):
                         break
                     with step.ledger.phase("train"):
-                        rows, totals = rows_to_work_on(batch, section.objective)
+                        judged, learned = (batch, {}) if prime is None else prime.with_advantages(batch)
+                        rows, totals = rows_to_work_on(judged, section.objective)
                         rows = with_token_advantages(rows, section.objective)
-                        metrics = trainer.step(rows, objective, totals)
+                        metrics = trainer.step(rows, objective, totals) | learned
                     log.add(trainer.steps_done, metrics)
                     advance(source.rows_read - advanced)
                     advanced = source.rows_read
         self._check_trained(step, log)
         with step.ledger.phase("save"):
             trainer.save(step.out, step.out / MODEL)
+            if prime is not None:
+                prime.save(step.out)
             step.write_table(METRICS, log.rows)
         step.finish()
+
+    def _objective(self) -> Loss:
+        section = self.recipe.train.objective
+        return (
+            PreferenceObjective(section)
+            if section.algorithm == "dpo"
+            else PolicyObjective(section, self.recipe.rollout)
+        )
 
     def _trainer(self, step: Step) -> Trainer:
         recipe, section = self.recipe, self.recipe.train
@@ -100,6 +115,19 @@ class TrainPolicy:
                 critic_rate=CriticSettings(**section.objective.critic()).critic_rate,
                 seed=recipe.seed,
             )
+
+    def _process_rewards(self, step: Step) -> ProcessRewards:
+        recipe, section = self.recipe, self.recipe.train.prime
+        with step.ledger.phase("load"):
+            trainer = Trainer(
+                open_engine(prm_folder(self.policy), recipe, master_weights=True).vlm,
+                section.optimizer,
+                temperature=recipe.rollout.temperature,
+                machine=recipe.trainer,
+                resume_from=self.policy / PRM,
+                seed=recipe.seed,
+            )
+        return ProcessRewards(trainer, section)
 
     def _is_spent(self, step: Step) -> bool:
         budget = self.budget_device_seconds
@@ -140,11 +168,11 @@ class GroupSource:
         without end.
 
         A pass in which no group has a contrast of rewards is the last one: nothing would ever be learned from it, but
-        for a critic's values.
+        for a critic's values, or PRIME's, whose model tells groups apart.
         """
         critic = has_critic(self.recipe.train.objective.algorithm)
         for epoch in range(self.recipe.train.epochs) if self.budget is None else count():
-            contrast = critic
+            contrast = critic or self.recipe.train.advantage == "prime"
             for groups in batched(self._epoch(epoch), self.recipe.train.problems_per_step):
                 contrast = contrast or any(t.advantage != 0 for group in groups for t in group)
                 yield groups
@@ -226,9 +254,13 @@ class GroupSource:
         tally = self.step.tally
         tally.rows_in += 1
         tally.rows_out += bool(group)
+        pairs_only = self.recipe.train.objective.algorithm == "dpo"
+        if pairs_only:
+            tally.counts["ungated_errors_without_pair"] += sum(row["in_pair"] for row in rows) - len(group)
         if group:
-            tally.counts["groups_of_equal_rewards"] += len({t.advantage for t in group}) == 1
-        elif self.recipe.train.gate == "none" or any(row["in_pair"] for row in rows):
+            equal = len({t.advantage for t in group}) == 1
+            tally.counts["groups_of_equal_rewards"] += equal
+        elif not pairs_only and (self.recipe.train.gate == "none" or any(row["in_pair"] for row in rows)):
             tally.dropped["dynamic_sampling"] += 1
         elif all(row["role"] == "correct" for row in rows):
             tally.dropped["all_correct"] += 1

@@ -171,11 +171,8 @@ def reads_every_token(name: str, *, kl_coef: float) -> bool:
 
 
 def has_critic(name: str) -> bool:
-    """Whether a critic makes its advantages, token by token, and not the rewards of the group.
-
-    Raises ValueError on an unknown name.
-    """
-    return _objective(name).critic
+    """Whether a critic makes its advantages, token by token, and not the rewards of the group."""
+    return name in OBJECTIVES and OBJECTIVES[name].critic
 
 
 def objective_hyper(name: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ rotary embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -35,6 +35,8 @@ class Reading:
     read_T: Flags | None = None
     graph_T: Flags | None = None
     """Tokens whose log-prob has a gradient; by default those that are read. Others cost no graph."""
+    with_next: bool = False
+    """Never in another pass than the reading after it, one of the same prompt: one loss reads both."""
 
     @property
     def tokens_read(self) -> NDArray[np.intp]:
@@ -104,48 +106,70 @@ def padded_layout(vlm: VisionLanguageModel, readings: Sequence[Reading]) -> Layo
 def packed_micro_batches(readings: Sequence[Reading], token_budget: int) -> Iterator[list[int]]:
     """Indices of readings whose packed rows hold at most `token_budget` tokens, or one reading that has more.
 
-    Responses to one prompt stay together where the budget has room for all of them.
+    Responses to one prompt stay together where the budget has room for all of them; readings that have to stay
+    together count as one.
     """
     batch: list[int] = []
     filled, previous = 0, None
     for members in _by_prompt(readings):
-        members.sort(key=lambda i: readings[i].inputs)
-        group = [readings[i] for i in members]
-        whole = sum(map(_packed_cost, group, [None, *group]))
+        units = sorted(inseparable(readings, members), key=lambda unit: readings[unit[0]].inputs)
+        whole = _packed_cost([readings[i] for unit in units for i in unit], None)
         if batch and filled + whole > token_budget >= whole:
             yield batch
             batch, filled = [], 0
-        for index in members:
-            cost = _packed_cost(readings[index], previous)
+        for unit in units:
+            own = [readings[i] for i in unit]
+            cost = _packed_cost(own, previous)
             if batch and filled + cost > token_budget:
                 yield batch
                 batch, filled = [], 0
-                cost = _packed_cost(readings[index], None)
-            batch.append(index)
+                cost = _packed_cost(own, None)
+            batch += unit
             filled += cost
-            previous = readings[index]
+            previous = own[-1]
     if batch:
         yield batch
 
 
 def padded_micro_batches(readings: Sequence[Reading], token_budget: int) -> Iterator[list[int]]:
-    """Indices of readings of like lengths whose padded rows hold at most `token_budget` tokens, or one reading."""
+    """Indices of readings of like lengths whose padded rows hold at most `token_budget` tokens, or one reading.
+
+    Readings that have to stay together count as one, of the longest's length.
+    """
     batch: list[int] = []
     prompt_width = response_width = 0
-    for index in sorted(range(len(readings)), key=lambda i: _length(readings[i])):
-        prompt, response = len(readings[index].prompt.ids), len(readings[index].inputs)
+    units = inseparable(readings, range(len(readings)))
+    for unit in sorted(units, key=lambda unit: max(_length(readings[i]) for i in unit)):
+        prompt, response = len(readings[unit[0]].prompt.ids), max(len(readings[i].inputs) for i in unit)
         prompt_width, response_width = max(prompt_width, prompt), max(response_width, response)
-        if batch and (prompt_width + response_width) * (len(batch) + 1) > token_budget:
+        if batch and (prompt_width + response_width) * (len(batch) + len(unit)) > token_budget:
             yield batch
             batch = []
             prompt_width, response_width = prompt, response
-        batch.append(index)
+        batch += unit
     if batch:
         yield batch
 
 
-def _packed_cost(reading: Reading, previous: Reading | None) -> int:
-    """Tokens that a reading adds to the row that ends with `previous`."""
+def inseparable(readings: Sequence[Reading], members: Iterable[int]) -> list[list[int]]:
+    """The members' indices, in order, those that have to stay together in one list."""
+    units: list[list[int]] = []
+    goes_on = False
+    for index in members:
+        if goes_on:
+            units[-1].append(index)
+        else:
+            units.append([index])
+        goes_on = readings[index].with_next
+    return units
+
+
+def _packed_cost(readings: Sequence[Reading], previous: Reading | None) -> int:
+    """Tokens that readings add to the row that ends with `previous`."""
+    return sum(map(_added, readings, [previous, *readings]))
+
+
+def _added(reading: Reading, previous: Reading | None) -> int:
     if previous is None or previous.prompt is not reading.prompt:
         return len(reading.prompt.ids) + len(reading.inputs)
     return len(reading.inputs) - _common(previous.inputs, reading.inputs)

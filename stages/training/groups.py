@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from stages.batching import batched
 from stages.core.advantages import group_advantages, overlong_penalty
 from stages.core.masks import gate_weights
 from stages.core.objectives import has_critic
@@ -34,8 +36,10 @@ def optimization_group(
 
     Difference feedback trains on the errors and their selected repairs (eq. 16), the ungated baseline on the
     whole rollout group, and PPO on that one with either: its correct rollouts have gate 1, its errors their masks
-    (eq. 24-28), which mark nothing on an error without a repair.
+    (eq. 24-28), which mark nothing on an error without a repair. DPO takes pairs whatever the gate.
     """
+    if train.objective.algorithm == "dpo":
+        return _preference_pairs(rows, train)
     if train.gate == "none" or has_critic(train.objective.algorithm):
         rows = [row for row in rows if row["role"] != "repair"]
     else:
@@ -49,12 +53,21 @@ def optimization_group(
     )
     if advantages is None:
         return []
-    return [Trajectory(row, advantage, _gate(row, train)) for row, advantage in zip(rows, advantages, strict=True)]
+    return [_trajectory(row, advantage, train) for row, advantage in zip(rows, advantages, strict=True)]
 
 
-def _gate(row: Mapping[str, Any], train: TrainSection) -> list[float]:
+def _preference_pairs(rows: Sequence[Mapping[str, Any]], train: TrainSection) -> list[Trajectory]:
+    """Each error and, next to it, its repair, as `groups` has them; the advantage is the side, -1 or 1.
+
+    Ungated errors have no repair and are left out.
+    """
+    pairs = [pair for pair in pairwise(rows) if [row["role"] for row in pair] == ["error", "repair"]]
+    return [_trajectory(row, side, train) for pair in pairs for row, side in zip(pair, (-1.0, 1.0), strict=True)]
+
+
+def _trajectory(row: Mapping[str, Any], advantage: float, train: TrainSection) -> Trajectory:
     gate = "none" if row["role"] == "correct" else train.gate
-    return gate_weights(row["mask"], gate, half_life=train.half_life).tolist()
+    return Trajectory(row, advantage, gate_weights(row["mask"], gate, half_life=train.half_life).tolist())
 
 
 def advantages_of(
@@ -107,11 +120,12 @@ def rows_to_work_on(rows: Sequence[TrainingRow], objective: ObjectiveSection) ->
     """The rows that have a gradient, and the denominators over all of them.
 
     A row whose advantage or whole gate is zero adds nothing to the policy term; with a KL term, or a critic that learns
-    from it, every row is worked on.
+    from it, every row is worked on, and of a preference pair both or neither.
     """
     every = objective.kl_coef > 0 or has_critic(objective.algorithm)
-    working = [row for row in rows if every or _has_gradient(row)]
-    return working, totals_of(rows)
+    together = 2 if objective.algorithm == "dpo" else 1
+    units = [unit for unit in batched(rows, together) if every or any(map(_has_gradient, unit))]
+    return [row for unit in units for row in unit], totals_of(rows)
 
 
 def _padded(values: Sequence[Sequence[float]]) -> Tensor:
@@ -119,4 +133,5 @@ def _padded(values: Sequence[Sequence[float]]) -> Tensor:
 
 
 def _has_gradient(row: TrainingRow) -> bool:
-    return row.advantage != 0 and (row.gate_T is None or any(row.gate_T))
+    advantages = [row.advantage] if row.advantage_T is None else row.advantage_T
+    return any(advantages) and (row.gate_T is None or any(row.gate_T))

@@ -6,6 +6,7 @@ Axes: B responses of a micro-batch, T tokens of the longest.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stages.core.objectives import has_critic, objective_hyper, policy_loss, ratio_metrics, reads_every_token
+from stages.core.preferences import DPO_BETA
 from stages.core.values import CriticSettings, value_loss
 from stages.errors import RecipeError
 from stages.model.layout import Reading
@@ -52,12 +54,14 @@ def check_objective(section: ObjectiveSection, rollout: RolloutSection) -> None:
             f"objective.overlong_buffer is {section.overlong_buffer}, more than rollout.max_new_tokens "
             f"({rollout.max_new_tokens}); lower it"
         )
-    takes = objective_hyper(section.algorithm)
+    takes = {"beta": DPO_BETA} if section.algorithm == "dpo" else objective_hyper(section.algorithm)
     for name in section.hyper():
         if name not in takes:
             raise RecipeError(f"objective.{name} is set, but {section.algorithm} takes only {', '.join(takes)}")
     if section.critic() and not has_critic(section.algorithm):
         raise RecipeError(f"objective.{next(iter(section.critic()))} is set, but {section.algorithm} has no critic")
+    if section.algorithm == "dpo" and section.overlong_buffer:
+        raise RecipeError("objective.overlong_buffer is set, but dpo has no reward to take it from; leave it out")
 
 
 class PolicyTensors(NamedTuple):
@@ -89,10 +93,10 @@ class PolicyObjective:
     def reading(self, row: TrainingRow) -> Reading:
         """Tokens whose gate is 0 are read where the sequence's ratio, the KL or the critic needs them, without a
         gradient where only the ratio does."""
-        open_T = None if row.gate_T is None else np.asarray(row.gate_T) != 0
         if self.has_kl or self.critic:
             return Reading(row.prompt, row.ids)
-        return Reading(row.prompt, row.ids, read_T=None if self.reads_every_token else open_T, graph_T=open_T)
+        reading = open_reading(row)
+        return replace(reading, read_T=None) if self.reads_every_token else reading
 
     def __call__(
         self,
@@ -101,7 +105,7 @@ class PolicyObjective:
         reference_BT: Tensor | None,
         totals: Totals,
     ) -> tuple[Tensor, dict[str, Measured]]:
-        tensors = _tensors(rows, logprobs)
+        tensors = policy_tensors(rows, logprobs)
         result = policy_loss(
             self.algorithm,
             ref_logprobs_BT=reference_BT,
@@ -135,7 +139,13 @@ class PolicyObjective:
         return metrics
 
 
-def _tensors(rows: Sequence[TrainingRow], logprobs: ResponseLogprobs) -> PolicyTensors:
+def open_reading(row: TrainingRow) -> Reading:
+    """The tokens whose gate is not 0."""
+    open_T = None if row.gate_T is None else np.asarray(row.gate_T) != 0
+    return Reading(row.prompt, row.ids, read_T=open_T, graph_T=open_T)
+
+
+def policy_tensors(rows: Sequence[TrainingRow], logprobs: ResponseLogprobs) -> PolicyTensors:
     """Tokens that are not read stand at their old log-prob: a ratio of 1 behind a gate of 0."""
     device = logprobs.logprobs_BT.device
     lengths_B = torch.tensor([len(row.ids) for row in rows], device=device)

@@ -18,7 +18,7 @@ from stages import processes
 from stages.core.values import Fit, explained_variance
 from stages.errors import ModelError
 from stages.model.batches import EncodedPrompt
-from stages.model.layout import Layout, Reading
+from stages.model.layout import Layout, Reading, inseparable
 from stages.model.loading import VisionLanguageModel
 from stages.model.logprobs import LogprobReader, ResponseLogprobs, made_up_group
 from stages.recipe import OptimizerSection, TrainerSection
@@ -39,7 +39,7 @@ class TrainingRow:
     """One trajectory: what the model was given, and the response that is trained on.
 
     Rows of one group share a prompt object. What ends in T has the response's length; SFT leaves all of it out, repair
-    RL the gate. PPO alone has the last three.
+    RL the gate. `values_T` and `returns_T` are PPO's alone.
     """
 
     prompt: EncodedPrompt
@@ -171,8 +171,9 @@ class Trainer:
         }
 
     def passes(self, readings: Sequence[Reading]) -> list[list[int]]:
-        """This process's share of the micro-batches; there are enough for all, or one of each reading."""
-        budget, enough = self.machine.tokens_per_micro_batch, min(processes.count(), len(readings))
+        """This process's share of the micro-batches; there are enough for all, or as many as can be."""
+        units = len(inseparable(readings, range(len(readings))))
+        budget, enough = self.machine.tokens_per_micro_batch, min(processes.count(), units)
         batches = list(self.reader.micro_batches(readings, budget))
         while len(batches) < enough:
             budget //= 2

@@ -328,6 +328,25 @@ def test_packed_micro_batches_hold_the_budget_and_keep_groups_together(tiny_vlm,
         assert len(batches) == 1
 
 
+@pytest.mark.parametrize("micro_batches", [packed_micro_batches, padded_micro_batches])
+@pytest.mark.parametrize("budget", [1, 30, 60, 200])
+def test_what_has_to_stay_together_does_whatever_the_budget(budget, micro_batches):
+    """Three prompts of 10 tokens with two pairs each, the first of a pair sometimes longer, sometimes shorter."""
+    rng = np.random.default_rng(4)
+    made = [EncodedPrompt([10] * 10, [0] * 10, {}) for _ in range(3)]
+    readings = [
+        Reading(prompt, rng.integers(5, 9, rng.integers(1, 20)).tolist(), with_next=first)
+        for prompt in made
+        for first in (True, False) * 2
+    ]
+    batches = list(micro_batches(readings, budget))
+    assert sorted(i for batch in batches for i in batch) == list(range(12))
+    for batch in batches:
+        assert [i % 2 for i in batch] == [0, 1] * (len(batch) // 2)
+        assert all(second == first + 1 for first, second in zip(batch[::2], batch[1::2], strict=True))
+    assert {1: 6, 200: 1 if micro_batches is packed_micro_batches else 2}.get(budget, len(batches)) == len(batches)
+
+
 # Of each row, the lengths of its prompt and its response.
 shapes = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=14)
 

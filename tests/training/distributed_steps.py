@@ -24,6 +24,7 @@ from stages.recipe import (
 )
 from stages.training.groups import with_token_advantages
 from stages.training.losses import PolicyObjective
+from stages.training.preferences import PreferenceObjective
 from stages.training.trainer import Trainer, TrainingRow
 
 DIGITS = Path(__file__).parents[2] / "data" / "digits"
@@ -68,6 +69,7 @@ def steps(
     tokens=150,
     checkpointing=False,
     algorithm="dapo",
+    pairs=False,
 ):
     """Do optimizer steps `first` to `last` on rows in another order each, and sample after each of them; save."""
     vlm = load_model(model)
@@ -91,7 +93,13 @@ def steps(
         rows = [replace(row, values_T=row.values_T or [0.1] * len(row.ids)) for row in rows]
     metrics, answers = [], []
     for step in range(first, last):
-        chosen = np.random.default_rng(step).permutation(len(rows))[: 4 + 2 * (step % 3)]
+        if pairs:
+            objective = PreferenceObjective(ObjectiveSection(algorithm="dpo", beta=1.0))
+            chosen = [
+                2 * i + side for i in np.random.default_rng(step).permutation(5)[: 3 + step % 3] for side in (0, 1)
+            ]
+        else:
+            chosen = np.random.default_rng(step).permutation(len(rows))[: 4 + 2 * (step % 3)]
         metrics.append(trainer.step(with_token_advantages([rows[i] for i in chosen], section), objective))
         answers.append(sample(trainer))
     trainer.save(out, out / "model")
@@ -108,17 +116,20 @@ def sample(trainer):
 
 def shard_on_cpu():
     """accelerate itself takes FSDP on accelerators only; its plugin works on any device."""
-    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
     from accelerate.utils import DistributedType
 
     state = Accelerator(cpu=True).state
     state.distributed_type = DistributedType.FSDP
+    # Every further Accelerator takes the type from here.
+    PartialState().distributed_type = DistributedType.FSDP
     state.fsdp_plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
         cpu_ram_efficient_loading=False,
         reshard_after_forward=True,
     )
+    assert Accelerator(device_placement=False).distributed_type == DistributedType.FSDP
 
 
 def zero_on_cpu():
@@ -140,6 +151,7 @@ def main(mode, out):
         zero_on_cpu()
     options = {
         "": {},
+        "dpo": {"pairs": True},
         "kl": {"kl_coef": 0.5, "checkpointing": True},
         "ppo": {"algorithm": "ppo"},
         "lora": {"kl_coef": 0.5, "lora": LoraSection(rank=4, alpha=8)},

@@ -54,6 +54,7 @@ def launch_deepspeed(*arguments):
         "copies",
         "copies-lora",
         "copies-ppo",
+        "copies-dpo",
         "fsdp2-kl",
         "fsdp2-lora",
         "fsdp2-ppo",

@@ -4,9 +4,11 @@ import pytest
 
 from stages.core.objectives import OBJECTIVES
 from stages.errors import RecipeError
-from stages.recipe import ObjectiveSection, RolloutSection, TrainSection
-from stages.training.groups import optimization_group
+from stages.recipe import ObjectiveSection, RolloutSection, TrainSection, load_recipe
+from stages.s2_rl_repair import RlRepair
+from stages.training.groups import optimization_group, rows_to_work_on
 from stages.training.losses import check_objective
+from stages.training.trainer import TrainingRow
 
 ROLLOUT = RolloutSection(max_new_tokens=8)
 GROUP_RELATIVE = sorted(OBJECTIVES.keys() - {"ppo"})
@@ -64,6 +66,29 @@ def test_an_error_kept_without_repair_has_gate_one(gate):
     assert list(found[2].gate_T) == [1, 1]
 
 
+@pytest.mark.parametrize(("gate", "gates"), [("difference", [[0, 1, 0, 0], [0, 1, 0]]), ("none", [[1] * 4, [1] * 3])])
+def test_dpo_takes_an_error_and_its_repair_whatever_the_gate(gate, gates):
+    found = group([ERROR, REPAIR, CORRECT, UNGATED, LOST, ERROR, REPAIR], gate, "dpo")
+    assert [trajectory.row for trajectory in found] == [ERROR, REPAIR] * 2
+    assert [trajectory.advantage for trajectory in found] == [-1, 1] * 2
+    assert [list(trajectory.gate_T) for trajectory in found[:2]] == gates
+    assert group([CORRECT, UNGATED, LOST], gate, "dpo") == []
+
+
+def test_of_a_pair_both_are_worked_on_or_neither():
+    """One side without an open token still has the other's gradient to share."""
+
+    def rows_of(*gates):
+        return [
+            TrainingRow(None, [1, 2], role, 1.0, gate) for role, gate in zip(("error", "repair"), gates, strict=True)
+        ]
+
+    closed, half, whole = rows_of([0, 0], [0, 0]), rows_of([0, 0], [0, 1]), rows_of([1, 0], [0, 1])
+    working, totals = rows_to_work_on([*closed, *half, *whole], ObjectiveSection(algorithm="dpo"))
+    assert working == [*half, *whole]
+    assert totals == (6, 12)
+
+
 def test_nothing_in_a_pair_is_no_group():
     assert group([CORRECT, LOST]) == []
     assert group([]) == []
@@ -94,16 +119,31 @@ def test_the_overlong_penalty_enters_the_advantage_alone():
 
 @pytest.mark.parametrize(
     ("algorithm", "name"),
-    [("sapo", "clip_low"), ("grpo", "tau_positive"), ("dapo", "max_response_length"), ("cispo", "clip_low")],
+    [
+        ("sapo", "clip_low"),
+        ("grpo", "tau_positive"),
+        ("dapo", "max_response_length"),
+        ("cispo", "clip_low"),
+        ("grpo", "beta"),
+        ("dpo", "clip_low"),
+        ("dpo", "kl_coef"),
+        ("dpo", "overlong_buffer"),
+    ],
 )
 def test_another_algorithm_s_hyper_parameter_is_refused(algorithm, name):
-    with pytest.raises(RecipeError, match=rf"objective\.{name} is set, but {algorithm} takes only"):
+    with pytest.raises(RecipeError, match=rf"objective\.{name} is set, but {algorithm} (takes only|has no)"):
         check_objective(ObjectiveSection(algorithm=algorithm, **{name: 1}), ROLLOUT)
 
 
 @pytest.mark.parametrize("algorithm", OBJECTIVES)
 def test_own_hyper_parameters_pass(algorithm):
     check_objective(ObjectiveSection(algorithm=algorithm, kl_coef=0.1, overlong_buffer=4), ROLLOUT)
+
+
+def test_repair_rl_has_no_pairs_for_dpo(base_dir, digits):
+    recipe = load_recipe("digits", ["repair_rl.objective.algorithm=dpo"])
+    with pytest.raises(RecipeError, match=r"repair_rl\.objective\.algorithm is dpo.*take grpo or another"):
+        RlRepair(recipe, digits / "problems_test.parquet", base_dir, base_dir).plan()
 
 
 def test_an_overlong_buffer_beyond_the_length_limit_is_refused():

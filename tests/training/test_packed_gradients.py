@@ -16,6 +16,7 @@ from stages.model.prompts import policy_prompt
 from stages.recipe import ObjectiveSection, OptimizerSection, RolloutSection, TrainerSection
 from stages.training.groups import with_token_advantages
 from stages.training.losses import PolicyObjective, SupervisedLoss
+from stages.training.preferences import PreferenceObjective
 from stages.training.trainer import Trainer, TrainingRow
 from tiny_model import plain_logprobs
 
@@ -163,6 +164,35 @@ def test_policy_gradients(vlm, copy_of, rows, algorithm, gates, packed):
     machine = TrainerSection(tokens_per_micro_batch=150)
     found = step_gradients(copy_of(vlm), rows, loss, machine, packed)
     assert_same(found, plain_gradients(copy_of(vlm), rows, algorithm, HYPER[algorithm]))
+
+
+def plain_preference_gradients(vlm, rows, beta):
+    """Pair by pair: two plain rows, and DPO as it is written."""
+
+    def backward():
+        loss = 0.0
+        for pair in zip(rows[::2], rows[1::2], strict=True):
+            reward = []
+            for row in pair:
+                batch = response_batch(vlm, [row.prompt], [row.ids])
+                own_T = plain_logprobs(vlm, batch, temperature=TEMPERATURE)[0]
+                gate_T = torch.ones(len(row.ids)) if row.gate_T is None else torch.tensor(row.gate_T)
+                reward.append((gate_T * (own_T - torch.tensor(row.old_logprobs_T))).sum())
+            loss = loss - torch.sigmoid(beta * (reward[1] - reward[0])).log() / (len(rows) // 2)
+        loss.backward()
+
+    return gradients(vlm, backward)
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("gates", ["difference", "none"])
+@pytest.mark.parametrize("tokens", [1, 150, 10_000])
+def test_preference_gradients(vlm, copy_of, rows, tokens, gates, packed):
+    """Both rows of a pair meet in one micro-batch, however small; beta is large, so that margins matter."""
+    rows = rows if gates == "difference" else ungated(rows)
+    loss = PreferenceObjective(ObjectiveSection(algorithm="dpo", beta=2.0))
+    found = step_gradients(copy_of(vlm), rows, loss, TrainerSection(tokens_per_micro_batch=tokens), packed)
+    assert_same(found, plain_preference_gradients(copy_of(vlm), rows, 2.0))
 
 
 @pytest.mark.parametrize("tokens", [1, 150, 10_000])

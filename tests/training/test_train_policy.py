@@ -1,6 +1,7 @@
 """`df train-policy` on small groups: order, passes, counts by reason, denominators, and what carries over."""
 
 import json
+import math
 from itertools import islice
 
 import pytest
@@ -141,6 +142,36 @@ def test_what_is_not_trained_on_is_counted_by_reason(stage_of, trajectories, tmp
     assert (manifest["rows_in"], manifest["rows_out"]) == (4, used)
     assert {reason: count for reason, count in manifest["dropped"].items() if count} == dropped
     assert manifest["counts"]["groups_of_equal_rewards"] == equal
+
+
+@pytest.mark.parametrize("gate", ["difference", "none"])
+def test_dpo_trains_on_pairs_alone(stage_of, trajectories, tmp_path, gate):
+    """Ungated errors are counted; in the second pass the margins have grown from 0, the rounding of a ratio of 1."""
+    groups = [make(trajectory) for make, trajectory in zip(MIXED, trajectories, strict=False)]
+    groups[0] = [*groups[0], *ungated(trajectories[0]), *all_correct(trajectories[0])]
+    settings = ["train.objective.algorithm=dpo", f"train.gate={gate}", "train.epochs=2"]
+    manifest = execute(stage_of([groups], *settings), tmp_path / "out").manifest
+    assert (manifest["rows_in"], manifest["rows_out"]) == (4, 1)
+    assert {reason: count for reason, count in manifest["dropped"].items() if count} == {
+        "all_correct": 1, "no_repaired_error": 2,
+    }  # fmt: skip
+    assert manifest["counts"]["ungated_errors_without_pair"] == 2 + 2
+    loss, margin = metrics_of(tmp_path / "out", "loss"), metrics_of(tmp_path / "out", "reward_margin")
+    assert loss[1] == pytest.approx(math.log(2), abs=1e-4)
+    assert abs(margin[1]) < 1e-4
+    assert margin[2] > 10 * abs(margin[1])
+    assert loss[2] < loss[1]
+    assert metrics_of(tmp_path / "out", "preference_accuracy")[2] == 1
+    up, down = (metrics_of(tmp_path / "out", f"log_ratio/{role}")[2] for role in ("repair", "error"))
+    assert margin[2] == pytest.approx(0.1 * (up - down))
+
+
+def test_dpo_s_beta_scales_the_margin(stage_of, trajectories, tmp_path):
+    for beta in (0.1, 0.5):
+        settings = ["train.objective.algorithm=dpo", f"train.objective.beta={beta}", "train.epochs=2"]
+        execute(stage_of([[pair(trajectories[0])]], *settings), tmp_path / str(beta))
+    small, large = (metrics_of(tmp_path / str(beta), "reward_margin")[2] for beta in (0.1, 0.5))
+    assert large > 2 * small > 0
 
 
 @pytest.mark.parametrize(("algorithm", "sequences"), [("grpo", 4), ("gspo", 4), ("dapo", 2)])
