@@ -21,8 +21,9 @@ from df_cli.system_df import meant_for_system, run_system_df
 from df_cli.train_policy import train_policy
 from stages.errors import DifferenceFeedbackError
 
-COMMANDS: dict[str, Callable[..., None]] = {
+COMMANDS: dict[str, Callable[..., None] | typer.Typer] = {
     "import-problems": import_problems,
+    "repair-set": repair_set.app,
     "sft-repair": sft_repair,
     "rl-repair": rl_repair,
     "rollout": rollout,
@@ -32,7 +33,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "summarize": summarize,
     "ablate": ablate,
 }
-GROUPS: dict[str, typer.Typer] = {"repair-set": repair_set.app}
 OPTIONS = ("--help", "--install-completion", "--show-completion")
 
 
@@ -40,7 +40,7 @@ class PipelineOrder(TyperGroup):
     """Lists the commands as they follow each other; groups would come last."""
 
     def list_commands(self, ctx: object) -> list[str]:  # noqa: ARG002
-        return [*GROUPS, *COMMANDS]
+        return [*COMMANDS]
 
 
 app = typer.Typer(
@@ -49,16 +49,17 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _name, _group in GROUPS.items():
-    app.add_typer(_group, name=_name)
 for _name, _command in COMMANDS.items():
-    app.command(_name)(_command)
+    if isinstance(_command, typer.Typer):
+        app.add_typer(_command, name=_name)
+    else:
+        app.command(_name)(_command)
 
 
 def main() -> None:
     """Entry point of the `df` script."""
     arguments = sys.argv[1:]
-    if meant_for_system(arguments, [*GROUPS, *COMMANDS], OPTIONS):
+    if meant_for_system(arguments, COMMANDS, OPTIONS):
         run_system_df(arguments)
     try:
         app()

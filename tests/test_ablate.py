@@ -170,6 +170,18 @@ def test_repair_models_are_measured_by_error_over_seeds(tmp_path):
     assert found == pytest.approx({"repair Acc@1": 0.75, "repair Acc@2": 1.0, "repair edit cost": 0.05})
 
 
+@pytest.mark.parametrize("name", load_recipe("digits").ablate.variants)
+def test_the_papers_variants_are_recipes_that_differ_from_the_baseline(name):
+    variants = load_recipe("digits").ablate.variants
+    variant = variants[name]
+    assert (
+        load_recipe("digits", variant.set) != load_recipe("digits")
+        or variant.repair_model == "sft"
+        or name == "difference"
+    )
+    assert (variant.repair_model == "none") == ("masks.repairer=sibling" in variant.set)
+
+
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [

@@ -151,7 +151,7 @@ def test_an_answer_that_cannot_be_scored_is_counted_and_no_error(base_vlm, probl
 
 
 def wrong(name, *texts, finish="stop"):
-    problem = Problem(name, "Sum?", [], "7", None, {})
+    problem = Problem(name, "Sum?", [], "7", None, None, {})
     answers = [Answer(Completion([1], [-1.0], finish), text, 0.0) for text in texts]
     return [WrongAnswer(problem, sample, answer, []) for sample, answer in enumerate(answers)]
 

@@ -167,7 +167,8 @@ def test_missing_column_is_named_with_what_is_there_and_who_writes_it():
 
 def test_optional_columns_may_be_missing_and_are_null_then(tmp_path):
     video = ["video", "fps"]
-    optional = {"problems": [*video, "preferred"], "repair_set": [*video, "preferred"], "preferences": video}
+    of_problems = [*video, "preferred"]
+    optional = {"problems": of_problems, "errors": of_problems, "repair_set": of_problems, "preferences": video}
     assert {spec.name: [c.name for c in spec.columns if c.optional] for spec in TABLES} == {
         spec.name: optional.get(spec.name, []) for spec in TABLES
     }

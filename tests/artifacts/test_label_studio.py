@@ -23,7 +23,7 @@ def encoded(image_format, mode="RGB"):
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def row(error_id="p0", images=(RED,), **changes):
+def row(error_id="p0", images=(RED,), video=None, **changes):
     return {
         "error_id": error_id,
         "problem_id": "p0",
@@ -31,6 +31,7 @@ def row(error_id="p0", images=(RED,), **changes):
         "images": list(images),
         "answer": "2",
         "kind": None,
+        "video": video,
         "error": ERROR,
     } | changes
 
@@ -88,6 +89,13 @@ def test_images_are_embedded_in_order_as_they_are(written):
         assert [uri.partition(";")[0] for uri in images] == ["data:image/png", "data:image/jpeg"]
         assert base64.b64decode(images[1].partition(",")[2]) == jpeg["bytes"]
         assert (pixels(images[0]) == (0, 0, 255)).all()
+
+
+def test_frames_of_a_video_follow_the_images(written):
+    tasks, _, config = written(row(images=[], video=[BLUE, RED]), row(images=[RED], video=[BLUE]))
+    colours = [[tuple(pixels(uri)[0, 0]) for uri in task["data"]["images"]] for task in tasks]
+    assert colours == [[(0, 0, 255), (255, 0, 0)], [(255, 0, 0), (0, 0, 255)]]
+    assert config.find("Image") is not None
 
 
 def test_tasks_are_cut_into_files_that_label_studio_takes_at_once(tmp_path, monkeypatch):

@@ -201,7 +201,7 @@ def test_files_without_the_columns_of_videos_are_read(absent, spec, tmp_path):
 
     assert len(problem.images) == 1
     assert (problem.video is None) == ("video" in absent)
-    assert problem.extra == ({"error": "6", "repair": "7"} if spec is REPAIR_SET else {})
+    assert problem.extra == {"preferred": None} | ({"error": "6", "repair": "7"} if spec is REPAIR_SET else {})
 
 
 @pytest.mark.parametrize("fps", [0.0, -2.0, float("nan"), float("inf")])

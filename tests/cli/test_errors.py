@@ -121,7 +121,7 @@ def test_a_missing_input_is_named_with_its_producer(command, workspace, df):
         "rollouts": "df rollout",
         "groups": "df build-masks",
     }
-    producer = producers.get(spec, "you, or data/digits/build.py")
+    producer = producers.get(spec, "df repair-set read, you, or data/digits/build.py")
     assert err == f"error: gone.parquet: no such file or folder; {spec} is written by {producer}\n"
     assert listing(workspace) == before
 

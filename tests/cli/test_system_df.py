@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from df_cli.main import COMMANDS, GROUPS, OPTIONS
+from df_cli.main import COMMANDS, OPTIONS
 from df_cli.system_df import meant_for_system
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +56,7 @@ def folder(tmp_path, monkeypatch):
 )
 @pytest.mark.usefixtures("folder")
 def test_who_is_meant(line, expected):
-    assert meant_for_system(line.split(), [*GROUPS, *COMMANDS], OPTIONS) is expected
+    assert meant_for_system(line.split(), COMMANDS, OPTIONS) is expected
 
 
 def script(folder, content):

@@ -14,7 +14,7 @@ from stages.engines.transformers_engine import TransformersEngine
 from stages.recipe import PromptSection, load_recipe
 from stages.s1_sft_repair import SftRepair
 from stages.s2_rl_repair import ErrorSource
-from stages.scoring.answering import Answer, Answerer
+from stages.scoring.answering import Answer
 from stages.scoring.references import References
 from stages.scoring.repairs import Draft, Repairer
 from stages.training.heldout import repair_heldout
@@ -121,20 +121,28 @@ def test_sft_prompts_cover_the_kinds(tiny_vlm, repair_problems, step):
     assert 0 < step.tally.counts["references_missing"] < tails[False, False] == 20
 
 
-def test_repair_rl_shows_correct_drafts_of_the_same_problem(base_vlm, problems, step):
-    """The policy's drafts are given: three of the first problem, one of them right; two of the second, both wrong."""
-    recipe = load_recipe("digits", ["prompt.references=[sibling]"])
-    source = ErrorSource(recipe, Answerer(TransformersEngine(base_vlm), recipe.prompt, None, CostLedger()), step)
-    answers = [
-        Answer(Completion([5 + k], [0.0], "stop"), f"text {k}", reward)
-        for k, reward in enumerate([0.0, 1.0, None, 0.0, 0.0])
-    ]
-    first, second = source._errors_of(problems[0], answers[:4]), source._errors_of(problems[1], answers[3:])
+class Given:
+    """A policy whose answers to the first two problems are given, three of the first scored, one of them right."""
 
-    assert [(draft.sample, draft.text, draft.right_response) for draft in first] == [
-        (0, "text 0", "text 1"), (3, "text 3", "text 1"),
-    ]  # fmt: skip
-    assert [draft.right_response for draft in second] == [None, None]
+    def answer(self, *_):
+        rewards = [0.0, 1.0, None, 0.0], [0.0, 0.0]
+        texts = [[f"text {k}" for k in range(4)], ["text 4", "text 5"]]
+        return [
+            [Answer(Completion([5], [0.0], "stop"), *answer) for answer in zip(*group, strict=True)]
+            for group in zip(texts, rewards, strict=True)
+        ]
+
+
+def test_repair_rl_shows_correct_drafts_of_the_same_problem(problems, step):
+    source = ErrorSource(load_recipe("digits", ["prompt.references=[sibling]"]), Given(), step)
+    drafts = source._drafts(problems[:2], 0)
+
+    assert [(draft.problem, draft.sample, draft.text, draft.right_response) for draft in drafts] == [
+        (problems[0], 0, "text 0", "text 1"),
+        (problems[0], 3, "text 3", "text 1"),
+        (problems[1], 0, "text 4", None),
+        (problems[1], 1, "text 5", None),
+    ]
     assert step.tally.counts["references_missing"] == 2
 
 
