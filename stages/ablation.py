@@ -50,7 +50,7 @@ def ablation_rows(runs: Sequence[VariantRun], baseline: str, threshold: float) -
             measures += _mean_over_seeds(f"{mode} accuracy", accuracy)
             for other, measure in ((BASE, f"{mode} gain over {BASE}"), (baseline, f"{mode} difference to {baseline}")):
                 if variant not in (BASE, other):
-                    others = {run.seed: run.scores for run in by_variant[other] if run.scores}
+                    others = {run.seed: run.scores for run in by_variant.get(other, ()) if run.scores}
                     gains = {
                         seed: _difference(values, _accuracy(others[seed], mode, threshold))
                         for seed, values in accuracy.items()
