@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-LOGITS_PER_CHUNK = 2**22
-"""Logits (tokens x vocabulary) that exist at once on a CPU: 16 MiB in float32, twice over while in work."""
-CHUNKS_AT_ONCE_ON_ACCELERATORS = 8
-"""There every chunk reads the head's weights and writes their gradient, which few tokens would not pay for."""
+TOKENS_PER_CHUNK = 128
+"""Tokens whose logits exist at once on a CPU, twice over while in work."""
+CHUNKS_AT_ONCE_ON_ACCELERATORS = 4
+"""Every chunk reads the head's weights and writes their gradient, which there few tokens would not pay for."""
 
 
 def sampled_logits(logits: Tensor, banned_ids: tuple[int, ...], temperature: float) -> Tensor:
@@ -67,7 +67,7 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden_NH, weight_VH, bias_V = _cast(hidden_NH, dtype), _cast(weight_VH, dtype), _cast(bias_V, dtype)
         logprobs_N = torch.empty(len(hidden_NH), device=hidden_NH.device)
         entropy_N = torch.empty_like(logprobs_N)
-        for chunk in _chunks(hidden_NH, weight_VH):
+        for chunk in _chunks(hidden_NH):
             # No name holds on to the logits before the one that is needed: two tensors of a chunk exist at most.
             logits_NV = sampled_logits(linear(hidden_NH[chunk], weight_VH, bias_V), banned_ids, temperature)
             logits_NV = logits_NV.log_softmax(-1)
@@ -86,7 +86,7 @@ class _TokenLogprobs(torch.autograd.Function):
             for value, needed in zip(inputs, ctx.needs_input_grad, strict=False)
         )
         hidden_NH, weight_VH, bias_V = (_cast(value, ctx.dtype) for value in inputs)
-        for chunk in _chunks(hidden_NH, weight_VH):
+        for chunk in _chunks(hidden_NH):
             grad_NV = sampled_logits(linear(hidden_NH[chunk], weight_VH, bias_V), ctx.banned_ids, ctx.temperature)
             grad_NV = grad_NV.softmax(-1)
             # d logprob / d logits = (one-hot of the target - softmax) / temperature
@@ -114,7 +114,6 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-def _chunks(hidden_NH: Tensor, weight_VH: Tensor) -> Iterator[slice]:
-    logits = LOGITS_PER_CHUNK * (1 if hidden_NH.device.type == "cpu" else CHUNKS_AT_ONCE_ON_ACCELERATORS)
-    rows = max(1, logits // len(weight_VH))
-    return (slice(start, start + rows) for start in range(0, len(hidden_NH), rows))
+def _chunks(hidden_NH: Tensor) -> Iterator[slice]:
+    tokens = TOKENS_PER_CHUNK * (1 if hidden_NH.device.type == "cpu" else CHUNKS_AT_ONCE_ON_ACCELERATORS)
+    return (slice(start, start + tokens) for start in range(0, len(hidden_NH), tokens))

@@ -21,14 +21,13 @@ from stages.model.prompts import policy_prompt
 N, H, V = 13, 6, 29
 BANNED = (0, 11, 28)
 TEMPERATURE = 0.7
-# Rows of logits that exist at once; 13 tokens end in a chunk of 13, 6, 1, 1 and 1 of them.
+# Tokens whose logits exist at once; 13 tokens end in a chunk of 13, 6, 1, 1 and 1 of them.
 CHUNKS = [13, 7, 4, 3, 1]
 
 
 @pytest.fixture(params=CHUNKS)
 def _chunks(request, monkeypatch):
-    # One short of another row.
-    monkeypatch.setattr(head, "LOGITS_PER_CHUNK", request.param * V + V - 1)
+    monkeypatch.setattr(head, "TOKENS_PER_CHUNK", request.param)
 
 
 @pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
@@ -113,22 +112,13 @@ def test_values_and_gradients_are_those_of_all_logits_at_once(dtype, bias):
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 def test_gradients_are_the_slopes_of_the_loss(monkeypatch, bias):
-    monkeypatch.setattr(head, "LOGITS_PER_CHUNK", 5 * V)
+    monkeypatch.setattr(head, "TOKENS_PER_CHUNK", 5)
     inputs = Inputs(torch.float64, bias)
     found = inputs.gradients(inputs.own()[0])
     assert len(found) == 2 + bias
     for gradient, expected in zip(found, numerical_gradients(inputs), strict=True):
         assert expected.abs().max() > 0.1
         torch.testing.assert_close(gradient, expected, atol=5e-6, rtol=1e-5)
-
-
-def test_a_vocabulary_larger_than_a_chunk_is_read_row_by_row(monkeypatch):
-    monkeypatch.setattr(head, "LOGITS_PER_CHUNK", V - 1)
-    inputs = Inputs(torch.float32)
-    with Sizes() as sizes:
-        logprobs_N, _ = inputs.own()
-    torch.testing.assert_close(logprobs_N, inputs.plain()[0], atol=2e-6, rtol=1e-6)
-    assert sizes.largest(with_width=V) == V
 
 
 def test_no_tokens_have_no_logprobs_and_no_gradient():
@@ -176,7 +166,7 @@ def test_what_is_frozen_gets_no_gradient_and_the_others_theirs(frozen):
 
 
 def test_a_frozen_head_costs_no_memory_for_its_gradient(monkeypatch):
-    monkeypatch.setattr(head, "LOGITS_PER_CHUNK", 2 * V)
+    monkeypatch.setattr(head, "TOKENS_PER_CHUNK", 2)
     inputs = Inputs(torch.float32)
     inputs.weight_VH.requires_grad_(False)
     inputs.bias_V.requires_grad_(False)
@@ -213,7 +203,7 @@ class Sizes(TorchDispatchMode):
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bf16"])
 def test_no_tensor_holds_the_logits_of_more_tokens_than_a_chunk(monkeypatch, autocast):
     tokens, vocabulary, rows = 200, 101, 16
-    monkeypatch.setattr(head, "LOGITS_PER_CHUNK", rows * vocabulary)
+    monkeypatch.setattr(head, "TOKENS_PER_CHUNK", rows)
     inputs = Inputs(torch.float32, n=tokens, vocabulary=vocabulary)
     with Sizes() as sizes, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         inputs.own()[0].sum().backward()
@@ -228,7 +218,7 @@ def test_no_tensor_holds_the_logits_of_more_tokens_than_a_chunk(monkeypatch, aut
 
 @pytest.mark.parametrize("rows", [1, 4, 100])
 def test_under_bf16_autocast_values_are_those_of_a_linear_layer(monkeypatch, rows):
-    monkeypatch.setattr(head, "LOGITS_PER_CHUNK", rows * V)
+    monkeypatch.setattr(head, "TOKENS_PER_CHUNK", rows)
     inputs = Inputs(torch.float32)
     layer = torch.nn.Linear(H, V)
     layer.weight, layer.bias = (torch.nn.Parameter(leaf.detach().clone()) for leaf in inputs.leaves[1:])
@@ -248,7 +238,7 @@ def test_under_bf16_autocast_values_are_those_of_a_linear_layer(monkeypatch, row
 
 @pytest.mark.parametrize("rows", [1, 4, 100])
 def test_under_bf16_autocast_gradients_are_float32_s_but_for_rounding(monkeypatch, rows):
-    monkeypatch.setattr(head, "LOGITS_PER_CHUNK", rows * V)
+    monkeypatch.setattr(head, "TOKENS_PER_CHUNK", rows)
     inputs = Inputs(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         logprobs_N, _ = inputs.own()
