@@ -14,6 +14,7 @@ from typing import Any
 
 from stages.ablation import BASE, VariantRun, ablation_rows
 from stages.artifacts.columns import ABLATION
+from stages.artifacts.fingerprint import MANIFEST
 from stages.artifacts.step import read_manifest
 from stages.artifacts.store import write_rows
 from stages.errors import DifferenceFeedbackError, StepError
@@ -149,6 +150,14 @@ class Chain:
         of = self.ablation
         stage = STAGES[name](self._recipe.model_copy(update={"seed": seed}), **inputs)
         folder = of.out / STEPS / f"{name}-{_digest(stage.plan().record())}"
+        if not (folder / MANIFEST).is_file():
+            self._run(name, seed, folder, inputs)
+        if name != "evaluate":
+            self.device_seconds += sum(read_manifest(folder)["device_seconds"].values())
+        return folder
+
+    def _run(self, name: str, seed: int, folder: Path, inputs: Mapping[str, Path]) -> None:
+        of = self.ablation
         command = [*(of.train_launch if name in TRAINING else of.launch), name]
         command += ["--recipe", of.recipe, "--seed", str(seed), "--out", str(folder)]
         command += [word for assignment in (*of.assignments, *self.assignments) for word in ("--set", assignment)]
@@ -158,9 +167,6 @@ class Chain:
             status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
         if status:
             raise StepError(f"{name} ended with exit status {status}; {log} tells why")
-        if name != "evaluate":
-            self.device_seconds += sum(read_manifest(folder)["device_seconds"].values())
-        return folder
 
 
 def _spent_by(run: VariantRun) -> float:
