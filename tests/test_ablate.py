@@ -60,7 +60,7 @@ def rows_of(out: Path) -> dict[tuple[str, int | None, str], dict]:
     return {(r["variant"], r["seed"], r["measure"]): r for r in iterate_rows(out / "ablation.parquet", ABLATION)}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_variant_that_fails_is_named_and_stops_no_other(ablation):
     out, _, done = ablation
     assert done.returncode == 1, done.stderr
@@ -111,7 +111,7 @@ def test_accuracies_are_those_of_the_scores(ablation):
         assert rows[name, None, "sampled gain over base"]["value"] == pytest.approx(gain)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_second_run_makes_no_step_again(ablation):
     out, command, _ = ablation
     before = {path: path.stat().st_mtime_ns for path in (out / "steps").rglob("*")}
