@@ -95,8 +95,8 @@ def policy_loss(
         raise ValueError(f"kl_coef is {settings.kl_coef} without ref_logprobs_BT; pass them, or set it to 0")
 
     mask_BT = response_mask_BT.bool()
-    new_BT = _inside(mask_BT, logprobs_BT)
-    old_BT = _inside(mask_BT, old_logprobs_BT).detach()
+    new_BT = inside_mask(mask_BT, logprobs_BT)
+    old_BT = inside_mask(mask_BT, old_logprobs_BT).detach()
     gated_BT = _token_advantages(mask_BT, advantages_B) * _gate(mask_BT, gate_BT)
     denominators = Denominators(
         len(mask_BT) if num_sequences is None else num_sequences,
@@ -117,7 +117,7 @@ def policy_loss(
         **hyper,
     )
     if ref_logprobs_BT is not None:
-        kl_BT = kl_estimate(new_BT, _inside(mask_BT, ref_logprobs_BT).detach(), settings.kl_estimator)
+        kl_BT = kl_estimate(new_BT, inside_mask(mask_BT, ref_logprobs_BT).detach(), settings.kl_estimator)
         metrics["kl_ref"] = _batch_token_mean(kl_BT.detach(), mask_BT)
         if settings.kl_coef:
             loss = loss + settings.kl_coef * objective.aggregate(kl_BT, mask_BT, denominators)
@@ -146,7 +146,7 @@ def ratio_metrics(
     """
     objective, settings = _objective(name), _settings(name, hyper)
     mask_BT = response_mask_BT.bool()
-    new_BT, old_BT = _inside(mask_BT, logprobs_BT), _inside(mask_BT, old_logprobs_BT)
+    new_BT, old_BT = inside_mask(mask_BT, logprobs_BT), inside_mask(mask_BT, old_logprobs_BT)
     token_ratio_BT = torch.exp(new_BT - old_BT)
     ratio_BT = _ratio(new_BT - old_BT, mask_BT, objective.sequence_ratio)
     advantages_BT = _token_advantages(mask_BT, advantages_B)
@@ -263,8 +263,11 @@ def _lengths(mask_BT: Tensor) -> Tensor:
     return mask_BT.sum(-1).clamp(min=1)
 
 
-def _inside(mask_BT: Tensor, values_BT: Tensor) -> Tensor:
-    """Float32, and 0 outside the mask: there inf and nan would reach the gradient through exp."""
+def inside_mask(mask_BT: Tensor, values_BT: Tensor) -> Tensor:
+    """Values (B, T) in float32, and 0 outside the mask, where inf and nan would reach the gradient.
+
+    Raises ValueError on unequal shapes.
+    """
     if values_BT.shape != mask_BT.shape:
         raise ValueError(
             f"values of shape {tuple(values_BT.shape)} against a response mask of {tuple(mask_BT.shape)}; "
@@ -276,11 +279,11 @@ def _inside(mask_BT: Tensor, values_BT: Tensor) -> Tensor:
 def _token_advantages(mask_BT: Tensor, advantages_B: Tensor) -> Tensor:
     if advantages_B.ndim == 1:
         advantages_B = advantages_B[:, None].expand(-1, mask_BT.shape[-1])
-    return _inside(mask_BT, advantages_B)
+    return inside_mask(mask_BT, advantages_B)
 
 
 def _gate(mask_BT: Tensor, gate_BT: Tensor | None) -> Tensor:
-    return mask_BT.float() if gate_BT is None else _inside(mask_BT, gate_BT)
+    return mask_BT.float() if gate_BT is None else inside_mask(mask_BT, gate_BT)
 
 
 def _objective(name: str) -> Objective:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stages.core.advantages import STD_FLOOR
+from stages.core.objectives import inside_mask
 
 
 class CriticSettings(NamedTuple):
@@ -58,7 +59,7 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, response_mask_BT: Tensor, *, gamm
     response that was cut at the length limit ends there too. Raises ValueError on unequal shapes.
     """
     mask_BT = response_mask_BT.bool()
-    rewards_BT, values_BT = _inside(mask_BT, rewards_BT), _inside(mask_BT, values_BT)
+    rewards_BT, values_BT = inside_mask(mask_BT, rewards_BT), inside_mask(mask_BT, values_BT)
     advantages_BT = torch.zeros_like(values_BT)
     next_advantage_B = next_value_B = torch.zeros_like(values_BT[:, 0])
     for t in reversed(range(mask_BT.shape[1])):
@@ -66,7 +67,7 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, response_mask_BT: Tensor, *, gamm
         advantages_BT[:, t] = delta_B + gamma * lam * next_advantage_B
         next_advantage_B = torch.where(mask_BT[:, t], advantages_BT[:, t], next_advantage_B)
         next_value_B = torch.where(mask_BT[:, t], values_BT[:, t], next_value_B)
-    advantages_BT = _inside(mask_BT, advantages_BT)
+    advantages_BT = inside_mask(mask_BT, advantages_BT)
     return Estimate(advantages_BT, advantages_BT + values_BT)
 
 
@@ -77,7 +78,7 @@ def whiten(advantages_BT: Tensor, response_mask_BT: Tensor) -> Tensor:
     A batch of one token gets 0. Raises ValueError on unequal shapes.
     """
     mask_BT = response_mask_BT.bool()
-    values_N = _inside(mask_BT, advantages_BT)[mask_BT].double()
+    values_N = inside_mask(mask_BT, advantages_BT)[mask_BT].double()
     std = values_N.std(correction=1) if len(values_N) > 1 else 0.0
     values_N = (values_N - values_N.mean()) / (std + STD_FLOOR)
     return torch.zeros(mask_BT.shape, device=mask_BT.device).masked_scatter(mask_BT, values_N.float())
@@ -99,8 +100,8 @@ def value_loss(
     Raises ValueError on unequal shapes.
     """
     mask_BT = response_mask_BT.bool()
-    new_BT = _inside(mask_BT, values_BT)
-    old_BT, returns_BT = _inside(mask_BT, old_values_BT).detach(), _inside(mask_BT, returns_BT).detach()
+    new_BT = inside_mask(mask_BT, values_BT)
+    old_BT, returns_BT = inside_mask(mask_BT, old_values_BT).detach(), inside_mask(mask_BT, returns_BT).detach()
     free_BT = (new_BT - returns_BT).square()
     clipped_BT = (new_BT.clamp(old_BT - clip, old_BT + clip) - returns_BT).square()
     tokens = int(mask_BT.sum())
@@ -124,13 +125,3 @@ def _fit(returns_N: Tensor, values_N: Tensor) -> Fit:
     errors_N = returns_N - values_N
     sums = (returns_N.sum(), returns_N.square().sum(), errors_N.sum(), errors_N.square().sum())
     return Fit(len(returns_N), *(value.item() for value in sums))
-
-
-def _inside(mask_BT: Tensor, values_BT: Tensor) -> Tensor:
-    """Float32, and 0 outside the mask."""
-    if values_BT.shape != mask_BT.shape:
-        raise ValueError(
-            f"values of shape {tuple(values_BT.shape)} against a response mask of {tuple(mask_BT.shape)}; "
-            "pass (B, T) tensors of one shape"
-        )
-    return torch.where(mask_BT, values_BT.float(), 0)
