@@ -19,12 +19,13 @@ from stages.artifacts.step import read_manifest
 from stages.artifacts.store import write_rows
 from stages.errors import DifferenceFeedbackError, StepError
 from stages.evaluate import Evaluate
-from stages.recipe import Recipe, VariantSection, load_recipe
+from stages.recipe import Recipe, load_recipe
 from stages.s1_sft_repair import SftRepair
 from stages.s2_rl_repair import RlRepair
 from stages.s3_rollout import Rollout
 from stages.s4_build_masks import BuildMasks
 from stages.s5_train_policy import TrainPolicy
+from stages.sections import VariantSection
 
 logger = logging.getLogger(__name__)
 

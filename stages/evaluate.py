@@ -16,11 +16,12 @@ from stages.batching import batched
 from stages.engines.loading import check_model, open_engine
 from stages.engines.protocol import Sampling
 from stages.progress import track
-from stages.recipe import SAMPLING_FIELDS, Recipe
+from stages.recipe import Recipe
 from stages.scoring.answering import Answerer
 from stages.scoring.image_removal import without_image
 from stages.scoring.rewards import check_reward, open_reward
 from stages.scoring.score_summary import summarize_by_kind, summarize_scores
+from stages.sections import SAMPLING_FIELDS
 from stages.seeds import Purpose, derive_seed
 
 

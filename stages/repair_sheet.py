@@ -20,10 +20,11 @@ from stages.batching import batched
 from stages.engines.loading import check_model, open_engine, recipe_sampling
 from stages.errors import DataError
 from stages.progress import track
-from stages.recipe import SAMPLING_FIELDS, Recipe
+from stages.recipe import Recipe
 from stages.scoring.answering import Answerer
 from stages.scoring.rewards import check_reward, open_reward
 from stages.scoring.wrong_answers import WrongAnswer, wrong_answers
+from stages.sections import SAMPLING_FIELDS
 from stages.seeds import Purpose, derive_seed
 
 Errors = list[WrongAnswer]

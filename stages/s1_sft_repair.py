@@ -16,10 +16,11 @@ from stages.engines.loading import check_model, open_engine
 from stages.model.batches import encode_prompt
 from stages.prefetch import prefetch
 from stages.progress import track
-from stages.recipe import SAMPLING_FIELDS, Recipe
+from stages.recipe import Recipe
 from stages.scoring.references import References
 from stages.scoring.repairs import Repairer
 from stages.scoring.rewards import check_reward, open_reward
+from stages.sections import SAMPLING_FIELDS
 from stages.seeds import Purpose, derive_seed
 from stages.training.heldout import (
     Split,

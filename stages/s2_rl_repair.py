@@ -21,7 +21,7 @@ from stages.errors import DataError, RecipeError
 from stages.model.batches import encode_prompt
 from stages.model.loading import VisionLanguageModel
 from stages.progress import track
-from stages.recipe import SAMPLING_FIELDS, Recipe
+from stages.recipe import Recipe
 from stages.scoring.answering import Answerer
 from stages.scoring.auditor import AuditCase, Auditor, Verdict, open_auditor
 from stages.scoring.image_removal import without_image
@@ -30,6 +30,7 @@ from stages.scoring.repair_reward import c1_gate, repair_reward
 from stages.scoring.repairs import Attempt, Draft, Repairer
 from stages.scoring.rewards import check_reward, open_reward
 from stages.scoring.wrong_answers import wrong_answers
+from stages.sections import SAMPLING_FIELDS
 from stages.seeds import Purpose, derive_seed
 from stages.training.groups import advantages_of, rows_to_work_on, with_token_advantages
 from stages.training.heldout import repair_heldout

@@ -18,12 +18,13 @@ from stages.core.selection import is_correct
 from stages.engines.loading import check_model, open_engine, recipe_sampling
 from stages.errors import RecipeError
 from stages.progress import track
-from stages.recipe import SAMPLING_FIELDS, Recipe
+from stages.recipe import Recipe
 from stages.scoring.answering import Answerer
 from stages.scoring.auditor import NoAuditor, open_auditor
 from stages.scoring.group_builder import GroupBuilder
 from stages.scoring.repairs import Repairer
 from stages.scoring.rewards import check_reward, open_reward, score_all
+from stages.sections import SAMPLING_FIELDS
 from stages.seeds import Purpose
 from stages.training.heldout import with_end
 

@@ -25,7 +25,8 @@ from stages.model.loading import VisionLanguageModel
 from stages.model.prompts import policy_prompt
 from stages.prefetch import prefetch
 from stages.progress import track
-from stages.recipe import SAMPLING_FIELDS, Recipe
+from stages.recipe import Recipe
+from stages.sections import SAMPLING_FIELDS
 from stages.seeds import Purpose, derive_seed
 from stages.training.groups import Trajectory, optimization_group, rows_to_work_on, with_token_advantages
 from stages.training.losses import PolicyObjective, check_objective

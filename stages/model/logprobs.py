@@ -30,7 +30,7 @@ from stages.model.layout import (
 from stages.model.loading import VisionLanguageModel
 from stages.model.prompts import policy_prompt
 from stages.model.tree_attention import takes_trees
-from stages.recipe import PromptSection
+from stages.sections import PromptSection
 
 logger = logging.getLogger(__name__)
 

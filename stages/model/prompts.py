@@ -10,7 +10,7 @@ from PIL import Image
 
 from stages.artifacts.problems import Video
 from stages.errors import DataError, ModelError
-from stages.recipe import PromptSection
+from stages.sections import PromptSection
 
 # A private-use character that chat templates leave alone; the text is cut there and the draft's ids put in.
 _DRAFT_MARK = "\ue000"

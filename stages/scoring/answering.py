@@ -10,8 +10,8 @@ from stages.artifacts.problems import Problem
 from stages.engines.protocol import Completion, Request, Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.model.prompts import Prompt, policy_prompt
-from stages.recipe import PromptSection
 from stages.scoring.rewards import Reward, score_all
+from stages.sections import PromptSection
 
 
 @dataclass(frozen=True)

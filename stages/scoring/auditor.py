@@ -14,11 +14,12 @@ from stages.core.selection import is_correct
 from stages.engines.protocol import Request, Sampling
 from stages.model.loading import VisionLanguageModel
 from stages.model.prompts import continuation_prompt
-from stages.recipe import AuditSection, Recipe
+from stages.recipe import Recipe
 from stages.scoring.answering import Answerer
 from stages.scoring.extraction import final_answer, statement_start
 from stages.scoring.repairs import Attempt
 from stages.scoring.rewards import score_all
+from stages.sections import AuditSection
 
 Category = Literal["image_ignored", "template_shortcut", "mask_hallucination", "answer_pasted"]
 

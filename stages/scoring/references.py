@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from stages.artifacts.problems import Problem
-from stages.recipe import ReferenceKind
+from stages.sections import ReferenceKind
 from stages.seeds import Purpose, derive_seed
 
 

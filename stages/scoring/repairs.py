@@ -11,9 +11,9 @@ from stages.core.alignment import edit_cost
 from stages.engines.protocol import Completion, Request, Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.model.prompts import Prompt, repair_prompt
-from stages.recipe import PromptSection
 from stages.scoring.image_removal import Blank, without_image
 from stages.scoring.rewards import Reward, score_all
+from stages.sections import PromptSection
 
 
 @dataclass(frozen=True)

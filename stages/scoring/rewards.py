@@ -8,8 +8,8 @@ from typing import Any, Protocol, Self
 
 from stages.errors import DataError, RecipeError
 from stages.processes import spread
-from stages.recipe import RewardSection
 from stages.scoring.answers import AnswerScorer
+from stages.sections import RewardSection
 
 Problem = Mapping[str, Any]
 RewardFunction = Callable[[str, Problem], float | None]

@@ -16,7 +16,7 @@ from stages.core.advantages import group_advantages, overlong_penalty
 from stages.core.masks import gate_weights
 from stages.core.objectives import has_critic
 from stages.core.values import CriticSettings, gae, whiten
-from stages.recipe import ObjectiveSection, RolloutSection, TrainSection
+from stages.sections import ObjectiveSection, RolloutSection, TrainSection
 from stages.training.trainer import Totals, TrainingRow, totals_of
 
 

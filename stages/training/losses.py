@@ -19,7 +19,7 @@ from stages.core.values import CriticSettings, value_loss
 from stages.errors import RecipeError
 from stages.model.layout import Reading
 from stages.model.logprobs import ResponseLogprobs
-from stages.recipe import ObjectiveSection, RolloutSection
+from stages.sections import ObjectiveSection, RolloutSection
 from stages.training.trainer import Measured, Metric, Totals, TrainingRow
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from stages.core.preferences import DPO_BETA, dpo_loss, gated_log_ratio
 from stages.model.layout import Reading
 from stages.model.logprobs import ResponseLogprobs
-from stages.recipe import ObjectiveSection
+from stages.sections import ObjectiveSection
 from stages.training.losses import open_reading, policy_tensors
 from stages.training.trainer import Metric, Totals, TrainingRow
 

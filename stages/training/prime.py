@@ -18,7 +18,7 @@ from stages.core.process_rewards import outcome_loss, process_advantages
 from stages.errors import RecipeError
 from stages.model.layout import Reading
 from stages.model.logprobs import ResponseLogprobs
-from stages.recipe import PrimeSection, TrainSection
+from stages.sections import PrimeSection, TrainSection
 from stages.training.losses import policy_tensors
 from stages.training.trainer import Metric, Totals, Trainer, TrainingRow
 

@@ -15,7 +15,7 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from stages import processes
 from stages.artifacts.step import TRACKING
 from stages.errors import RecipeError
-from stages.recipe import TrackingSection
+from stages.sections import TrackingSection
 
 
 class JsonLinesTracker(GeneralTracker):  # type: ignore[misc]

@@ -21,7 +21,7 @@ from stages.model.batches import EncodedPrompt
 from stages.model.layout import Layout, Reading, inseparable
 from stages.model.loading import VisionLanguageModel
 from stages.model.logprobs import LogprobReader, ResponseLogprobs, made_up_group
-from stages.recipe import OptimizerSection, TrainerSection
+from stages.sections import OptimizerSection, TrainerSection
 from stages.seeds import Purpose, derive_seed
 from stages.training.critic import CRITIC, open_critic, save_critic
 from stages.training.optimizer_state import load_optimizer_state, save_optimizer_state

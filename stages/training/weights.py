@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stages import processes
 from stages.model.loading import VisionLanguageModel
-from stages.recipe import LoraSection, TrainerSection
+from stages.sections import LoraSection, TrainerSection
 from stages.training.parallel import Parallel
 
 

@@ -17,7 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from stages.model.batches import response_batch
-from stages.recipe import ObjectiveSection, OptimizerSection, RolloutSection, TrainerSection
+from stages.sections import ObjectiveSection, OptimizerSection, RolloutSection, TrainerSection
 from stages.training.groups import rows_to_work_on
 from stages.training.losses import PolicyObjective
 from stages.training.trainer import Trainer, TrainingRow

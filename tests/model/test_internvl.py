@@ -8,7 +8,7 @@ from stages.engines.protocol import Request, Sampling, ScoreRequest
 from stages.engines.transformers_engine import TransformersEngine
 from stages.model.batches import encode_prompt, response_batch
 from stages.model.prompts import policy_prompt
-from stages.recipe import OptimizerSection, TrainerSection
+from stages.sections import OptimizerSection, TrainerSection
 from stages.training.losses import SupervisedLoss
 from stages.training.trainer import Trainer, TrainingRow
 from tiny_internvl import SPECIAL

@@ -8,8 +8,8 @@ from stages.engines.transformers_engine import TransformersEngine
 from stages.errors import DataError
 from stages.model.batches import encode_prompt
 from stages.model.prompts import continuation_prompt, policy_prompt, repair_prompt
-from stages.recipe import PromptSection
 from stages.scoring.repairs import Draft, Repairer
+from stages.sections import PromptSection
 
 STYLE = PromptSection(
     instruction="Think.", repair_instruction="Repair this draft:", reference_instruction="Right is {reference}."

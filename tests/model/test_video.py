@@ -21,7 +21,7 @@ from stages.model.layout import Reading, packed_layout, padded_layout, prompt_po
 from stages.model.loading import wrap_model
 from stages.model.logprobs import LogprobReader
 from stages.model.prompts import policy_prompt, repair_prompt
-from stages.recipe import PromptSection
+from stages.sections import PromptSection
 from tiny_model import CHAT_TEMPLATE
 
 STYLE = SimpleNamespace(instruction="")

@@ -11,12 +11,13 @@ from stages.artifacts.problems import ProblemSet, encode_image
 from stages.artifacts.store import write_rows
 from stages.engines.protocol import Completion
 from stages.engines.transformers_engine import TransformersEngine
-from stages.recipe import PromptSection, load_recipe
+from stages.recipe import load_recipe
 from stages.s1_sft_repair import SftRepair
 from stages.s2_rl_repair import ErrorSource
 from stages.scoring.answering import Answer
 from stages.scoring.references import References
 from stages.scoring.repairs import Draft, Repairer
+from stages.sections import PromptSection
 from stages.training.heldout import repair_heldout
 
 STYLE = PromptSection(

@@ -14,14 +14,8 @@ from stages.engines.transformers_engine import TransformersEngine
 from stages.model.batches import encode_prompt
 from stages.model.loading import load_model
 from stages.model.prompts import policy_prompt
-from stages.recipe import (
-    LoraSection,
-    ObjectiveSection,
-    OptimizerSection,
-    RolloutSection,
-    TrainerSection,
-    load_recipe,
-)
+from stages.recipe import load_recipe
+from stages.sections import LoraSection, ObjectiveSection, OptimizerSection, RolloutSection, TrainerSection
 from stages.training.groups import with_token_advantages
 from stages.training.losses import PolicyObjective
 from stages.training.preferences import PreferenceObjective

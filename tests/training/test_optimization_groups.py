@@ -4,8 +4,9 @@ import pytest
 
 from stages.core.objectives import OBJECTIVES
 from stages.errors import RecipeError
-from stages.recipe import ObjectiveSection, RolloutSection, TrainSection, load_recipe
+from stages.recipe import load_recipe
 from stages.s2_rl_repair import RlRepair
+from stages.sections import ObjectiveSection, RolloutSection, TrainSection
 from stages.training.groups import optimization_group, rows_to_work_on
 from stages.training.losses import check_objective
 from stages.training.trainer import TrainingRow

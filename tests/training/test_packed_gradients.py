@@ -13,7 +13,7 @@ from stages.model.batches import encode_prompt, response_batch
 from stages.model.critic import ValueHead
 from stages.model.logprobs import LogprobReader
 from stages.model.prompts import policy_prompt
-from stages.recipe import ObjectiveSection, OptimizerSection, RolloutSection, TrainerSection
+from stages.sections import ObjectiveSection, OptimizerSection, RolloutSection, TrainerSection
 from stages.training.groups import with_token_advantages
 from stages.training.losses import PolicyObjective, SupervisedLoss
 from stages.training.preferences import PreferenceObjective

@@ -14,14 +14,14 @@ from stages.errors import ModelError, RecipeError
 from stages.model.batches import encode_prompt
 from stages.model.loading import load_model
 from stages.model.prompts import policy_prompt
-from stages.recipe import (
+from stages.recipe import load_recipe
+from stages.sections import (
     LoraSection,
     ObjectiveSection,
     OptimizerSection,
     RolloutSection,
     TrainerSection,
     TrainSection,
-    load_recipe,
 )
 from stages.training.critic import CRITIC
 from stages.training.groups import optimization_group, rows_to_work_on, with_token_advantages

@@ -13,8 +13,9 @@ from stages.errors import RecipeError
 from stages.model.batches import encode_prompt, response_batch
 from stages.model.loading import load_model
 from stages.model.prompts import policy_prompt
-from stages.recipe import OptimizerSection, PrimeSection, TrainerSection, load_recipe
+from stages.recipe import load_recipe
 from stages.s5_train_policy import TrainPolicy
+from stages.sections import OptimizerSection, PrimeSection, TrainerSection
 from stages.training.groups import rows_to_work_on
 from stages.training.losses import PolicyObjective
 from stages.training.prime import PRM, OutcomeLoss, ProcessRewards

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from stages.errors import RecipeError
-from stages.recipe import Recipe, TrackingSection, load_recipe
+from stages.recipe import Recipe, load_recipe
+from stages.sections import TrackingSection
 from stages.training.metrics import MetricsLog
 from stages.training.tracking import check_trackers, open_trackers
 

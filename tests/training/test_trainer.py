@@ -12,7 +12,7 @@ from stages.errors import ModelError
 from stages.model.batches import encode_prompt, response_batch
 from stages.model.loading import load_model
 from stages.model.prompts import policy_prompt
-from stages.recipe import ObjectiveSection, OptimizerSection, RolloutSection, TrainerSection
+from stages.sections import ObjectiveSection, OptimizerSection, RolloutSection, TrainerSection
 from stages.training.groups import with_token_advantages
 from stages.training.losses import PolicyObjective, SupervisedLoss
 from stages.training.trainer import MACHINE_METRICS, Trainer, TrainingRow, totals_of

@@ -13,7 +13,7 @@ from stages.model.batches import encode_prompt, response_batch
 from stages.model.layout import Reading
 from stages.model.loading import load_model
 from stages.model.prompts import policy_prompt
-from stages.recipe import LoraSection, ObjectiveSection, OptimizerSection, RolloutSection, TrainerSection
+from stages.sections import LoraSection, ObjectiveSection, OptimizerSection, RolloutSection, TrainerSection
 from stages.training.losses import PolicyObjective, SupervisedLoss
 from stages.training.trainer import ADAPTERS, OPTIMIZER_STATE, Trainer, TrainingRow
 from tiny_model import plain_logprobs
