@@ -1,0 +1,395 @@
+"""The recipe's sections, one a stage: bounds and a line of help per field. Imports no machine learning."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from error
+    return text
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Temperature = Annotated[float, Field(gt=0, le=10)]
+Pattern = Annotated[str, AfterValidator(_pattern)]
+Algorithm = Literal["grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo", "ppo", "dpo"]
+Gate = Literal["difference", "soft", "none"]
+ReferenceKind = Literal["answer", "preferred", "sibling"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_defaults(cls, values: Any) -> Any:
+        """A section with nothing under it, as when every line is commented out."""
+        return {} if values is None else values
+
+
+class ModelSection(Section):
+    """How checkpoints are loaded."""
+
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="Of generation and scoring, and of autocast in training, whose weights are float32."
+    )
+    min_pixels: Positive | None = Field(None, description="Smallest image after resizing; processor's own if null.")
+    max_pixels: Positive | None = Field(None, description="Largest image after resizing; processor's own if null.")
+    trust_remote_code: bool = Field(False, description="Run code that a checkpoint brings along.")
+    image_cache: Path | None = Field(
+        None,
+        exclude=True,  # no output depends on it
+        description="Folder that keeps preprocessed images by content; null keeps none. It pays only while its files "
+        "(23 MB for 1024×1024 pixels) stay in memory.",
+    )
+
+
+class PromptSection(Section):
+    """The words around a problem; the model's chat template does the rest."""
+
+    instruction: str = Field(
+        "Reason step by step and put the final answer in \\boxed{}.", description="Follows every question."
+    )
+    repair_instruction: str = Field(
+        "Below is a draft answer that is wrong. Write it again, changing as few words as possible so that the "
+        "reasoning and the final answer are right. Draft:",
+        description="Precedes the draft in a repair prompt.",
+    )
+    reference_instruction: str = Field(
+        "The reference answer is {reference}. The corrected draft must reason its way there.",
+        pattern=r"\{reference\}",
+        description="Follows the draft when the reference is given; {reference} stands for it.",
+    )
+    response_reference_instruction: str = Field(
+        "Keep the draft's own words where they are right. A correct response to the same question: {reference}",
+        pattern=r"\{reference\}",
+        description="The same where the reference is a whole response, `preferred` or `sibling`.",
+    )
+    references: list[ReferenceKind] = Field(
+        ["answer"],
+        min_length=1,
+        description="Kinds of reference in SFT and repair-RL prompts, each as likely: the annotated `answer`; the "
+        "problem's `preferred` response; a `sibling`, a correct draft of the same problem (SFT: `preferred`). Where a "
+        "problem has none of a kind: `answer`, counted.",
+    )
+
+
+class EngineSection(Section):
+    """Generation and teacher-forced scoring."""
+
+    rows_per_batch: Positive = Field(64, description="Sequences that are generated at once.")
+    tokens_per_batch: Positive = Field(16384, description="Tokens that are scored at once.")
+
+
+class RewardSection(Section):
+    """The task reward R."""
+
+    name: str = Field("math", description="`math` (final answer by rule) or a function of yours, `module:function`.")
+    threshold: Share = Field(1.0, description="τ: a response is correct where R ≥ τ.")
+    timeout_s: Annotated[float, Field(gt=0)] = Field(5.0, description="Seconds for one answer; longer is null.")
+    workers: Positive = Field(2, description="Processes that check answers.")
+
+
+class AuditSection(Section):
+    """The auditor, which flags repairs that cheat."""
+
+    auditor: Literal["rules", "none"] = Field(
+        "rules", description="`rules`: embedded rules and the continuation check; `none`: nothing is flagged."
+    )
+    effect: Literal["reward", "filter"] = Field(
+        "reward",
+        description="`reward`: a flagged repair's R_rep is gated (eq. 4); `filter`: it leaves the batch.",
+    )
+    evidence_pattern: Pattern = Field(
+        r"\b(image|picture|figure|photo|diagram|graph|chart|shown|shows|see|seen|visible)\b",
+        description="Regular expression (any case) of text that claims visual evidence.",
+    )
+    rewrite_share: Share = Field(
+        0.5, description="A repair of larger edit cost is flagged `mask_hallucination`: it rewrites."
+    )
+
+
+class ObjectiveSection(Section):
+    """One policy-optimization objective; unset hyper-parameters take the algorithm's own defaults."""
+
+    algorithm: Algorithm = Field(
+        "grpo",
+        description="Its name selects clip, aggregation and denominator; `dpo` (`train` alone) takes an error and its "
+        "repair as a preference pair.",
+    )
+    clip_low: float | None = Field(None, ge=0, description="ε below.")
+    clip_high: float | None = Field(None, ge=0, description="ε above; for cispo the bound on the ratio itself.")
+    tau_positive: float | None = Field(None, gt=0, description="SAPO's temperature where A > 0.")
+    tau_negative: float | None = Field(None, gt=0, description="SAPO's temperature where A ≤ 0.")
+    max_response_length: Positive | None = Field(None, description="Dr.GRPO's L_max.")
+    beta: float | None = Field(
+        None, gt=0, description="DPO's β: the larger, the nearer the policy stays to the one that made the groups."
+    )
+    kl_coef: float = Field(0.0, ge=0, description="β: weight of the KL to the model that the step starts from.")
+    kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="Estimator of that KL.")
+    overlong_buffer: int = Field(
+        0, ge=0, description="DAPO's soft punishment over the last tokens before the length limit; 0 is off."
+    )
+    gamma: Share | None = Field(None, description="PPO's discount γ a token; 1 where unset.")
+    gae_lambda: Share | None = Field(None, description="PPO's λ of GAE; 0.95 where unset.")
+    value_clip: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Largest move of PPO's values from the old ones that its loss rewards; 0.2 where unset."
+    )
+    value_coef: float | None = Field(
+        None, ge=0, description="Weight of PPO's value loss beside the policy's; 0.1 where unset (our choice)."
+    )
+    critic_rate: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Learning rate of PPO's value head over the model's; 10 where unset (our choice)."
+    )
+
+    def hyper(self) -> dict[str, Any]:
+        """What was set, as keyword arguments of the objective."""
+        names = ("clip_low", "clip_high", "tau_positive", "tau_negative", "max_response_length", "beta")
+        hyper = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return hyper | ({"kl_coef": self.kl_coef, "kl_estimator": self.kl_estimator} if self.kl_coef else {})
+
+    def critic(self) -> dict[str, float]:
+        """What was set of PPO's critic."""
+        names = ("gamma", "gae_lambda", "value_clip", "value_coef", "critic_rate")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+class OptimizerSection(Section):
+    """AdamW and its schedule."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-6, description="Peak learning rate.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    warmup_steps: int = Field(0, ge=0, description="Optimizer steps of linear warm-up.")
+    max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="Gradient norm is clipped to this.")
+
+
+class RepairSetSection(Section):
+    """`df repair-set`."""
+
+    samples_per_problem: Positive = Field(4, description="Answers sampled from the policy to find its errors.")
+    errors_per_problem: Positive = Field(
+        1,
+        description="Errors of one problem at most; a second one is taken only when every problem has given its first.",
+    )
+    max_edit_cost: Share = Field(
+        0.5, description="A repair of larger edit cost is a rewrite, and refused (our choice)."
+    )
+
+
+class SftOptimizerSection(OptimizerSection):
+    """The same with a peak for supervised training."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-5, description="Peak learning rate.")
+
+
+class SftSection(Section):
+    """`df sft-repair` (eq. 1)."""
+
+    epochs: Positive = Field(3, description="Passes over the repair set.")
+    batch_size: Positive = Field(32, description="Pairs an optimizer step.")
+    reference_dropout: Share = Field(0.2, description="Share of prompts that leave the reference out (our choice).")
+    heldout_share: Share = Field(0.1, description="Share at the end of the set that is never trained on.")
+    optimizer: SftOptimizerSection = SftOptimizerSection()
+
+
+class RepairRlSection(Section):
+    """`df rl-repair` (eq. 2-4)."""
+
+    problems: Positive | None = Field(None, description="Problems drawn by the seed to find errors in; all if null.")
+    iterations: Positive = Field(50, description="Rounds of sampling repairs and training on them.")
+    errors_per_iteration: Positive = Field(64, description="Errors repaired in one iteration.")
+    repairs_per_error: Positive = Field(8, description="Group size: repairs sampled for one error.")
+    errors_per_step: Positive = Field(32, description="Errors whose repairs make one optimizer step.")
+    drafts_per_problem: Positive = Field(4, description="Answers sampled from the policy to find its errors.")
+    edit_penalty: float = Field(0.5, ge=0, description="λ: weight of the edit cost (eq. 4).")
+    gating: Literal["all", "task"] = Field(
+        "all",
+        description="`all`: both gates times (R − λC) (eq. 4); `task`: both gates times R, minus λC (our choice).",
+    )
+    c1: bool = Field(True, description="Gate repairs of what can be repaired without the image (eq. 3).")
+    c1_tries: Positive = Field(2, description="Image-free repairs of each error (our choice).")
+    c1_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Share of them that must be correct to close it (our choice)."
+    )
+    c1_reference: Literal["withhold", "keep"] = Field("withhold", description="Reference in C1's prompt (our choice).")
+    blank: Literal["zeros", "noise"] = Field("zeros", description="What takes the image's place.")
+    text_only_tries: int = Field(4, ge=0, description="Image-free answers per problem; 0 is off (our choice).")
+    text_only_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Share of them that must be correct to drop the problem (our choice)."
+    )
+    objective: ObjectiveSection = ObjectiveSection()
+    optimizer: OptimizerSection = OptimizerSection()
+
+
+class RolloutSection(Section):
+    """`df rollout` (eq. 11)."""
+
+    problems: Positive | None = Field(None, description="Problems drawn by the seed; all if null.")
+    samples_per_problem: Positive = Field(8, description="G: responses to one problem.")
+    temperature: Temperature = Field(0.7, description="Sampling temperature, wherever the models sample.")
+    max_new_tokens: Positive = Field(2048, description="Longest response, end token included.")
+    rows_per_shard: Positive = Field(256, description="Responses in one Parquet shard.")
+
+
+class MasksSection(Section):
+    """`df build-masks` (eq. 5-8)."""
+
+    repairer: Literal["model", "sibling"] = Field(
+        "model",
+        description="`model`: a repair model; `sibling`: the correct rollout of the same group with the least edit "
+        "cost, without a repair model or an audit (our choice).",
+    )
+    reference: ReferenceKind = Field(
+        "answer",
+        description="What the repair model is shown (eq. 5): the annotated `answer`, the problem's `preferred` "
+        "response, or a `sibling`, a correct rollout of the same group drawn by the seed.",
+    )
+    candidates: Positive = Field(2, description="K: repairs sampled for one error.")
+    align: Literal["levenshtein", "lcs"] = Field("levenshtein", description="Edit path that the masks come from.")
+    anchor_gaps: bool = Field(True, description="Mark the token after a gap where one side has none (our choice).")
+    truncate: Literal["none", "error", "both"] = Field(
+        "none", description="Keep only the first marked span (our choice)."
+    )
+    granularity: Literal["token", "step"] = Field(
+        "token", description="`step`: a step with a marked token is marked whole; truncated, the first span's steps."
+    )
+    step_end: Literal["newline", "sentence"] = Field(
+        "sentence", description="A step ends with a line; `sentence`: with a sentence too (our choice)."
+    )
+    on_no_correct: Literal["skip", "repair"] = Field(
+        "skip",
+        description="A problem without a correct rollout is skipped, or repaired all the same (our choice).",
+    )
+    no_feasible: Literal["drop", "ungated"] = Field(
+        "drop", description="An error without a feasible repair leaves the group, or stays with gate 1 (our choice)."
+    )
+
+
+class PrimeSection(Section):
+    """PRIME's implicit process reward model, trained beside the policy where `train.advantage` is `prime`."""
+
+    beta: Annotated[float, Field(gt=0)] = Field(0.05, description="β: reward for a nat of its log-ratio.")
+    gamma: Share = Field(1.0, description="γ: discount of a reward for each token that it is ahead.")
+    optimizer: OptimizerSection = OptimizerSection()
+
+
+class TrainSection(Section):
+    """`df train-policy` (eq. 10-28)."""
+
+    gate: Gate = Field("difference", description="`none` is the plain algorithm on the whole rollout group.")
+    half_life: Annotated[float, Field(gt=0)] = Field(
+        2.0, description="Tokens after which a soft weight halves (our choice)."
+    )
+    advantage: Literal["group", "prime"] = Field(
+        "group",
+        description="`group`: one a response, of the group's rewards; `prime`: one a token, of implicit process "
+        "rewards (needs gate `none`).",
+    )
+    epochs: Positive = Field(1, description="Passes over the groups.")
+    problems_per_step: Positive = Field(16, description="Groups an optimizer step.")
+    objective: ObjectiveSection = ObjectiveSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    prime: PrimeSection = PrimeSection()
+
+
+class LoraSection(Section):
+    """Low-rank adapters on every linear layer of the text model instead of training all weights."""
+
+    rank: Positive = Field(16, description="Rank of an adapter.")
+    alpha: Positive = Field(32, description="Scale: an adapter's output is multiplied by alpha / rank.")
+
+
+class TrainerSection(Section):
+    """What the training stages train, and with how much of the machine."""
+
+    tokens_per_micro_batch: Positive = Field(16384, description="Tokens of one forward and backward pass.")
+    gradient_checkpointing: bool = Field(False, description="Compute activations again in the backward pass.")
+    freeze_vision: bool = Field(False, description="Leave the vision tower and its projector as they are.")
+    compile: bool = Field(False, description="Compile the text model's layers with torch.compile.")
+    lora: LoraSection | None = Field(None, description="Train adapters: `{rank: 16, alpha: 32}`; all weights if null.")
+
+
+class EvaluateSection(Section):
+    """`df evaluate`."""
+
+    draws: Positive = Field(8, description="Sampled answers per problem, at the rollout temperature.")
+    image_removed: bool = Field(True, description="Also answer greedily on the blank image.")
+
+
+class VariantSection(Section):
+    """What one variant of an ablation changes."""
+
+    set: list[str] = Field([], description="Assignments `section.key=value`.")
+    repair_model: Literal["rl", "sft", "none"] = Field("rl", description="How far its repair model is trained.")
+    rounds: int | None = Field(None, ge=0, description="Its own number of rounds; 0 trains the repair model alone.")
+    matches: str | None = Field(
+        None,
+        description="An earlier variant whose device-seconds it gets: it goes on round by round until they are spent.",
+    )
+
+
+PAPER_VARIANTS = {
+    "difference": {},
+    "no_df": {"set": ["masks.repairer=sibling", "train.gate=none"], "repair_model": "none", "matches": "difference"},
+    "lcs": {"set": ["masks.align=lcs"]},
+    "soft": {"set": ["train.gate=soft"]},
+    "sft_only": {"repair_model": "sft"},
+    "no_edit_penalty": {"set": ["repair_rl.edit_penalty=0"]},
+    "no_c1": {"set": ["repair_rl.c1=false"]},
+    **{
+        f"edit_penalty_{value}": {"set": [f"repair_rl.edit_penalty={value}"], "rounds": 0}
+        for value in (0.2, 0.4, 0.6, 0.8)
+    },
+    **{f"candidates_{k}": {"set": [f"masks.candidates={k}"], "matches": "difference"} for k in (1, 3, 4)},
+    "sibling": {"set": ["masks.repairer=sibling"], "repair_model": "none"},
+    "prime": {
+        "set": ["masks.repairer=sibling", "train.gate=none", "train.advantage=prime"],
+        "repair_model": "none",
+        "matches": "difference",
+    },
+}
+
+
+class AblateSection(Section):
+    """`df ablate`."""
+
+    rounds: Positive = Field(3, description="Rounds of a variant that does not say otherwise.")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1], min_length=1, description="Every variant runs with each.")
+    baseline: str = Field("difference", description="The variant that the others are compared with.")
+    variants: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], VariantSection] = Field(
+        {name: VariantSection.model_validate(variant) for name, variant in PAPER_VARIANTS.items()},
+        description="By name, each `{set, repair_model, rounds, matches}`; by default the paper's tables 3 and 4.",
+    )
+
+    @model_validator(mode="after")
+    def _known_names(self) -> AblateSection:
+        earlier: list[str] = []
+        for name, variant in self.variants.items():
+            if variant.matches is not None and variant.matches not in earlier:
+                raise ValueError(f"{name} matches {variant.matches}, which is no variant before it")
+            earlier.append(name)
+        if self.baseline not in earlier:
+            raise ValueError(f"baseline {self.baseline} is none of the variants {', '.join(earlier)}")
+        return self
+
+
+class TrackingSection(Section):
+    """Where the metrics of training go while it runs; no output depends on it."""
+
+    trackers: list[Literal["jsonl", "tensorboard", "wandb"]] = Field(
+        [], description="They write under `tracking/` of the step's folder; the last two need the pip extra so named."
+    )
+    project: str = Field("difference-feedback", pattern=r"^[^/\\#?%:]+$", description="Project in wandb.")
+
+
+SAMPLING_FIELDS = {"temperature", "max_new_tokens"}
+"""Fields of `rollout` that every sampling stage depends on."""
