@@ -12,7 +12,7 @@ from stages.artifacts.columns import METRICS, REPAIR_SET
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import MODEL, Plan, Step
 from stages.batching import batched
-from stages.engines.loading import check_model, open_engine
+from stages.engines.loading import check_model, embedded_engine, open_model
 from stages.model.batches import encode_prompt
 from stages.prefetch import prefetch
 from stages.progress import track
@@ -59,13 +59,11 @@ class SftRepair:
         split = split_repair_set(repair_set, recipe.sft.heldout_share)
         with open_trackers(recipe.tracking, step.out, step.plan["recipe"]) as trackers:
             with ledger.phase("load"):
-                engine = open_engine(self.model, recipe, master_weights=True)
-                trainer = Trainer(
-                    engine.vlm, recipe.sft.optimizer, temperature=1.0, machine=recipe.trainer, seed=recipe.seed
-                )
+                vlm = open_model(self.model, recipe, master_weights=True)
+                trainer = Trainer(vlm, recipe.sft.optimizer, temperature=1.0, machine=recipe.trainer, seed=recipe.seed)
             log = MetricsLog(trackers)
             with open_reward(recipe.reward) as reward:
-                repairer = Repairer(engine, recipe.prompt, reward, ledger)
+                repairer = Repairer(embedded_engine(vlm, recipe), recipe.prompt, reward, ledger)
                 references = References(recipe.prompt.references, recipe.seed, step.tally.counts)
                 batches = (
                     [self._row(repairer, references, *pair) for pair in pairs]
@@ -100,7 +98,7 @@ class SftRepair:
     def _row(
         self, repairer: Repairer, references: References, problem: Problem, epoch: int, with_reference: bool
     ) -> TrainingRow:
-        vlm = repairer.engine.vlm
+        codec = repairer.engine.codec
         response = annotated_reference(references, problem, epoch) if with_reference else None
-        prompt = repairer.prompt(annotated_draft(vlm, problem, response), with_reference=with_reference)
-        return TrainingRow(encode_prompt(vlm, prompt), with_end(vlm, problem.extra["repair"]), "repair")
+        prompt = repairer.prompt(annotated_draft(codec, problem, response), with_reference=with_reference)
+        return TrainingRow(encode_prompt(codec, prompt), with_end(codec, problem.extra["repair"]), "repair")

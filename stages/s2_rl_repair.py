@@ -16,7 +16,7 @@ from stages.batching import batched
 from stages.core.objectives import has_critic
 from stages.core.selection import is_correct
 from stages.core.values import CriticSettings
-from stages.engines.loading import check_model, open_engine, recipe_sampling
+from stages.engines.loading import check_model, embedded_engine, open_engine, open_model, recipe_sampling
 from stages.errors import DataError, RecipeError
 from stages.model.batches import encode_prompt
 from stages.model.loading import VisionLanguageModel
@@ -83,9 +83,9 @@ class RlRepair:
         ):
             with step.ledger.phase("load"):
                 policy = Answerer(open_engine(self.policy, recipe), recipe.prompt, reward, step.ledger)
-                repair_engine = open_engine(self.repair_model, recipe, master_weights=True)
-                repairer = Repairer(repair_engine, recipe.prompt, reward, step.ledger)
-                trainer = self._trainer(repair_engine.vlm)
+                vlm = open_model(self.repair_model, recipe, master_weights=True)
+                repairer = Repairer(embedded_engine(vlm, recipe), recipe.prompt, reward, step.ledger)
+                trainer = self._trainer(vlm)
             drafts = ErrorSource(recipe, policy, step).errors(ProblemSet(self.problems))
             if not drafts:
                 raise DataError(
@@ -118,7 +118,7 @@ class RlRepair:
             seed=recipe.seed,
             critic_from=self.repair_model if has_critic(recipe.repair_rl.objective.algorithm) else None,
             critic_rate=CriticSettings(**recipe.repair_rl.objective.critic()).critic_rate,
-            reference=open_engine(self.repair_model, recipe, master_weights=True).vlm if anchored else None,
+            reference=open_model(self.repair_model, recipe, master_weights=True) if anchored else None,
         )
 
 
@@ -329,7 +329,7 @@ class RepairLoop:
         )
         if advantages is None:
             return []
-        prompt = encode_prompt(self.repairer.engine.vlm, self.repairer.prompt(group[0].attempt.draft))
+        prompt = encode_prompt(self.repairer.engine.codec, self.repairer.prompt(group[0].attempt.draft))
         return [
             TrainingRow(prompt, attempt.ids, "repair", advantage=advantage)
             for (attempt, _), advantage in zip(scored, advantages, strict=True)

@@ -100,7 +100,7 @@ def preference_rollouts(problems: Sequence[Problem], builder: GroupBuilder) -> l
         {
             "problem_id": problem.problem_id,
             "sample": index % 2,
-            "ids": with_end(policy.engine.vlm, text),
+            "ids": with_end(policy.engine.codec, text),
             "reward": reward,
             "finish_reason": "stop",
             "text": text,

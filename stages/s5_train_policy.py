@@ -18,7 +18,7 @@ from stages.artifacts.store import count_rows, iterate_rows, parquet_files
 from stages.batching import batched
 from stages.core.objectives import has_critic
 from stages.core.values import CriticSettings
-from stages.engines.loading import check_model, open_engine
+from stages.engines.loading import check_model, open_model
 from stages.errors import DataError
 from stages.model.batches import encode_prompt
 from stages.model.loading import VisionLanguageModel
@@ -102,11 +102,10 @@ class TrainPolicy:
     def _trainer(self, step: Step) -> Trainer:
         recipe, section = self.recipe, self.recipe.train
         with step.ledger.phase("load"):
-            engine = open_engine(self.policy, recipe, master_weights=True)
             anchored = section.objective.kl_coef > 0 and recipe.trainer.lora is None
-            reference = open_engine(self.policy, recipe, master_weights=True).vlm if anchored else None
+            reference = open_model(self.policy, recipe, master_weights=True) if anchored else None
             return Trainer(
-                engine.vlm,
+                open_model(self.policy, recipe, master_weights=True),
                 section.optimizer,
                 temperature=recipe.rollout.temperature,
                 machine=recipe.trainer,
@@ -121,7 +120,7 @@ class TrainPolicy:
         recipe, section = self.recipe, self.recipe.train.prime
         with step.ledger.phase("load"):
             trainer = Trainer(
-                open_engine(prm_folder(self.policy), recipe, master_weights=True).vlm,
+                open_model(prm_folder(self.policy), recipe, master_weights=True),
                 section.optimizer,
                 temperature=recipe.rollout.temperature,
                 machine=recipe.trainer,

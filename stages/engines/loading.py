@@ -5,20 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from stages.artifacts.step import model_folder
-from stages.engines.protocol import Sampling
+from stages.engines.protocol import Generator, Sampling
 from stages.engines.transformers_engine import TransformersEngine
-from stages.model.loading import check_model_folder, load_model
+from stages.model.loading import VisionLanguageModel, check_model_folder, load_model
 from stages.recipe import Recipe
 from stages.seeds import Purpose, derive_seed
 
 
-def open_engine(path: Path, recipe: Recipe, *, master_weights: bool = False) -> TransformersEngine:
+def open_model(path: Path, recipe: Recipe, *, master_weights: bool = False) -> VisionLanguageModel:
     """Load a checkpoint, or a training step's.
 
     Whatever trains, or makes the old log-probs of what is trained, takes `master_weights`: both then compute alike.
     """
     section = recipe.model
-    vlm = load_model(
+    return load_model(
         model_folder(path),
         dtype=section.dtype,
         master_weights=master_weights,
@@ -27,9 +27,17 @@ def open_engine(path: Path, recipe: Recipe, *, master_weights: bool = False) -> 
         trust_remote_code=section.trust_remote_code,
         image_cache=section.image_cache,
     )
-    return TransformersEngine(
-        vlm, rows_per_batch=recipe.engine.rows_per_batch, tokens_per_batch=recipe.engine.tokens_per_batch
-    )
+
+
+def open_engine(path: Path, recipe: Recipe, *, master_weights: bool = False) -> Generator:
+    """The recipe's engine with this checkpoint; `master_weights` as `open_model`."""
+    return embedded_engine(open_model(path, recipe, master_weights=master_weights), recipe)
+
+
+def embedded_engine(vlm: VisionLanguageModel, recipe: Recipe) -> TransformersEngine:
+    """The engine that generates with a model in this process, one that is being trained too."""
+    section = recipe.engine
+    return TransformersEngine(vlm, rows_per_batch=section.rows_per_batch, tokens_per_batch=section.tokens_per_batch)
 
 
 def check_model(path: Path) -> None:

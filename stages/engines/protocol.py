@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from stages.model.codec import Codec
 from stages.model.prompts import Prompt
 
 
@@ -46,6 +47,9 @@ class ScoreRequest:
 
 class Generator(Protocol):
     """What an engine does. Results are in the order of the requests."""
+
+    codec: Codec
+    """Of the model's prompts and responses."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """Sample `n` completions of each request; the same seed gives the same completions."""

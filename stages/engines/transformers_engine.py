@@ -13,6 +13,7 @@ from stages import processes
 from stages.batching import batched
 from stages.engines.protocol import Completion, Request, Sampling, ScoreRequest
 from stages.model.batches import EncodedPrompt, encode_prompt, prompt_batch
+from stages.model.codec import Codec
 from stages.model.head import sampled_logits
 from stages.model.layout import Reading
 from stages.model.loading import VisionLanguageModel
@@ -25,6 +26,7 @@ class TransformersEngine:
 
     def __init__(self, vlm: VisionLanguageModel, *, rows_per_batch: int = 64, tokens_per_batch: int = 16384) -> None:
         self.vlm = vlm
+        self.codec: Codec = vlm
         self.rows_per_batch = rows_per_batch
         self.tokens_per_batch = tokens_per_batch
 

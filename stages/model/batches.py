@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.video_utils import VideoMetadata
 
 from stages.artifacts.problems import Video
+from stages.model.codec import Codec
 from stages.model.loading import VisionLanguageModel
 from stages.model.prompts import Prompt
 
@@ -44,13 +45,13 @@ class ResponseBatch:
         return self.inputs["input_ids"][:, -self.response_mask_BT.shape[1] :]
 
 
-def encode_prompt(vlm: VisionLanguageModel, prompt: Prompt) -> EncodedPrompt:
+def encode_prompt(codec: Codec, prompt: Prompt) -> EncodedPrompt:
     """Expand the placeholders of images and video, and splice the given ids in.
 
     Raises:
         DataError: frames of a video that differ in size.
     """
-    encoded = vlm.processor(
+    encoded = codec.processor(
         images=list(prompt.images) or None,
         text=[prompt.text],
         return_tensors="pt",
@@ -63,7 +64,7 @@ def encode_prompt(vlm: VisionLanguageModel, prompt: Prompt) -> EncodedPrompt:
     token_types = [0] * len(ids) if types is None else types[0].tolist()
     rest = list(prompt.spliced_ids)
     if prompt.tail:
-        rest += vlm.tokenizer(prompt.tail, add_special_tokens=False)["input_ids"]
+        rest += codec.tokenizer(prompt.tail, add_special_tokens=False)["input_ids"]
     return EncodedPrompt(ids + rest, token_types + [0] * len(rest), dict(encoded))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationC
 
 from stages import processes
 from stages.errors import ModelError
+from stages.model.codec import Codec
 from stages.model.image_cache import CachedImageProcessor
 from stages.model.tree_attention import use_tree_attention
 from stages.model.video_positions import continue_behind_videos
@@ -32,53 +32,25 @@ _VISION_ID_NAMES = (
 
 
 @dataclass(frozen=True)
-class VisionLanguageModel:
+class VisionLanguageModel(Codec):
     """A loaded model with everything that turns problems into its tokens and back."""
 
     model: Any
     """Its `generation_config` is neutral: see `wrap_model`."""
-    processor: Any
     generation_config: GenerationConfig
     """The checkpoint's own, which is saved with it again."""
-    end_ids: tuple[int, ...]
-    """Ids that end a response."""
-    banned_ids: tuple[int, ...]
-    """Ids that may never be sampled: image, video and vision-boundary tokens, and rows beyond the tokenizer."""
     autocast_dtype: torch.dtype | None
     """Type that float32 weights compute in; None leaves the weights' own."""
 
     @property
-    def tokenizer(self) -> Any:
-        return self.processor.tokenizer
-
-    @property
     def device(self) -> torch.device:
         return self.model.device
-
-    @property
-    def pad_id(self) -> int:
-        pad_id = self.tokenizer.pad_token_id
-        return self.end_ids[0] if pad_id is None else pad_id
 
     def precision(self) -> AbstractContextManager[Any]:
         """The one numerics in which this model samples, scores and trains: another shifts every ratio."""
         if self.autocast_dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, self.autocast_dtype)
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of a response, without special tokens."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-    def token_texts(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token by itself; special tokens have none."""
-        return self.tokenizer.batch_decode(
-            [[token] for token in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-
-    def without_end(self, ids: list[int]) -> list[int]:
-        """The response without its end token, if it has one."""
-        return ids[:-1] if ids and ids[-1] in self.end_ids else ids
 
     def save(self, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
         """Write a plain Hugging Face checkpoint: safetensors, configuration, processor and tokenizer.

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.problems import Problem
-from stages.engines.protocol import Completion, Request, Sampling
-from stages.engines.transformers_engine import TransformersEngine
+from stages.engines.protocol import Completion, Generator, Request, Sampling
 from stages.model.prompts import Prompt, policy_prompt
 from stages.scoring.rewards import Reward, score_all
 from stages.sections import PromptSection
@@ -26,21 +25,21 @@ class Answer:
 class Answerer:
     """Samples answers of one model and scores them."""
 
-    def __init__(self, engine: TransformersEngine, style: PromptSection, reward: Reward, ledger: CostLedger) -> None:
+    def __init__(self, engine: Generator, style: PromptSection, reward: Reward, ledger: CostLedger) -> None:
         self.engine = engine
         self.style = style
         self.reward = reward
         self.ledger = ledger
 
     def prompt(self, problem: Problem) -> Prompt:
-        return policy_prompt(self.engine.vlm.processor, self.style, problem.question, problem.images, problem.video)
+        return policy_prompt(self.engine.codec.processor, self.style, problem.question, problem.images, problem.video)
 
     def answer(self, problems: Sequence[Problem], n: int, sampling: Sampling) -> list[list[Answer]]:
         """`n` answers to each problem."""
         with self.ledger.phase("generate"):
             groups = self.engine.generate([Request(self.prompt(problem), n) for problem in problems], sampling)
         flat = [(problem, c) for problem, group in zip(problems, groups, strict=True) for c in group]
-        texts = [self.engine.vlm.decode(completion.ids) for _, completion in flat]
+        texts = [self.engine.codec.decode(completion.ids) for _, completion in flat]
         with self.ledger.phase("reward"):
             rewards = score_all(self.reward, texts, [problem.as_row() for problem, _ in flat])
         answers = [

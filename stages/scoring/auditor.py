@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, Protocol
 from stages.artifacts.ledger import CostLedger
 from stages.core.selection import is_correct
 from stages.engines.protocol import Request, Sampling
-from stages.model.loading import VisionLanguageModel
+from stages.model.codec import Codec
 from stages.model.prompts import continuation_prompt
 from stages.recipe import Recipe
 from stages.scoring.answering import Answerer
@@ -103,16 +103,16 @@ class RulesAuditor:
         return None
 
     def _continuation_check(self, attempts: Sequence[Attempt]) -> list[Verdict]:
-        vlm = self.policy.engine.vlm
+        codec = self.policy.engine.codec
         requests = [
-            Request(continuation_prompt(self.policy.prompt(attempt.draft.problem), _reasoning_ids(vlm, attempt)))
+            Request(continuation_prompt(self.policy.prompt(attempt.draft.problem), _reasoning_ids(codec, attempt)))
             for attempt in attempts
         ]
         sampling = Sampling(self.max_new_tokens, temperature=0)
         with self._ledger.phase("generate"):
             completions = [group[0] for group in self.policy.engine.generate(requests, sampling)]
         texts = [
-            vlm.decode([*request.prompt.spliced_ids, *completion.ids])
+            codec.decode([*request.prompt.spliced_ids, *completion.ids])
             for request, completion in zip(requests, completions, strict=True)
         ]
         with self._ledger.phase("reward"):
@@ -143,13 +143,13 @@ def _reasoning(text: str) -> str:
     return " ".join((text if start is None else text[:start]).split())
 
 
-def _reasoning_ids(vlm: VisionLanguageModel, attempt: Attempt) -> list[int]:
+def _reasoning_ids(codec: Codec, attempt: Attempt) -> list[int]:
     """The longest run of the repair's ids whose text ends before its final answer."""
     start = statement_start(attempt.text)
-    ids = vlm.without_end(attempt.ids)
+    ids = codec.without_end(attempt.ids)
     if start is None:
         return ids
-    return ids[: bisect_right(range(len(ids) + 1), start, key=lambda count: len(vlm.decode(ids[:count]))) - 1]
+    return ids[: bisect_right(range(len(ids) + 1), start, key=lambda count: len(codec.decode(ids[:count]))) - 1]
 
 
 def _shared_reasoning(attempts: Sequence[Attempt]) -> set[str]:

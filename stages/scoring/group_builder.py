@@ -79,7 +79,7 @@ class GroupBuilder:
         problem = self.problems[error["problem_id"]]
         tokens = [
             [
-                MarkedToken(self.policy.engine.vlm.tokenizer.decode([token]), marked)
+                MarkedToken(self.policy.engine.codec.tokenizer.decode([token]), marked)
                 for token, marked in zip(row["ids"], row["mask"], strict=True)
             ]
             for row in (error, repair)
@@ -204,7 +204,7 @@ class GroupBuilder:
         section = self.recipe.masks
         if section.granularity == "token":
             return mask_T
-        return step_mask(mask_T, step_ids(self.policy.engine.vlm.token_texts(ids), section.step_end))
+        return step_mask(mask_T, step_ids(self.policy.engine.codec.token_texts(ids), section.step_end))
 
     def _row(self, row: Row, role: str, *, mask: list[bool], in_pair: bool) -> Row:
         kept = {name: row[name] for name in ("problem_id", "sample", "ids", "reward", "finish_reason")}

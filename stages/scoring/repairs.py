@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.problems import Problem
 from stages.core.alignment import edit_cost
-from stages.engines.protocol import Completion, Request, Sampling
-from stages.engines.transformers_engine import TransformersEngine
+from stages.engines.protocol import Completion, Generator, Request, Sampling
 from stages.model.prompts import Prompt, repair_prompt
 from stages.scoring.image_removal import Blank, without_image
 from stages.scoring.rewards import Reward, score_all
@@ -58,7 +57,7 @@ class Attempt:
 class Repairer:
     """Asks a repair model for repairs (eq. 5)."""
 
-    def __init__(self, engine: TransformersEngine, style: PromptSection, reward: Reward, ledger: CostLedger) -> None:
+    def __init__(self, engine: Generator, style: PromptSection, reward: Reward, ledger: CostLedger) -> None:
         self.engine = engine
         self.style = style
         self.reward = reward
@@ -66,14 +65,14 @@ class Repairer:
 
     def prompt(self, draft: Draft, *, with_reference: bool = True) -> Prompt:
         """`(x, y, y*)`, or `(x, y)` with the reference withheld."""
-        vlm, problem, response = self.engine.vlm, draft.problem, draft.right_response
+        codec, problem, response = self.engine.codec, draft.problem, draft.right_response
         reference = problem.answer if response is None else response
         return repair_prompt(
-            vlm.processor,
+            codec.processor,
             self.style,
             problem.question,
             problem.images,
-            vlm.without_end(draft.ids),
+            codec.without_end(draft.ids),
             reference if with_reference else None,
             problem.video,
             is_response=response is not None,
@@ -87,7 +86,7 @@ class Repairer:
             requests = [Request(self.prompt(draft, with_reference=with_reference), n) for draft in drafts]
             groups = self.engine.generate(requests, sampling)
         flat = [(draft, k, c) for draft, group in zip(drafts, groups, strict=True) for k, c in enumerate(group)]
-        texts = [self.engine.vlm.decode(completion.ids) for _, _, completion in flat]
+        texts = [self.engine.codec.decode(completion.ids) for _, _, completion in flat]
         with self.ledger.phase("reward"):
             rewards = score_all(self.reward, texts, [draft.problem.as_row() for draft, _, _ in flat])
             attempts = [

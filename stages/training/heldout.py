@@ -11,7 +11,7 @@ from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Step
 from stages.core.selection import is_correct
 from stages.engines.loading import recipe_sampling
-from stages.model.loading import VisionLanguageModel
+from stages.model.codec import Codec
 from stages.recipe import Recipe
 from stages.scoring.accuracy import Measure, accuracy_at, mean_over_problems
 from stages.scoring.references import References
@@ -37,10 +37,10 @@ def split_repair_set(repair_set: ProblemSet, heldout_share: float) -> Split:
     return Split(ids[: len(ids) - count], ids[len(ids) - count :])
 
 
-def annotated_draft(vlm: VisionLanguageModel, problem: Problem, right_response: str | None = None) -> Draft:
+def annotated_draft(codec: Codec, problem: Problem, right_response: str | None = None) -> Draft:
     """A repair set's erroneous response as a draft."""
     text = problem.extra["error"]
-    return Draft(problem, 0, with_end(vlm, text), text, right_response)
+    return Draft(problem, 0, with_end(codec, text), text, right_response)
 
 
 def annotated_reference(references: References, problem: Problem, sample: int) -> str | None:
@@ -48,9 +48,9 @@ def annotated_reference(references: References, problem: Problem, sample: int) -
     return references.draw(problem, sample, [] if problem.preferred is None else [problem.preferred])
 
 
-def with_end(vlm: VisionLanguageModel, text: str) -> list[int]:
+def with_end(codec: Codec, text: str) -> list[int]:
     """Token ids of an annotated response, end token included."""
-    return [*vlm.tokenizer(text, add_special_tokens=False)["input_ids"], vlm.end_ids[0]]
+    return [*codec.tokenizer(text, add_special_tokens=False)["input_ids"], codec.end_ids[0]]
 
 
 def repair_heldout(repairer: Repairer, repair_set: ProblemSet, recipe: Recipe, step: Step) -> None:
@@ -58,7 +58,7 @@ def repair_heldout(repairer: Repairer, repair_set: ProblemSet, recipe: Recipe, s
     heldout = repair_set.many(split_repair_set(repair_set, recipe.sft.heldout_share).heldout)
     references = References(recipe.prompt.references, recipe.seed, step.tally.counts)
     drafts = [
-        annotated_draft(repairer.engine.vlm, problem, annotated_reference(references, problem, 0))
+        annotated_draft(repairer.engine.codec, problem, annotated_reference(references, problem, 0))
         for problem in heldout
     ]
     groups = repairer.repair(drafts, ATTEMPTS, recipe_sampling(recipe, Purpose.HELDOUT_REPAIRS))

@@ -1,0 +1,41 @@
+"""What turns problems into a model's tokens and back; it needs no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A checkpoint's processor, and the ids that its responses may hold."""
+
+    processor: Any
+    end_ids: tuple[int, ...]
+    """Ids that end a response."""
+    banned_ids: tuple[int, ...]
+    """Ids that may never be sampled: image, video and vision-boundary tokens, and rows beyond the tokenizer."""
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
+
+    @property
+    def pad_id(self) -> int:
+        pad_id = self.tokenizer.pad_token_id
+        return self.end_ids[0] if pad_id is None else pad_id
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of a response, without special tokens."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token by itself; special tokens have none."""
+        return self.tokenizer.batch_decode(
+            [[token] for token in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    def without_end(self, ids: list[int]) -> list[int]:
+        """The response without its end token, if it has one."""
+        return ids[:-1] if ids and ids[-1] in self.end_ids else ids
