@@ -138,12 +138,12 @@ class Chain:
         """Rollouts of the policy, their masks, training on them: the next policy."""
         seed, problems = self.seed * 1000 + number, self.ablation.train
         rollouts = self.step("rollout", seed, problems=problems, policy=policy)
-        repairer = {} if repair_model is None else {"repair_model": repair_model}
-        groups = self.step("build-masks", seed, rollouts=rollouts, problems=problems, policy=policy, **repairer)
+        inputs = {"rollouts": rollouts, "problems": problems, "repair_model": repair_model, "policy": policy}
+        groups = self.step("build-masks", seed, **inputs)
         return self.step("train-policy", seed, groups=groups, problems=problems, policy=policy)
 
-    def step(self, name: str, seed: int, **inputs: Path) -> Path:
-        """The step's folder, complete.
+    def step(self, name: str, seed: int, **inputs: Path | None) -> Path:
+        """The step's folder, complete; an input that is None is one that it does without.
 
         Raises:
             StepError: its command failed.
@@ -152,7 +152,7 @@ class Chain:
         stage = STAGES[name](self._recipe.model_copy(update={"seed": seed}), **inputs)
         folder = of.out / STEPS / f"{name}-{_digest(stage.plan().record())}"
         if not (folder / MANIFEST).is_file():
-            self._run(name, seed, folder, inputs)
+            self._run(name, seed, folder, {key: path for key, path in inputs.items() if path is not None})
         if name != "evaluate":
             self.device_seconds += sum(read_manifest(folder)["device_seconds"].values())
         return folder

@@ -304,6 +304,7 @@ class RepairLoop:
             rows_to_work_on([row for group in batch for row in group], section.objective)
             for batch in batched(self._training_groups(groups), section.errors_per_step)
         ]
+        self.trainer.start_critic([row.advantage for rows, _ in steps for row in rows])
         with self.step.ledger.phase("score"):
             working = iter(self.trainer.with_old_logprobs([row for rows, _ in steps for row in rows]))
         with self.step.ledger.phase("train"):

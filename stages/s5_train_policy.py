@@ -68,6 +68,7 @@ class TrainPolicy:
             prime = self._process_rewards(step) if section.advantage == "prime" else None
             source = GroupSource(self, trainer.vlm, step)
             if has_critic(section.objective.algorithm):
+                trainer.start_critic(source.rewards())
                 source.write_values(trainer)
             log, advanced = MetricsLog(trackers), 0
             total = count_rows(self.groups, GROUPS) * section.epochs
@@ -200,6 +201,11 @@ class GroupSource:
             )
             for t in group
         ]
+
+    def rewards(self) -> list[float]:
+        """Those of all trajectories that are trained on."""
+        groups = (self._group(rows) for shard in parquet_files(self.groups, GROUPS) for rows in self._problems(shard))
+        return [trajectory.advantage for group in groups for trajectory in group]
 
     def write_values(self, trainer: Trainer) -> None:
         """Write `values`: what the critic says of every rollout before the training starts."""

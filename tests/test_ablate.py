@@ -33,6 +33,7 @@ SMALL = {
             "unlike_broken": {"repair_model": "sft", "matches": "broken"},
             "ungated": {"repair_model": "sft", "set": ["train.gate=none"], "matches": "difference"},
             "repair_only": {"repair_model": "sft", "rounds": 0},
+            "sibling": {"repair_model": "none", "set": ["masks.repairer=sibling"]},
         },
     },
 }
@@ -69,7 +70,7 @@ def test_a_variant_that_fails_is_named_and_stops_no_other(ablation):
     assert failed == {"broken", "unlike_broken"}
     assert "no_such_module" in rows["broken", 0, "failed"]["note"]
     assert {variant for variant, _, measure in rows if measure == "sampled accuracy"} == {
-        "base", "difference", "soft", "ungated",
+        "base", "difference", "soft", "ungated", "sibling",
     }  # fmt: skip
 
 
@@ -80,10 +81,11 @@ def test_variants_share_the_steps_that_they_have_in_common(ablation):
     for folder in (out / "steps").iterdir():
         found[folder.name.rpartition("-")[0]] += 1
     assert found["sft-repair"] == 1
-    # Round one's rollouts and masks serve all three gates; the ungated variant goes on alone from there.
-    assert found["rollout"] == found["build-masks"] == rounds
-    assert found["train-policy"] == 2 + rounds
-    assert found["evaluate"] == 4
+    # Round one's rollouts serve all, its masks the three gates; the ungated variant goes on alone from there.
+    assert found["rollout"] == rounds
+    assert found["build-masks"] == rounds + 1
+    assert found["train-policy"] == rounds + 3
+    assert found["evaluate"] == 5
 
 
 def test_the_ungated_variant_goes_on_until_it_has_spent_what_the_baseline_spent_and_no_further(ablation):
@@ -106,7 +108,7 @@ def test_accuracies_are_those_of_the_scores(ablation):
         expected.append(mean(row["reward"] for row in iterate_rows(folder, SCORES) if row["mode"] == "sampled"))
     found = [row["value"] for (_, seed, name), row in rows.items() if name == "sampled accuracy" and seed is None]
     assert sorted(found) == pytest.approx(sorted(expected))
-    for name in ("difference", "soft", "ungated"):
+    for name in ("difference", "soft", "ungated", "sibling"):
         gain = rows[name, None, "sampled accuracy"]["value"] - rows["base", None, "sampled accuracy"]["value"]
         assert rows[name, None, "sampled gain over base"]["value"] == pytest.approx(gain)
 

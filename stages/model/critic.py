@@ -10,11 +10,15 @@ from torch.nn.functional import linear
 class ValueHead(nn.Linear):
     """From the hidden state that predicts a token to the value before it, in float32 under any autocast.
 
-    It starts at 0, so that the first values are 0 and not noise (our choice).
+    A fresh one says `center` of every token: the mean reward, so that what is left to learn is what tells tokens
+    apart (our choice). Steps that moved the weights towards the mean would scatter the values on their way.
     """
+
+    center: Tensor
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__(hidden_size, 1)
+        self.register_buffer("center", torch.zeros(()))
 
     def reset_parameters(self) -> None:
         """Called once by `nn.Linear`."""
@@ -24,4 +28,4 @@ class ValueHead(nn.Linear):
     def forward(self, hidden_UH: Tensor) -> Tensor:
         """Values (U,), in units of reward."""
         with torch.autocast(hidden_UH.device.type, enabled=False):
-            return linear(hidden_UH.float(), self.weight.float(), self.bias.float()).squeeze(-1)
+            return linear(hidden_UH.float(), self.weight.float(), self.bias.float()).squeeze(-1) + self.center

@@ -20,7 +20,7 @@ CONFIG = "config.json"
 
 
 def open_critic(folder: Path, vlm: VisionLanguageModel) -> ValueHead:
-    """The critic that lies in a training step's output, or where there is none one whose values are 0.
+    """The critic that lies in a training step's output, or where there is none a fresh one, whose values are 0.
 
     Raises:
         ModelError: it is of a model of another hidden size.
@@ -28,7 +28,7 @@ def open_critic(folder: Path, vlm: VisionLanguageModel) -> ValueHead:
     weight_VH = vlm.model.get_output_embeddings().weight
     head = ValueHead(weight_VH.shape[1])
     path = folder / CRITIC
-    if (path / WEIGHTS).is_file():
+    if has_learned_critic(folder):
         hidden_size = json.loads((path / CONFIG).read_text())["hidden_size"]
         if hidden_size != head.in_features:
             raise ModelError(
@@ -39,9 +39,14 @@ def open_critic(folder: Path, vlm: VisionLanguageModel) -> ValueHead:
     return head.to(weight_VH.device)
 
 
+def has_learned_critic(folder: Path) -> bool:
+    return (folder / CRITIC / WEIGHTS).is_file()
+
+
 def save_critic(head: ValueHead, parallel: Parallel, folder: Path) -> None:
     """Write what `open_critic` reads; every process has to ask."""
-    state = {name: parallel.whole_tensor(value).detach().cpu() for name, value in head.named_parameters()}
+    tensors = {**dict(head.named_parameters()), **dict(head.named_buffers())}
+    state = {name: parallel.whole_tensor(value).detach().cpu() for name, value in tensors.items()}
     if processes.is_main():
         (folder / CRITIC).mkdir(exist_ok=True)
         save_file(state, folder / CRITIC / WEIGHTS)

@@ -23,7 +23,7 @@ from stages.model.loading import VisionLanguageModel
 from stages.model.logprobs import LogprobReader, ResponseLogprobs, made_up_group
 from stages.sections import OptimizerSection, TrainerSection
 from stages.seeds import Purpose, derive_seed
-from stages.training.critic import CRITIC, open_critic, save_critic
+from stages.training.critic import CRITIC, has_learned_critic, open_critic, save_critic
 from stages.training.optimizer_state import load_optimizer_state, save_optimizer_state
 from stages.training.parallel import parallel
 from stages.training.weights import plain_state, prepare_weights, save_adapters
@@ -123,6 +123,7 @@ class Trainer:
         self.machine = machine or TrainerSection()
         self.temperature = temperature
         self.critic = None if critic_from is None else open_critic(critic_from, vlm)
+        self._fresh_critic = critic_from is not None and not has_learned_critic(critic_from)
         self.reader = LogprobReader(vlm, self.critic)
         self.adapters = prepare_weights(vlm, self.machine, derive_seed(seed, Purpose.ADAPTERS))
         trained = [parameter for parameter in vlm.model.parameters() if parameter.requires_grad]
@@ -201,6 +202,12 @@ class Trainer:
         if self.reference is None:
             raise ValueError("the loss has a KL; give the trainer a reference")
         return self.reference.read(readings, temperature=self.temperature, layout=layout).logprobs_BT
+
+    def start_critic(self, rewards: Sequence[float]) -> None:
+        """A fresh critic's values start at the mean of these, one a response; one that has learned stays as it is."""
+        if self.critic is not None and self._fresh_critic and rewards:
+            self.critic.center.fill_(sum(rewards) / len(rewards))
+            self._fresh_critic = False
 
     @torch.no_grad()
     def with_old_logprobs(self, rows: Sequence[TrainingRow]) -> list[TrainingRow]:

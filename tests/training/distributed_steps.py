@@ -82,6 +82,7 @@ def steps(
     objective = PolicyObjective(section, ROLLOUT)
     rows = training_rows(vlm)
     if algorithm == "ppo":
+        trainer.start_critic([row.advantage for row in rows])
         # Rows of one prompt alone are closed, for every process to have some with nothing but values to learn.
         rows = [replace(row, gate_T=[0.0] * len(row.ids)) for row in rows[:2]] + trainer.with_old_logprobs(rows[2:])
         rows = [replace(row, values_T=row.values_T or [0.1] * len(row.ids)) for row in rows]

@@ -164,6 +164,21 @@ def test_a_fresh_critic_says_nothing_and_learns_the_rewards(tiny_vlm, copy_of, r
     assert any(value != 0 for row in own.with_old_logprobs(rows) for value in row.values_T)
 
 
+def test_a_fresh_critic_starts_at_the_mean_reward_and_a_learned_one_where_it_was(tiny_vlm, copy_of, rows, tmp_path):
+    own = trainer(copy_of(tiny_vlm))
+    own.start_critic([])
+    own.start_critic([1.0, 0.0, 0.0, 0.5])
+    own.start_critic([1.0])
+    read = own.with_old_logprobs(rows)
+    assert all(row.values_T == [0.375] * len(row.ids) for row in read)
+    own.step(with_token_advantages(read, PPO), objective())
+    own.save(tmp_path, tmp_path / "model")
+    resumed = trainer(load_model(tmp_path / "model"), critic_from=tmp_path)
+    resumed.start_critic([0.0])
+    first, second = (each.with_old_logprobs(rows) for each in (own, resumed))
+    assert [row.values_T for row in first] == [row.values_T for row in second] != [row.values_T for row in read]
+
+
 def gradient(tiny_vlm, copy_of, rows, **options):
     """That of the text model's last layer and of the critic, and the metrics."""
     vlm = copy_of(tiny_vlm)
@@ -226,7 +241,7 @@ def test_the_critic_goes_on_where_it_stopped(tiny_vlm, copy_of, rows, tmp_path):
     through.save(tmp_path, tmp_path / "model")
     assert json.loads((tmp_path / CRITIC / "config.json").read_text()) == {"hidden_size": 128}
     assert {name: value.shape for name, value in load_file(tmp_path / CRITIC / "model.safetensors").items()} == {
-        "weight": (1, 128), "bias": (1,),
+        "weight": (1, 128), "bias": (1,), "center": (),
     }  # fmt: skip
     through.step(rows[::-1], objective())
     resumed = trainer(load_model(tmp_path / "model"), critic_from=tmp_path, resume_from=tmp_path)
