@@ -1,6 +1,7 @@
 """C1, the text-only filter and the audit gate on the trained base policy: what each of them changes."""
 
 from dataclasses import replace
+from statistics import mean
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from stages.artifacts.columns import DROPPED, METRICS, PROBLEMS
+from stages.artifacts.columns import DROPPED, EPISODES, METRICS, PROBLEMS
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.problems import ProblemSet, Video, encode_image
 from stages.artifacts.stage import execute
@@ -288,7 +289,10 @@ def test_ppo_trains_on_every_repair_that_has_a_reward(digits, base_dir, tmp_path
     execute(RlRepair(recipe, problems, base_dir, base_dir), first)
     metrics = [row for row in iterate_rows(first / "metrics.parquet", METRICS) if row["metric"] == "value_loss"]
     assert [row["step"] for row in metrics] == [1, 2, 3, 4]
-    assert load_file(first / CRITIC / "model.safetensors")["weight"].any()
+    critic = load_file(first / CRITIC / "model.safetensors")
+    assert critic["weight"].any()
+    rewards = [row["repair_reward"] for row in iterate_rows(first / "episodes.parquet", EPISODES) if row["iteration"] == 0]
+    assert critic["center"].item() == pytest.approx(mean(reward for reward in rewards if reward is not None))
     execute(RlRepair(recipe, problems, base_dir, first), second)
     with safe_open(second / CRITIC / OPTIMIZER_STATE, framework="pt") as file:
         assert file.get_tensor("weight/step").item() == 8

@@ -289,7 +289,9 @@ def test_ppo_leaves_no_problem_out_and_its_critic_goes_on(stage_of, trajectories
     rollouts = {(row["problem_id"], row["sample"]): row for shard in numbered for rows in shard for row in rows
                 if row["role"] != "repair"}  # fmt: skip
     fresh = values_of(first)
-    assert fresh == {key: [0.0] * len(row["ids"]) for key, row in rollouts.items()}
+    mean = sum(row["reward"] for row in rollouts.values()) / len(rollouts)
+    assert 0 < mean < 1
+    assert fresh == {key: pytest.approx([mean] * len(row["ids"])) for key, row in rollouts.items()}
     for name in ("value_loss", "value_clip_fraction", "explained_variance"):
         assert len(metrics_of(first, name)) == 2 * 4
     execute(stage_of(numbered, *PPO, policy=first), second)
@@ -303,8 +305,9 @@ def test_ppo_leaves_no_problem_out_and_its_critic_goes_on(stage_of, trajectories
     critic = load_file(first / CRITIC / "model.safetensors")
     with torch.no_grad():
         hidden_TH = vlm.model.base_model(**batch.inputs).last_hidden_state[0, -len(row["ids"]) - 1 : -1]
-    expected = (hidden_TH @ critic["weight"][0] + critic["bias"]).tolist()
-    assert any(expected)
+    expected = (hidden_TH @ critic["weight"][0] + critic["bias"] + critic["center"]).tolist()
+    assert critic["center"].item() == pytest.approx(mean)
+    assert len(set(expected)) > 1
     assert after[row["problem_id"], row["sample"]] == pytest.approx(expected, abs=1e-4)
 
 
