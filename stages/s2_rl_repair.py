@@ -34,7 +34,7 @@ from stages.sections import SAMPLING_FIELDS
 from stages.seeds import Purpose, derive_seed
 from stages.training.groups import advantages_of, rows_to_work_on, with_token_advantages
 from stages.training.heldout import repair_heldout
-from stages.training.losses import PolicyObjective, check_objective
+from stages.training.losses import PolicyObjective, check_objective, mismatch_metrics
 from stages.training.metrics import MetricsLog
 from stages.training.tracking import check_trackers, open_trackers
 from stages.training.trainer import Trainer, TrainingRow
@@ -311,7 +311,7 @@ class RepairLoop:
             for rows, totals in steps:
                 if totals.num_sequences:
                     own = with_token_advantages([next(working) for _ in rows], section.objective)
-                    metrics = self.trainer.step(own, self.objective, totals)
+                    metrics = self.trainer.step(own, self.objective, totals) | mismatch_metrics(own)
                     self.log.add(self.trainer.steps_done, metrics)
 
     def _training_groups(self, groups: Sequence[Sequence[Episode]]) -> list[list[TrainingRow]]:
@@ -332,7 +332,13 @@ class RepairLoop:
             return []
         prompt = encode_prompt(self.repairer.engine.codec, self.repairer.prompt(group[0].attempt.draft))
         return [
-            TrainingRow(prompt, attempt.ids, "repair", advantage=advantage)
+            TrainingRow(
+                prompt,
+                attempt.ids,
+                "repair",
+                advantage=advantage,
+                sampler_logprobs_T=attempt.completion.logprobs,
+            )
             for (attempt, _), advantage in zip(scored, advantages, strict=True)
         ]
 

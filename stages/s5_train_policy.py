@@ -29,7 +29,7 @@ from stages.recipe import Recipe
 from stages.sections import SAMPLING_FIELDS
 from stages.seeds import Purpose, derive_seed
 from stages.training.groups import Trajectory, optimization_group, rows_to_work_on, with_token_advantages
-from stages.training.losses import PolicyObjective, check_objective
+from stages.training.losses import PolicyObjective, check_objective, mismatch_metrics
 from stages.training.metrics import MetricsLog
 from stages.training.preferences import PreferenceObjective
 from stages.training.prime import PRM, ProcessRewards, check_prime, prm_folder
@@ -80,7 +80,7 @@ class TrainPolicy:
                         judged, learned = (batch, {}) if prime is None else prime.with_advantages(batch)
                         rows, totals = rows_to_work_on(judged, section.objective)
                         rows = with_token_advantages(rows, section.objective)
-                        metrics = trainer.step(rows, objective, totals) | learned
+                        metrics = trainer.step(rows, objective, totals) | learned | mismatch_metrics(batch)
                     log.add(trainer.steps_done, metrics)
                     advance(source.rows_read - advanced)
                     advanced = source.rows_read
@@ -198,6 +198,7 @@ class GroupSource:
                 t.gate_T,
                 t.row["old_logprobs"],
                 t.row.get(VALUES.name, ()),
+                sampler_logprobs_T=self._sampler_logprobs(t.row),
             )
             for t in group
         ]
@@ -206,6 +207,16 @@ class GroupSource:
         """Those of all trajectories that are trained on."""
         groups = (self._group(rows) for shard in parquet_files(self.groups, GROUPS) for rows in self._problems(shard))
         return [trajectory.advantage for group in groups for trajectory in group]
+
+    def _sampler_logprobs(self, row: Mapping[str, Any]) -> list[float] | None:
+        """Raises DataError where a rollout has none and the recipe weighs by them."""
+        logprobs: list[float] | None = row["sampler_logprobs"]
+        if logprobs is None and row["role"] != "repair" and self.recipe.train.objective.importance_cap is not None:
+            raise DataError(
+                f"{self.groups}: {row['problem_id']}, sample {row['sample']}, has no sampler_logprobs, which "
+                "train.objective.importance_cap takes; run df build-masks on rollouts, or set it to null"
+            )
+        return logprobs
 
     def write_values(self, trainer: Trainer) -> None:
         """Write `values`: what the critic says of every rollout before the training starts."""

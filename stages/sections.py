@@ -139,6 +139,11 @@ class ObjectiveSection(Section):
     overlong_buffer: int = Field(
         0, ge=0, description="DAPO's soft punishment over the last tokens before the length limit; 0 is off."
     )
+    importance_cap: Annotated[float, Field(ge=1)] | None = Field(
+        None,
+        description="Truncated importance sampling: the loss of each token that the trained model sampled is "
+        "multiplied by min(exp(old - sampler's log-prob), this); null is off (our choice).",
+    )
     gamma: Share | None = Field(None, description="PPO's discount γ a token; 1 where unset.")
     gae_lambda: Share | None = Field(None, description="PPO's λ of GAE; 0.95 where unset.")
     value_clip: Annotated[float, Field(gt=0)] | None = Field(

@@ -187,6 +187,21 @@ def test_groups_pair_errors_with_repairs_and_mark_from_the_first_difference_on(r
             assert row["mask"][shared : shared + 1] in ([True], [])
 
 
+def test_every_step_of_reinforcement_tells_how_far_its_sampler_was(run):
+    """In float32 that is rounding; rollouts bring their log-probs along to the groups."""
+    rollouts = {(row["problem_id"], row["sample"]): row for row in run.rows("round-1/rollout", ROLLOUTS)}
+    for row in run.rows("round-1/build-masks", GROUPS):
+        own = None if row["role"] == "repair" else rollouts[row["problem_id"], row["sample"]]["sampler_logprobs"]
+        assert row["sampler_logprobs"] == own
+    for step in ("2-rl-repair", "round-1/train-policy"):
+        metrics = {(row["step"], row["metric"]): row["value"] for row in run.rows(step, METRICS)}
+        steps = {number for number, name in metrics if name == "loss"}
+        assert steps == {number for number, name in metrics if name == "mismatch_mean"}
+        for number in steps:
+            assert 0 < metrics[number, "mismatch_mean"] <= metrics[number, "mismatch_max"] < 1e-3
+            assert metrics[number, "effective_sample_size"] == pytest.approx(1, abs=1e-6)
+
+
 def test_the_first_optimizer_step_starts_from_ratio_one(run):
     metrics = {(row["step"], row["metric"]): row["value"] for row in run.rows("round-1/train-policy", METRICS)}
     for role in ("error", "repair"):

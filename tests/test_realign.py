@@ -73,6 +73,7 @@ def group_row(number, role, ids, mask, **changes):
         "mask": mask,
         "old_logprobs": [-float(k) for k in range(len(ids))],
         "finish_reason": "stop",
+        "sampler_logprobs": [-0.25 - k for k in range(len(ids))],
     }
     return row | changes
 
@@ -88,7 +89,7 @@ def made_rows(count, seed=0):
             unlike = [[rng.random() < 0.5 for _ in side] for side in (ids, repaired)]
             rows.append(group_row(len(rows), "error", ids, unlike[0]))
             rows.append(rows[-1] | {"role": "repair", "ids": repaired, "mask": unlike[1], "reward": 1.0})
-            rows[-1]["old_logprobs"] = [-0.5] * len(repaired)
+            rows[-1] |= {"old_logprobs": [-0.5] * len(repaired), "sampler_logprobs": None}
         else:
             role = "correct" if kind == "correct" else "error"
             rows.append(group_row(len(rows), role, ids, [role == "error"] * len(ids)))
@@ -177,6 +178,15 @@ def test_wide_lists_and_strings_and_columns_of_ones_own_are_read(tmp_path):
 
     assert_masks_are_those_of_the_pairs(tmp_path / "out", rows)
     assert pq.read_schema(shards(tmp_path / "out")[0]).equals(GROUPS.schema())
+
+
+def test_groups_of_an_older_release_lack_the_sampler_s_log_probs(tmp_path):
+    rows = made_rows(40)
+    table = pa.Table.from_pylist(rows, schema=GROUPS.schema()).drop_columns("sampler_logprobs")
+    pq.write_table(table, tmp_path / "groups.parquet")
+    execute(RealignPairs(recipe_with(), tmp_path / "groups.parquet"), tmp_path / "out")
+
+    assert_masks_are_those_of_the_pairs(tmp_path / "out", [row | {"sampler_logprobs": None} for row in rows])
 
 
 def spoil(rows, case):

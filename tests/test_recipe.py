@@ -119,6 +119,7 @@ def test_every_wrong_field_has_a_line(recipe_file):
         "sft.optimizer.learning_rate=0",
         "train.half_life=0",
         "train.objective.kl_coef=-1",
+        "train.objective.importance_cap=0.9",
         "repair_rl.edit_penalty=.inf",
         "repair_rl.edit_penalty=.nan",
     ],

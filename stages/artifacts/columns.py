@@ -244,6 +244,13 @@ GROUPS = TableSpec(
         Column("mask", MASK, "hard difference mask (eq. 8, 19); all true on an ungated row"),
         Column("old_logprobs", FLOATS, "the policy's own log-prob of each token, teacher-forced"),
         _FINISH,
+        Column(
+            "sampler_logprobs",
+            FLOATS,
+            "those of `rollouts`",
+            null="the policy did not sample it: another model's repair, or preference data; a file may lack the column",
+            optional=True,
+        ),
     ),
 )
 

@@ -69,6 +69,7 @@ def policy_loss(
     advantages_B: Tensor,
     response_mask_BT: Tensor,
     gate_BT: Tensor | None = None,
+    weights_BT: Tensor | None = None,
     ref_logprobs_BT: Tensor | None = None,
     num_sequences: int | None = None,
     num_tokens: int | None = None,
@@ -79,6 +80,10 @@ def policy_loss(
     The gate multiplies the advantage of the policy term and nothing else: denominators, GSPO's sequence ratio
     and the KL keep all response tokens. Values outside the response mask, of any dtype, do not matter. A row
     without response tokens adds 0 and still counts as a sequence.
+
+    `weights_BT` are importance weights against the engine that sampled (see `truncated_weights`), taken without
+    gradient: each multiplies its token's policy term, clip and all, and nothing else. GSPO's too are a token's: its
+    sequence ratio is without them.
 
     `advantages_B` is (B,), or (B, T) for token-level advantages (PPO's). `num_sequences` and `num_tokens` are the
     global batch's (default: this batch's). The objective decides which of them divides:
@@ -106,7 +111,8 @@ def policy_loss(
 
     ratio_BT = _ratio(new_BT - old_BT, mask_BT, objective.sequence_ratio)
     terms = objective.surrogate(ratio_BT, new_BT, gated_BT, **settings.clip_or_tau)
-    loss = objective.aggregate(terms.loss_BT, mask_BT, denominators)
+    weighted_BT = terms.loss_BT if weights_BT is None else terms.loss_BT * inside_mask(mask_BT, weights_BT).detach()
+    loss = objective.aggregate(weighted_BT, mask_BT, denominators)
     metrics = ratio_metrics(
         name,
         logprobs_BT=logprobs_BT,

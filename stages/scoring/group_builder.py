@@ -114,7 +114,12 @@ class GroupBuilder:
     def _drafts(self, problem: Problem, errors: Sequence[Row], correct: Sequence[Row]) -> list[Draft]:
         if self.repairer is None:
             siblings = [
-                Sibling(row["sample"], Completion(row["ids"], [], row["finish_reason"]), row["text"], row["reward"])
+                Sibling(
+                    row["sample"],
+                    Completion(row["ids"], row.get("sampler_logprobs") or [], row["finish_reason"]),
+                    row["text"],
+                    row["reward"],
+                )
                 for row in correct
             ]
             return [Draft(problem, row["sample"], row["ids"], row["text"], siblings=siblings) for row in errors]
@@ -194,6 +199,8 @@ class GroupBuilder:
             "ids": repair.ids,
             "reward": repair.reward,
             "finish_reason": repair.completion.finish_reason,
+            # A repair model's are of another prompt.
+            "sampler_logprobs": (repair.completion.logprobs or None) if self.repairer is None else None,
         }
         return [
             self._row(row, "error", mask=error_T.tolist(), in_pair=True),
@@ -208,7 +215,8 @@ class GroupBuilder:
 
     def _row(self, row: Row, role: str, *, mask: list[bool], in_pair: bool) -> Row:
         kept = {name: row[name] for name in ("problem_id", "sample", "ids", "reward", "finish_reason")}
-        return kept | {"role": role, "mask": mask, "in_pair": in_pair}
+        sampler_logprobs = row.get("sampler_logprobs")  # preference data has none
+        return kept | {"role": role, "mask": mask, "in_pair": in_pair, "sampler_logprobs": sampler_logprobs}
 
     def _add_logprobs(self, rows: Sequence[Row]) -> None:
         """The policy's own log-probs of every trajectory: the sampler of a repair was another model (eq. 18)."""

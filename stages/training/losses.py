@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.core.mismatch import mismatch, truncated_weights
 from stages.core.objectives import has_critic, objective_hyper, policy_loss, ratio_metrics, reads_every_token
 from stages.core.preferences import DPO_BETA
 from stages.core.values import CriticSettings, value_loss
@@ -62,6 +63,8 @@ def check_objective(section: ObjectiveSection, rollout: RolloutSection) -> None:
         raise RecipeError(f"objective.{next(iter(section.critic()))} is set, but {section.algorithm} has no critic")
     if section.algorithm == "dpo" and section.overlong_buffer:
         raise RecipeError("objective.overlong_buffer is set, but dpo has no reward to take it from; leave it out")
+    if section.algorithm == "dpo" and section.importance_cap is not None:
+        raise RecipeError("objective.importance_cap is set, but dpo has no use for who sampled a pair; leave it out")
 
 
 class PolicyTensors(NamedTuple):
@@ -88,6 +91,7 @@ class PolicyObjective:
             self.hyper.setdefault("max_response_length", rollout.max_new_tokens)
         self.has_kl = section.kl_coef > 0
         self.critic = CriticSettings(**section.critic()) if has_critic(self.algorithm) else None
+        self.importance_cap = section.importance_cap
         self.reads_every_token = reads_every_token(self.algorithm, kl_coef=section.kl_coef)
 
     def reading(self, row: TrainingRow) -> Reading:
@@ -109,6 +113,7 @@ class PolicyObjective:
         result = policy_loss(
             self.algorithm,
             ref_logprobs_BT=reference_BT,
+            weights_BT=self._importance_weights(rows, tensors),
             num_sequences=totals.num_sequences,
             num_tokens=totals.num_tokens,
             **tensors._asdict(),
@@ -121,6 +126,16 @@ class PolicyObjective:
             return result.loss, metrics
         value, value_metrics = _value_loss(rows, logprobs.values_BT, tensors.response_mask_BT, self.critic, totals)
         return result.loss + self.critic.value_coef * value, metrics | value_metrics
+
+    def _importance_weights(self, rows: Sequence[TrainingRow], tensors: PolicyTensors) -> Tensor | None:
+        """1 for a response that the trained model did not sample; None without a cap."""
+        if self.importance_cap is None:
+            return None
+        sampler_BT = _padded(
+            [row.old_logprobs_T if row.sampler_logprobs_T is None else row.sampler_logprobs_T for row in rows],
+            tensors.response_mask_BT,
+        )
+        return truncated_weights(tensors.old_logprobs_BT, sampler_BT, tensors.response_mask_BT, cap=self.importance_cap)
 
     def _role_metrics(
         self, rows: Sequence[TrainingRow], tensors: PolicyTensors, entropy_BT: Tensor
@@ -147,9 +162,7 @@ def open_reading(row: TrainingRow) -> Reading:
 
 def policy_tensors(rows: Sequence[TrainingRow], logprobs: ResponseLogprobs) -> PolicyTensors:
     """Tokens that are not read stand at their old log-prob: a ratio of 1 behind a gate of 0."""
-    device = logprobs.logprobs_BT.device
-    lengths_B = torch.tensor([len(row.ids) for row in rows], device=device)
-    mask_BT = torch.arange(logprobs.logprobs_BT.shape[1], device=device) < lengths_B[:, None]
+    mask_BT = _response_mask(rows, logprobs.logprobs_BT)
     old_BT = _padded([row.old_logprobs_T for row in rows], mask_BT)
     return PolicyTensors(
         logprobs_BT=torch.where(logprobs.read_BT, logprobs.logprobs_BT, old_BT),
@@ -158,6 +171,30 @@ def policy_tensors(rows: Sequence[TrainingRow], logprobs: ResponseLogprobs) -> P
         response_mask_BT=mask_BT,
         gate_BT=_padded([[1.0] * len(row.ids) if row.gate_T is None else row.gate_T for row in rows], mask_BT),
     )
+
+
+def mismatch_metrics(rows: Sequence[TrainingRow]) -> dict[str, float]:
+    """How far the sampler's log-probs are from the old ones, which have the trainer's numerics.
+
+    Over all tokens of the rows that the trained model sampled; nothing where there are none.
+    """
+    sampled = [(row, row.sampler_logprobs_T) for row in rows if row.sampler_logprobs_T is not None]
+    if not sampled:
+        return {}
+    like_BT = torch.empty(len(sampled), max(len(row.ids) for row, _ in sampled))
+    mask_BT = _response_mask([row for row, _ in sampled], like_BT)
+    old_BT = _padded([row.old_logprobs_T for row, _ in sampled], mask_BT)
+    found = mismatch(old_BT, _padded([logprobs_T for _, logprobs_T in sampled], mask_BT), mask_BT)
+    return {
+        "mismatch_mean": found.mean,
+        "mismatch_max": found.largest,
+        "effective_sample_size": found.effective_sample_size,
+    }
+
+
+def _response_mask(rows: Sequence[TrainingRow], like_BT: Tensor) -> Tensor:
+    lengths_B = torch.tensor([len(row.ids) for row in rows], device=like_BT.device)
+    return torch.arange(like_BT.shape[1], device=like_BT.device) < lengths_B[:, None]
 
 
 def _advantages(rows: Sequence[TrainingRow], mask_BT: Tensor) -> Tensor:
@@ -195,7 +232,7 @@ def _padded(values: Sequence[Sequence[float]], mask_BT: Tensor) -> Tensor:
     for row, (value_T, length) in enumerate(zip(values, mask_BT.sum(-1).tolist(), strict=True)):
         if len(value_T) != length:
             raise ValueError(
-                f"row {row}: {length} response tokens, {len(value_T)} values; old log-probs, gates, values and returns "
+                f"row {row}: {length} response tokens, {len(value_T)} values; log-probs, gates, values and returns "
                 "need one each"
             )
         padded_BT[row, : len(value_T)] = torch.as_tensor(value_T, dtype=torch.float32)

@@ -53,6 +53,8 @@ class TrainingRow:
     advantage_T: Sequence[float] | None = None
     """In place of `advantage`."""
     returns_T: Sequence[float] = ()
+    sampler_logprobs_T: Sequence[float] | None = None
+    """Of the engine that sampled it; None where that was not the model that is trained."""
 
 
 class Totals(NamedTuple):

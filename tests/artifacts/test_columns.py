@@ -61,6 +61,7 @@ FROZEN = {
         ("mask", MASK),
         ("old_logprobs", FLOATS),
         ("finish_reason", "string"),
+        ("sampler_logprobs", FLOATS),
     ],
     "episodes": [
         ("iteration", "int32"),
@@ -122,7 +123,7 @@ NULLABLE = {
     "preferences": {"kind", "video", "fps"},
     "rollouts": {"reward"},
     "repairs": {"reward", "flagged", "category"},
-    "groups": set(),
+    "groups": {"sampler_logprobs"},
     "episodes": {"reward", "gate_c1", "gate_audit", "category", "repair_reward"},
     "dropped": set(),
     "values": set(),
@@ -169,6 +170,7 @@ def test_optional_columns_may_be_missing_and_are_null_then(tmp_path):
     video = ["video", "fps"]
     of_problems = [*video, "preferred"]
     optional = {"problems": of_problems, "errors": of_problems, "repair_set": of_problems, "preferences": video}
+    optional |= {"groups": ["sampler_logprobs"]}
     assert {spec.name: [c.name for c in spec.columns if c.optional] for spec in TABLES} == {
         spec.name: optional.get(spec.name, []) for spec in TABLES
     }

@@ -135,6 +135,7 @@ def make_table(rng: np.random.Generator, numbers_N: np.ndarray) -> pa.Table:
         "mask": pa.ListArray.from_arrays(bounds, np.zeros(bounds[-1], np.bool_)),
         "old_logprobs": pa.ListArray.from_arrays(bounds, logprobs),
         "finish_reason": ["stop"] * len(rows),
+        "sampler_logprobs": pa.ListArray.from_arrays(bounds, logprobs, mask=pa.array([False, True] * len(numbers_N))),
     }
     return pa.table(columns, schema=GROUPS.schema())
 

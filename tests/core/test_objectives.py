@@ -27,6 +27,7 @@ class Batch:
     advantages: Tensor
     mask: Tensor
     gate: Tensor | None = None
+    weights: Tensor | None = None
 
     def rows(self, rows: slice, tokens: int) -> "Batch":
         cut = {k: v[rows, :tokens] if v.ndim == 2 else v[rows] for k, v in vars(self).items() if v is not None}
@@ -41,6 +42,7 @@ def inputs(name: str, batch: Batch, **options: Any) -> dict[str, Any]:
         "advantages_B": batch.advantages,
         "response_mask_BT": batch.mask,
         "gate_BT": batch.gate,
+        **({} if batch.weights is None else {"weights_BT": batch.weights}),
         **options,
     }
 
@@ -95,7 +97,9 @@ def by_loop(name: str, batch: Batch, kl: float = 0.0) -> tuple[float, list[list[
         s = math.exp(sum(n - o for n, o in zip(new, old, strict=True)) / max(length, 1))
         for t in range(length):
             gate = 1.0 if batch.gate is None else float(batch.gate[b, t])
+            weight = 1.0 if batch.weights is None else float(batch.weights[b, t])
             value, slope = token_by_loop(name, new[t], old[t], s, float(batch.advantages[b]) * gate)
+            value, slope = weight * value, weight * slope
             k1 = new[t] - ref[t]
             value += kl * (math.exp(-k1) + k1 - 1)
             slope += kl * (1 - math.exp(-k1))
@@ -158,6 +162,36 @@ def test_loss_and_gradient_equal_a_plain_loop(name, gated, kl, lengths):
         torch.testing.assert_close(gradient, torch.tensor(expected_gradient), rtol=1e-4, atol=1e-6)
 
 
+def with_weights(batch: Batch, seed: int = 0) -> Batch:
+    """From 0 to 2."""
+    return replace(batch, weights=2 * torch.rand(batch.new.shape, generator=torch.Generator().manual_seed(seed)))
+
+
+@every_algorithm
+@pytest.mark.parametrize("kl", [0.0, 0.3])
+def test_importance_weights_multiply_each_token_s_term_alone(name, kl):
+    """The loop's denominators, ratios and KL are without them."""
+    for seed in range(5):
+        batch = with_weights(random_batch([1, 4, 0, 6], seed), seed)
+        loss, gradient = loss_and_gradient(name, batch, kl=kl)
+        expected_loss, expected_gradient = by_loop(name, batch, kl)
+
+        assert loss.item() == pytest.approx(expected_loss, rel=1e-4, abs=1e-6)
+        torch.testing.assert_close(gradient, torch.tensor(expected_gradient), rtol=1e-4, atol=1e-6)
+
+
+@every_algorithm
+def test_weights_of_one_are_no_weights_and_weights_have_no_gradient(name):
+    batch = random_batch([5, 2, 7])
+    weights = torch.ones_like(batch.new).requires_grad_()
+    weighted = loss_and_gradient(name, replace(batch, weights=weights), kl=0.1)
+    plain = loss_and_gradient(name, batch, kl=0.1)
+    assert torch.equal(weighted[0], plain[0])
+    assert torch.equal(weighted[1], plain[1])
+    loss = policy_loss(name, logprobs_BT=batch.new, **inputs(name, replace(batch, weights=weights))).loss
+    assert not loss.requires_grad
+
+
 @every_algorithm
 def test_gate_of_ones_is_no_gate(name):
     batch = random_batch([5, 2, 7])
@@ -193,7 +227,7 @@ def test_kl_runs_over_gated_out_tokens(name):
 
 @every_algorithm
 def test_micro_batches_add_up_to_the_batch(name):
-    batch = random_batch([3, 6, 1, 8, 0], seed=2)
+    batch = with_weights(random_batch([3, 6, 1, 8, 0], seed=2))
     loss, gradient = loss_and_gradient(name, batch, kl=0.2)
     whole = {"num_sequences": 5, "num_tokens": int(batch.mask.sum())}
     parts = [(slice(0, 1), 3), (slice(1, 3), 6), (slice(3, 5), 8)]
@@ -210,9 +244,9 @@ def test_micro_batches_add_up_to_the_batch(name):
 @every_algorithm
 @pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf])
 def test_garbage_outside_the_response_does_not_leak(name, garbage):
-    clean = random_batch([5, 2, 0], width=6)
+    clean = with_weights(random_batch([5, 2, 0], width=6))
     clean = replace(clean, advantages=clean.advantages[:, None].expand(3, 6))
-    fields = ("new", "old", "ref", "advantages", "gate")
+    fields = ("new", "old", "ref", "advantages", "gate", "weights")
     dirty = replace(clean, **{f: getattr(clean, f).masked_fill(~clean.mask, garbage) for f in fields})
     loss, gradient = loss_and_gradient(name, dirty, kl=0.1)
     expected_loss, expected_gradient = loss_and_gradient(name, clean, kl=0.1)

@@ -124,3 +124,6 @@ def test_repair_rl_s_first_step_agrees_with_itself(engine_of, repair_problems, m
     assert len(loop.objective.log_s) >= 8
     assert loop.objective.drift < GSPO_BOUND
     assert metrics["clip_fraction/repair"] < 0.1
+    # Sampling rounds otherwise: token by token, and each row padded.
+    assert 1e-5 < metrics["mismatch_mean"] < 0.01 < metrics["mismatch_max"] < 1
+    assert 0.99 < metrics["effective_sample_size"] < 1

@@ -298,6 +298,39 @@ def test_ppo_trains_on_every_repair_that_has_a_reward(digits, base_dir, tmp_path
         assert file.get_tensor("weight/step").item() == 8
 
 
+class Shifted(TransformersEngine):
+    """Tells log-probs that are half a nat lower than those of what it sampled."""
+
+    def generate(self, requests, sampling):
+        return [
+            [replace(completion, logprobs=[value - 0.5 for value in completion.logprobs]) for completion in group]
+            for group in super().generate(requests, sampling)
+        ]
+
+
+def test_every_step_tells_how_far_the_sampler_was_and_a_cap_weighs_by_it(loop_of, base_vlm, repair_problems):
+    drafts = [annotated_draft(base_vlm, problem) for problem in repair_problems[:4]]
+    told = {}
+    for name, settings in {"own": (), "off": (), "cap": ("repair_rl.objective.importance_cap=1.25",)}.items():
+        loop = loop_of(*RIGHT_OR_NOT, "repair_rl.errors_per_step=2", *settings, reward=ByTurns(1.0, 0.0))
+        vlm = loop.repairer.engine.vlm
+        if name != "own":
+            loop.repairer.engine = Shifted(vlm, rows_per_batch=64)
+        loop.iterate(0, drafts)
+        assert loop.trainer.steps_done == 2
+        told[name] = {row["metric"]: row["value"] for row in loop.log.rows if row["step"] == 1}
+        both = [row["metric"] for row in loop.log.rows if row["step"] == 2]
+        assert {"mismatch_mean", "mismatch_max", "effective_sample_size"} <= set(both)
+    assert told["own"]["mismatch_max"] < 1e-3
+    assert told["own"]["effective_sample_size"] == pytest.approx(1, abs=1e-6)
+    for name in ("off", "cap"):
+        assert told[name]["mismatch_mean"] == pytest.approx(0.5, abs=1e-4)
+        assert told[name]["mismatch_max"] == pytest.approx(0.5, abs=1e-3)
+    # exp(0.5) is above the cap.
+    assert told["off"]["grad_norm"] == pytest.approx(told["own"]["grad_norm"], rel=1e-5)
+    assert told["cap"]["grad_norm"] == pytest.approx(1.25 * told["off"]["grad_norm"], rel=1e-3)
+
+
 def gradient_of(loop, drafts, scale):
     """The loop's gradient and metrics at step 1, its model's output layer scaled before."""
     vlm = loop.repairer.engine.vlm

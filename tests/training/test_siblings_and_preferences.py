@@ -50,8 +50,9 @@ def rollouts(base_vlm, repair_problems):
     mixed, wrong, right = repair_problems[:3]
 
     def row(problem, sample, text, reward):
-        return {"problem_id": problem.problem_id, "sample": sample, "text": text, "reward": reward,
-                "ids": with_end(base_vlm, text), "finish_reason": "stop"}  # fmt: skip
+        ids = with_end(base_vlm, text)
+        return {"problem_id": problem.problem_id, "sample": sample, "text": text, "reward": reward, "ids": ids,
+                "sampler_logprobs": [-1.0 - sample] * len(ids), "finish_reason": "stop"}  # fmt: skip
 
     answer = f"The answer is {mixed.answer}."
     texts = [
@@ -130,6 +131,22 @@ def test_siblings_stay_correct_rows_and_every_trajectory_is_scored_once(build, r
     assert (step.tally.counts["problems_none_correct"], step.tally.counts["errors_repaired"]) == (1, 2)
 
 
+def test_what_the_policy_sampled_keeps_its_sampler_s_log_probs(build, rollouts):
+    """A sibling's repair too; a repair model's has none."""
+    _, _, groups = build(rollouts, SIBLING)
+    found = {(row["role"], row["sample"]): row for row in groups if row["problem_id"] == rollouts[0]["problem_id"]}
+    sampler = {("repair", 1): 2, ("repair", 3): 5}
+    assert {key: row["sampler_logprobs"] for key, row in found.items()} == {
+        (role, sample): [-1.0 - sampler.get((role, sample), sample)] * len(row["ids"])
+        for (role, sample), row in found.items()
+    }
+    right, wrong = rollouts[2], rollouts[1] | {"reward": -1.0}
+    _, _, groups = build([right, wrong], "reward.threshold=0", repair_model=True)
+    assert [(row["role"], row["sampler_logprobs"]) for row in groups] == [
+        ("correct", right["sampler_logprobs"]), ("error", wrong["sampler_logprobs"]), ("repair", None),
+    ]  # fmt: skip
+
+
 def test_a_sibling_reference_is_a_correct_rollout_of_the_group(build, rollouts, repair_problems):
     settings = ("masks.reference=sibling", "prompt.references=[answer, sibling]", "masks.candidates=1")
     correct = {row["text"] for row in rollouts[:6] if row["reward"] == 1}
@@ -161,8 +178,7 @@ def written(rollouts, repair_problems, tmp_path):
     """Folder of rollouts, file of problems."""
     write_problems(tmp_path / "problems.parquet", PROBLEMS, repair_problems[:3])
     (tmp_path / "rollouts").mkdir()
-    rows = [row | {"sampler_logprobs": [-1.0] * len(row["ids"])} for row in rollouts]
-    write_rows(tmp_path / "rollouts" / f"{ROLLOUTS.name}-00000.parquet", ROLLOUTS, rows)
+    write_rows(tmp_path / "rollouts" / f"{ROLLOUTS.name}-00000.parquet", ROLLOUTS, rollouts)
     return tmp_path / "rollouts", tmp_path / "problems.parquet"
 
 
@@ -231,6 +247,7 @@ def test_chosen_and_rejected_alone_make_pairs(preferences, base_dir, base_vlm, t
         ]  # fmt: skip
         masks = difference_masks(wrong, right)
         assert (error["mask"], repair["mask"]) == (masks.error_T.tolist(), masks.repair_T.tolist())
+    assert {row["sampler_logprobs"] for row in groups} == {None}
 
 
 def test_preferences_of_which_none_is_of_use_leave_empty_groups(repair_problems, base_dir, tmp_path):

@@ -270,6 +270,60 @@ def test_the_optimizer_goes_on_from_one_output_to_the_next(stage_of, trajectorie
     assert not torch.equal(moments[2], moments[4])
 
 
+def sampled_by(group, delta):
+    """The group as an engine sampled it whose log-probs are `delta` lower; a repair has none."""
+    return [
+        row if row["role"] == "repair" else row | {"sampler_logprobs": [old - delta for old in row["old_logprobs"]]}
+        for row in group
+    ]
+
+
+def mismatch_of(out):
+    return [metrics_of(out, name) for name in ("mismatch_mean", "mismatch_max", "effective_sample_size")]
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dpo"])
+def test_every_step_tells_how_far_the_sampler_was(stage_of, trajectories, tmp_path, algorithm):
+    """The second pass too, by the log-probs of the weights that sampled; groups of an older release tell nothing."""
+    groups = [sampled_by(pair(trajectories[0]), 0.5), sampled_by(pair(trajectories[1]), -0.25)]
+    settings = ("train.problems_per_step=1", "train.epochs=2", f"train.objective.algorithm={algorithm}")
+    execute(stage_of([groups], *settings), tmp_path / "out")
+    means, largest, shares = mismatch_of(tmp_path / "out")
+    assert list(means) == [1, 2, 3, 4]
+    assert sorted(means.values()) == pytest.approx([0.25, 0.25, 0.5, 0.5], rel=1e-4)
+    assert largest == pytest.approx(means, rel=1e-4)
+    assert shares == pytest.approx(dict.fromkeys(means, 1.0), rel=1e-6)
+    execute(stage_of([[pair(trajectories[0])]], *settings), tmp_path / "older")
+    assert mismatch_of(tmp_path / "older") == [{}, {}, {}]
+
+
+def test_a_cap_on_importance_weights_changes_the_policy(stage_of, trajectories, tmp_path):
+    """Errors alone are weighted: by 1 where the sampler was the trainer, else by half, or by what the cap leaves."""
+    trained = {}
+    for name, delta, cap in (
+        ("off", math.log(2), "null"), ("equal", 0.0, "4"), ("double", math.log(2), "4"), ("cut", math.log(8), "2"),
+        ("half", -math.log(2), "4"),
+    ):  # fmt: skip
+        groups = [sampled_by(pair(t), delta) for t in trajectories[:2]]
+        execute(stage_of([groups], f"train.objective.importance_cap={cap}"), tmp_path / name)
+        trained[name] = metrics_of(tmp_path / name, "loss")[1], load_file(tmp_path / name / "model/model.safetensors")
+    losses = {name: loss for name, (loss, _) in trained.items()}
+    # The errors' part of the loss once more, and half of it.
+    step_up, step_down = losses["double"] - losses["off"], losses["off"] - losses["half"]
+    assert step_up == pytest.approx(2 * step_down, rel=1e-3)
+    assert step_up > 0.05
+    weights = {name: state for name, (_, state) in trained.items()}
+    same = {name: all(torch.equal(state[key], weights["off"][key]) for key in state) for name, state in weights.items()}
+    assert same == {"off": True, "equal": True, "double": False, "cut": False, "half": False}
+    assert losses["cut"] == pytest.approx(losses["double"], rel=1e-4)
+
+
+def test_a_cap_needs_the_sampler_s_log_probs(stage_of, trajectories, tmp_path):
+    stage = stage_of([[pair(trajectories[0])]], "train.objective.importance_cap=2")
+    with pytest.raises(DataError, match=r"sample 0, has no sampler_logprobs, which train\.objective\.importance_cap"):
+        execute(stage, tmp_path / "out")
+
+
 PPO = ("train.objective.algorithm=ppo", "masks.on_no_correct=repair")
 
 
