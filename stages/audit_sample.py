@@ -55,12 +55,12 @@ class AuditSample:
 
     def plan(self) -> Plan:
         self.sizes  # noqa: B018, raises where there is nothing to draw
-        ProblemSet(self.problems).many([drawn.problem_id for drawn in self._draw().values()])
+        ProblemSet(self.problems).many([drawn.problem_id for drawn in self.draw().values()])
         options = {"count": self.count, "per_stratum": self.per_stratum, "format": self.file_format}
         return Plan("audit-sample", options, self.seed, {"episodes": self.episodes, "problems": self.problems})
 
     def run(self, step: Step) -> None:
-        drawn = self._draw()
+        drawn = self.draw()
         problems = ProblemSet(self.problems).many([repair.problem_id for repair in drawn.values()])
         to_label = [Drawn(*pair, problem) for pair, problem in zip(drawn.items(), problems, strict=True)]
         rows = [
@@ -119,7 +119,7 @@ class AuditSample:
             )
         return spread_evenly(populations, self.count)
 
-    def _draw(self) -> dict[str, AuditedRepair]:
+    def draw(self) -> dict[str, AuditedRepair]:
         """The sample in an order that tells nothing of its strata: the first rows are a stratified sample too."""
         rng = np.random.default_rng(derive_seed(self.seed, Purpose.AUDIT_SAMPLE))
         repairs = self._audit.repairs
