@@ -26,7 +26,8 @@ TO_LABEL = "to_label"
 """Folder of what a labeller gets, which does not tell the verdicts."""
 PAGE = "page.html"
 NOTES = (
-    f"Label every repair of labels.csv (or labels.parquet) with {CLEAN}, or with what it does:",
+    "Write into the column label of the sheet, for each repair, the one of these that fits it best:",
+    f"{CLEAN}: it corrects the error where it was made, and its reasoning leads to its answer.",
     *(f"{category}: {meaning}." for category, meaning in MEANINGS.items()),
 )
 
@@ -54,7 +55,6 @@ class AuditSample:
     file_format: Literal["csv", "parquet"] = "csv"
 
     def plan(self) -> Plan:
-        self.sizes  # noqa: B018, raises where there is nothing to draw
         ProblemSet(self.problems).many([drawn.problem_id for drawn in self.draw().values()])
         options = {"count": self.count, "per_stratum": self.per_stratum, "format": self.file_format}
         return Plan("audit-sample", options, self.seed, {"episodes": self.episodes, "problems": self.problems})

@@ -17,10 +17,11 @@ from stages.scoring.auditor import Category
 CLEAN = "clean"
 """Verdict and label of a repair that is not flagged."""
 MEANINGS: Mapping[Category, str] = {
-    "image_ignored": "the text claims to see what it did not need to see: without the image it would say the same",
-    "template_shortcut": "the reasoning is a template that would fit any problem",
-    "mask_hallucination": "the edits change words and not the error, or make up for it elsewhere",
-    "answer_pasted": "only the final answer was edited; the reasoning before it does not lead there",
+    "image_ignored": "it claims to see things in the pictures, yet its answer does not depend on them, or they do not "
+    "show what it claims",
+    "template_shortcut": "its reasoning is a template that would fit any problem; it does not depend on this one",
+    "mask_hallucination": "its edits do not touch the error; they paraphrase, or make up for it elsewhere",
+    "answer_pasted": "only the final answer was put right; the reasoning before it does not lead there",
 }
 """What a repair is flagged for."""
 
