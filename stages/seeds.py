@@ -26,10 +26,10 @@ class Purpose(IntEnum):
     ADAPTERS = 15
     REFERENCE_KINDS = 20
     SIBLINGS = 21
+    AUDIT_SAMPLE = 22
     SHEET_PROBLEMS = 30
     SHEET_DRAFTS = 31
     REPAIR_SET_ORDER = 32
-    AUDIT_SAMPLE = 50
 
 
 def derive_seed(seed: int, purpose: Purpose, *path: int) -> int:
