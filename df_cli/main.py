@@ -10,6 +10,8 @@ from typer.core import TyperGroup
 
 from df_cli import repair_set
 from df_cli.ablate import ablate
+from df_cli.audit_agreement import audit_agreement
+from df_cli.audit_sample import audit_sample
 from df_cli.build_masks import build_masks
 from df_cli.evaluate import evaluate
 from df_cli.import_problems import import_problems
@@ -26,6 +28,8 @@ COMMANDS: dict[str, Callable[..., None] | typer.Typer] = {
     "repair-set": repair_set.app,
     "sft-repair": sft_repair,
     "rl-repair": rl_repair,
+    "audit-sample": audit_sample,
+    "audit-agreement": audit_agreement,
     "rollout": rollout,
     "build-masks": build_masks,
     "train-policy": train_policy,

@@ -18,6 +18,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Check inputs and recipe
 _problems = typer.Option("--problems", help="Problems, a Parquet file or a folder of shards.")
 _policy = typer.Option("--policy", help="Policy: a checkpoint, or a train-policy output.")
 _repair_model = typer.Option("--repair-model", help="Repair model: a checkpoint, or an sft-repair or rl-repair output.")
+Episodes = Annotated[Path, typer.Option("--episodes", help="Output of df rl-repair.")]
 Problems = Annotated[Path, _problems]
 Policy = Annotated[Path, _policy]
 RepairModel = Annotated[Path, _repair_model]

@@ -85,3 +85,18 @@ def ablation_table(rows: Iterable[Mapping[str, Any]]) -> Table:
         cells = (row["variant"], seed, row["measure"], f"{row['value']:.3f}", interval, n, escape(row["note"] or ""))
         table.add_row(*cells)
     return table
+
+
+def agreement_table(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """Rows of `audit_agreement`, a section of each estimate at a time."""
+    table = Table("", "estimate", "measure", "value", "95% interval", "n", title_justify="left")
+    last = None
+    for row in rows:
+        heading = (row["section"], row["estimate"])
+        if last not in (None, heading):
+            table.add_section()
+        value = row["note"] if row["value"] is None else f"{row['value']:.3f}".removesuffix(".000")
+        interval = "" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
+        table.add_row(*(("", "") if heading == last else heading), row["measure"], value, interval, str(row["n"]))
+        last = heading
+    return table

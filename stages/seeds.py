@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     ADAPTERS = 15
     REFERENCE_KINDS = 20
     SIBLINGS = 21
+    AUDIT_SAMPLE = 22
     SHEET_PROBLEMS = 30
     SHEET_DRAFTS = 31
     REPAIR_SET_ORDER = 32

@@ -1,5 +1,6 @@
 """All five stages, evaluation and summary on a cut-down digits set; what they wrote is checked by other means."""
 
+import csv
 import math
 import re
 import shutil
@@ -8,14 +9,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from stages.artifacts.columns import EPISODES, GROUPS, METRICS, REPAIRS, ROLLOUTS, SAMPLES, SCORES, SUMMARY
+from stages.artifacts.columns import (
+    AUDIT_AGREEMENT,
+    AUDIT_SAMPLE,
+    EPISODES,
+    GROUPS,
+    METRICS,
+    REPAIRS,
+    ROLLOUTS,
+    SAMPLES,
+    SCORES,
+    SUMMARY,
+)
 from stages.artifacts.stage import execute
 from stages.artifacts.step import read_manifest
 from stages.artifacts.store import iterate_rows
+from stages.audit_agreement import AuditAgreement
+from stages.audit_sample import TO_LABEL, AuditSample
 from stages.evaluate import Evaluate
 from stages.model.loading import load_model
 from stages.recipe import load_recipe
@@ -137,6 +152,24 @@ def test_an_error_is_gated_by_c1_as_a_whole(run):
     for row in run.rows("2-rl-repair", EPISODES):
         gates[row["iteration"], row["problem_id"], row["sample"]].add(row["gate_c1"])
     assert all(len(found) == 1 for found in gates.values())
+
+
+def test_a_run_can_be_audited_beside_labels(run, digits, answers, tmp_path):
+    """Labels that repeat the verdicts agree in full, on right repairs of this run and no others."""
+    folder = run.folder / "2-rl-repair"
+    audited = [row for row in run.rows("2-rl-repair", EPISODES) if row["reward"] == 1 and row["gate_audit"] is not None]
+    execute(AuditSample(folder, digits / "problems_train.parquet", 1000, False, seed=0), tmp_path / "sample")
+    with (tmp_path / "sample" / TO_LABEL / "labels.csv").open(encoding="utf-8-sig", newline="") as file:
+        sheet = list(csv.DictReader(file))
+    assert sorted(row["repair"] for row in sheet) == sorted(row["text"] for row in audited)
+    assert all(row["answer"] == stated(row["repair"]) == answers[row["episode_id"].split("/")[1]] for row in sheet)
+    strata = iterate_rows(tmp_path / "sample" / "audit_sample.parquet", AUDIT_SAMPLE)
+    labels = [{"episode_id": row["episode_id"], "label": row["stratum"]} for row in strata]
+    pq.write_table(pa.Table.from_pylist(labels), tmp_path / "labels.parquet")
+    agreement = AuditAgreement(folder, tmp_path / "labels.parquet", tmp_path / "sample")
+    assert execute(agreement, tmp_path / "out").manifest["rows_out"] == len(audited)
+    rows = list(iterate_rows(tmp_path / "out" / "audit_agreement.parquet", AUDIT_AGREEMENT))
+    assert {row["value"] for row in rows if row["measure"] == "agreement"} == {1}
 
 
 def test_rollouts_are_scored_and_their_tokens_have_log_probs(run, answers):

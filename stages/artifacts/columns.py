@@ -257,7 +257,7 @@ GROUPS = TableSpec(
 EPISODES = TableSpec(
     "episodes",
     "df rl-repair",
-    "you",
+    "you, df audit-sample, df audit-agreement",
     (
         Column("iteration", pa.int32(), "from 0"),
         _PROBLEM_ID,
@@ -369,7 +369,61 @@ ABLATION = TableSpec(
     ),
 )
 
+_EPISODE_ID = Column("episode_id", pa.string(), "`iteration/problem_id/sample/attempt` of `episodes`")
+
+AUDIT_SAMPLE = TableSpec(
+    "audit_sample",
+    "df audit-sample",
+    "df audit-agreement",
+    (
+        _EPISODE_ID,
+        Column("stratum", pa.string(), "the auditor's verdict: `clean`, or the category that it flagged"),
+        Column("population", pa.int64(), "repairs in the stratum"),
+        Column("drawn", pa.int64(), "of them in the sample; `population / drawn` is the weight of each"),
+    ),
+)
+
+
+def _shown(name: str, meaning: str) -> Column:
+    return Column(name, pa.string(), meaning, null="not shown", optional=True)
+
+
+AUDIT_LABELS = TableSpec(
+    "audit_labels",
+    "df audit-sample, you",
+    "df audit-agreement",
+    (
+        _EPISODE_ID,
+        Column("label", pa.string(), "`clean`, or the category that a person flags it for", null="not labelled"),
+        _shown("question", "the problem's question"),
+        _shown("answer", "the reference answer y*"),
+        _shown("error", "the draft y"),
+        _shown("repair", "the repair ŷ"),
+        _shown("difference", "both in one text: `[-removed-]`, `{+added+}`"),
+    ),
+)
+
+AUDIT_AGREEMENT = TableSpec(
+    "audit_agreement",
+    "df audit-agreement",
+    "you",
+    (
+        Column("section", pa.string(), "`overall`: flagged or not; a category: flagged for it or not; or a stratum"),
+        Column(
+            "estimate",
+            pa.string(),
+            "`labels`: of the labelled repairs; `population`: of all audited ones, from a stratified sample",
+        ),
+        Column("measure", pa.string(), "what was measured"),
+        Column("value", pa.float64(), "the number", null="not defined; `note` says why"),
+        Column("low", pa.float64(), "lower end of the 95% interval", null="no interval"),
+        Column("high", pa.float64(), "upper end of the 95% interval", null="no interval"),
+        Column("n", pa.int64(), "labels in the denominator; of a population estimate all that it rests on"),
+        Column("note", pa.string(), "why there is no value", null="there is one"),
+    ),
+)
+
 TABLES = (
     PROBLEMS, ERRORS, REPAIR_SET, PREFERENCES, ROLLOUTS, REPAIRS, GROUPS, EPISODES, DROPPED, VALUES, METRICS, SAMPLES,
-    SCORES, SUMMARY, ABLATION,
+    SCORES, SUMMARY, ABLATION, AUDIT_SAMPLE, AUDIT_LABELS, AUDIT_AGREEMENT,
 )  # fmt: skip

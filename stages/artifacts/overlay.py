@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 
 from PIL import Image
@@ -13,7 +13,7 @@ from PIL import Image
 _STYLE = """
 body { font: 16px/1.6 system-ui, sans-serif; max-width: 60em; margin: 2em auto; color: #222; }
 article { border-top: 1px solid #ddd; padding: 1em 0; }
-img { height: 56px; image-rendering: pixelated; border: 1px solid #ddd; margin-right: .5em; }
+img { image-rendering: pixelated; border: 1px solid #ddd; margin-right: .5em; }
 p { margin: .3em 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 b { display: inline-block; width: 5em; font-weight: 600; color: #777; }
 .error mark { background: #ffd0cc; color: #900; } .repair mark { background: #cdeccd; color: #060; }
@@ -21,6 +21,9 @@ b { display: inline-block; width: 5em; font-weight: 600; color: #777; }
 
 _FRAME = (224, 112)
 """Largest width and height: twice the height that the page shows, for dense screens."""
+_LARGE_PICTURE = (960, 480)
+"""Largest width and height on a page with large pictures: what it shows."""
+_SMALL, _LARGE = "img { height: 56px; }", "img { min-height: 56px; max-width: 100%; }"
 
 
 @dataclass(frozen=True)
@@ -41,21 +44,35 @@ class PairView:
     frames: Sequence[Image.Image]
     error: Sequence[MarkedToken]
     repair: Sequence[MarkedToken]
+    name: str | None = field(default=None, kw_only=True)
+    """A line above it."""
 
 
-def overlay_page(pairs: Sequence[PairView]) -> str:
-    """One HTML page that needs nothing beside it; every text that came from a data set or a model is escaped."""
-    body = "\n".join(_article(pair) for pair in pairs)
+def overlay_page(
+    pairs: Sequence[PairView],
+    *,
+    title: str = "Difference masks",
+    notes: Sequence[str] = (),
+    large_pictures: bool = False,
+) -> str:
+    """One HTML page that needs nothing beside it; every text that came from a data set or a model is escaped.
+
+    `notes` are paragraphs at its top.
+    """
+    head = [f"<p>{escape(note)}</p>" for note in notes]
+    body = "\n".join([*head, *(_article(pair, large_pictures) for pair in pairs)])
     return (
-        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Difference masks</title>"
-        f"<style>{_STYLE}</style><body>\n{body}\n</body></html>\n"
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(title)}</title>"
+        f"<style>{_STYLE}{_LARGE if large_pictures else _SMALL}</style><body>\n{body}\n</body></html>\n"
     )
 
 
-def _article(pair: PairView) -> str:
-    images = "".join(f"<img alt='' src='data:image/png;base64,{_png(image)}'>" for image in _pictures(pair))
+def _article(pair: PairView, large_pictures: bool) -> str:
+    pictures = _large_pictures(pair) if large_pictures else _pictures(pair)
+    images = "".join(f"<img alt='' src='data:image/png;base64,{_png(image)}'>" for image in pictures)
+    name = "" if pair.name is None else f"<p><i>{escape(pair.name)}</i></p>"
     return (
-        f"<article>{images}<p>{escape(pair.question)} <i>({escape(pair.answer)})</i></p>"
+        f"<article>{name}{images}<p>{escape(pair.question)} <i>({escape(pair.answer)})</i></p>"
         f"<p class='error'><b>error</b>{_tokens(pair.error)}</p>"
         f"<p class='repair'><b>repair</b>{_tokens(pair.repair)}</p></article>"
     )
@@ -67,10 +84,17 @@ def _tokens(tokens: Sequence[MarkedToken]) -> str:
 
 def _pictures(pair: PairView) -> list[Image.Image]:
     """Its images, and its frames no larger than the page needs: a video has many."""
-    frames = [frame.copy() for frame in pair.frames]
-    for frame in frames:
-        frame.thumbnail(_FRAME)
-    return [*pair.images, *frames]
+    return [*pair.images, *(_within(_FRAME, frame) for frame in pair.frames)]
+
+
+def _large_pictures(pair: PairView) -> list[Image.Image]:
+    return [_within(_LARGE_PICTURE, picture) for picture in (*pair.images, *pair.frames)]
+
+
+def _within(size: tuple[int, int], picture: Image.Image) -> Image.Image:
+    smaller = picture.copy()
+    smaller.thumbnail(size)
+    return smaller
 
 
 def _png(image: Image.Image) -> str:

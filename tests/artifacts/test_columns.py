@@ -115,6 +115,26 @@ FROZEN = {
         ("n", "int64"),
         ("note", "string"),
     ],
+    "audit_sample": [("episode_id", "string"), ("stratum", "string"), ("population", "int64"), ("drawn", "int64")],
+    "audit_labels": [
+        ("episode_id", "string"),
+        ("label", "string"),
+        ("question", "string"),
+        ("answer", "string"),
+        ("error", "string"),
+        ("repair", "string"),
+        ("difference", "string"),
+    ],
+    "audit_agreement": [
+        ("section", "string"),
+        ("estimate", "string"),
+        ("measure", "string"),
+        ("value", "double"),
+        ("low", "double"),
+        ("high", "double"),
+        ("n", "int64"),
+        ("note", "string"),
+    ],
 }
 NULLABLE = {
     "problems": {"kind", "video", "fps", "preferred"},
@@ -132,6 +152,9 @@ NULLABLE = {
     "scores": {"kind", "reward"},
     "summary": {"low", "high", "n"},
     "ablation": {"seed", "low", "high", "n", "note"},
+    "audit_sample": set(),
+    "audit_labels": {"label", "question", "answer", "error", "repair", "difference"},
+    "audit_agreement": {"value", "low", "high", "note"},
 }
 
 
@@ -171,6 +194,7 @@ def test_optional_columns_may_be_missing_and_are_null_then(tmp_path):
     of_problems = [*video, "preferred"]
     optional = {"problems": of_problems, "errors": of_problems, "repair_set": of_problems, "preferences": video}
     optional |= {"groups": ["sampler_logprobs"]}
+    optional |= {"audit_labels": ["question", "answer", "error", "repair", "difference"]}
     assert {spec.name: [c.name for c in spec.columns if c.optional] for spec in TABLES} == {
         spec.name: optional.get(spec.name, []) for spec in TABLES
     }

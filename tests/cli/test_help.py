@@ -11,7 +11,17 @@ import pytest
 from df_cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[2]
-PIPELINE = ["sft-repair", "rl-repair", "rollout", "build-masks", "train-policy", "evaluate", "summarize"]
+PIPELINE = [
+    "sft-repair",
+    "rl-repair",
+    "audit-sample",
+    "audit-agreement",
+    "rollout",
+    "build-masks",
+    "train-policy",
+    "evaluate",
+    "summarize",
+]
 HEAVY = {"torch", "transformers", "datasets", "pyarrow", "numpy", "PIL"}
 
 

@@ -291,7 +291,9 @@ def test_ppo_trains_on_every_repair_that_has_a_reward(digits, base_dir, tmp_path
     assert [row["step"] for row in metrics] == [1, 2, 3, 4]
     critic = load_file(first / CRITIC / "model.safetensors")
     assert critic["weight"].any()
-    rewards = [row["repair_reward"] for row in iterate_rows(first / "episodes.parquet", EPISODES) if row["iteration"] == 0]
+    rewards = [
+        row["repair_reward"] for row in iterate_rows(first / "episodes.parquet", EPISODES) if row["iteration"] == 0
+    ]
     assert critic["center"].item() == pytest.approx(mean(reward for reward in rewards if reward is not None))
     execute(RlRepair(recipe, problems, base_dir, first), second)
     with safe_open(second / CRITIC / OPTIMIZER_STATE, framework="pt") as file:

@@ -1,0 +1,73 @@
+"""Repairs of repair RL as the auditor left them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from stages.artifacts.columns import EPISODES
+from stages.artifacts.step import read_manifest
+from stages.artifacts.store import iterate_rows
+from stages.core.selection import is_correct
+from stages.errors import DataError
+from stages.scoring.auditor import Category
+
+CLEAN = "clean"
+"""Verdict and label of a repair that is not flagged."""
+MEANINGS: Mapping[Category, str] = {
+    "image_ignored": "it claims to see things in the pictures, yet its answer does not depend on them, or they do not "
+    "show what it claims",
+    "template_shortcut": "its reasoning is a template that would fit any problem; it does not depend on this one",
+    "mask_hallucination": "its edits do not touch the error; they paraphrase, or make up for it elsewhere",
+    "answer_pasted": "only the final answer was put right; the reasoning before it does not lead there",
+}
+"""What a repair is flagged for."""
+
+
+class AuditedRepair(NamedTuple):
+    """A right repair and what the auditor said of it: `clean`, or its category."""
+
+    problem_id: str
+    error: str
+    text: str
+    verdict: str
+
+
+class Audit(NamedTuple):
+    """The episodes by id: `iteration/problem_id/sample/attempt`, with `#2` where an iteration had that error twice."""
+
+    repairs: dict[str, AuditedRepair]
+    left_out: dict[str, str]
+    """Why there is nothing to agree with: `wrong` and `unscored` repairs gain nothing by cheating, so no auditor looks
+    at them; of others there is `no_verdict`."""
+
+
+def read_audit(folder: Path) -> Audit:
+    """The episodes in the output of `df rl-repair`.
+
+    Raises:
+        ArtifactError: the step is not complete.
+        DataError: it has no episodes, or a repair is flagged without a category.
+    """
+    threshold = read_manifest(folder)["recipe"]["reward"]["threshold"]
+    file = folder / f"{EPISODES.name}.parquet"
+    audit = Audit({}, {})
+    seen: Counter[str] = Counter()
+    for number, row in enumerate(iterate_rows(file, EPISODES)):
+        name = "/".join(str(row[part]) for part in ("iteration", "problem_id", "sample", "attempt"))
+        seen[name] += 1
+        episode_id = name if seen[name] == 1 else f"{name}#{seen[name]}"
+        if row["reward"] is None:
+            audit.left_out[episode_id] = "unscored"
+        elif not is_correct(row["reward"], threshold):
+            audit.left_out[episode_id] = "wrong"
+        elif row["gate_audit"] is None:
+            audit.left_out[episode_id] = "no_verdict"
+        else:
+            verdict = CLEAN if row["gate_audit"] else row["category"]
+            if verdict is None:
+                raise DataError(f"{file} row {number}: flagged, but for no category; run df rl-repair again")
+            audit.repairs[episode_id] = AuditedRepair(row["problem_id"], row["error"], row["text"], verdict)
+    return audit
