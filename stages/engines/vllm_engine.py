@@ -100,7 +100,8 @@ class VllmEngine:
                 expected[place] = encoded.ids
                 inputs.append(self._input(numbered.request.prompt))
                 parameters.append(self._parameters(numbered, sampling))
-        outputs = self._llm.generate(inputs, parameters, use_tqdm=False) if inputs else []
+        with torch.random.fork_rng():  # an engine in this process draws from the global generator as well
+            outputs = self._llm.generate(inputs, parameters, use_tqdm=False) if inputs else []
         for (place, ids), output in zip(expected.items(), outputs, strict=True):
             _check_prompt(output.prompt_token_ids, ids)
             completions[place] = [_completion(sampled) for sampled in output.outputs]
