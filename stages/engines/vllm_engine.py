@@ -63,6 +63,7 @@ class VllmEngine:
                 f"{folder}: {len(codec.banned_ids)} ids may not be sampled, vLLM keeps out {MOST_BANNED_IDS}; "
                 "set engine.name=transformers"
             )
+        self._folder = str(folder)
         self._open_scorer = scorer
         self._llm = _start(folder, model, vllm)
         self.codec = replace(codec, max_length=self._llm.model_config.max_model_len)
@@ -83,6 +84,8 @@ class VllmEngine:
         save(folder)
         processes.wait()
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+        # An engine in this process would look there for the processor too.
+        self._llm.model_config.model = self._folder
         # They hold what the old weights made of prompts and images.
         self._llm.reset_prefix_cache()
         self._llm.llm_engine.reset_encoder_cache()

@@ -198,10 +198,9 @@ def test_a_prompt_that_leaves_no_room_gets_no_completion(open_engine, tiny_vlm, 
     """And the others get theirs; the last that fits is not cut."""
     engine = open_engine(tiny_vlm, 2)
     assert engine.codec.max_length == 1024
-    rooms = [1024 - len(encode_prompt(tiny_vlm, prompt).ids) for prompt in prompts]
-    assert rooms[3] < rooms[2]
-    filler = [30] * (rooms[3] - 3)
-    requests = [Request(continuation_prompt(prompt, filler), 2) for prompt in (prompts[2], prompts[3], prompts[2])]
+    shorter, longer = prompts[4], prompts[0]
+    room = 1024 - len(encode_prompt(tiny_vlm, longer).ids)
+    requests = [Request(continuation_prompt(prompt, [30] * (room - 3)), 2) for prompt in (shorter, longer, shorter)]
     fitting, cut = engine.generate(requests, Sampling(3)), engine.generate(requests, Sampling(4))
     assert [len(group) for group in fitting] == [2, 2, 2]
     assert [len(group) for group in cut] == [2, 0, 2]
