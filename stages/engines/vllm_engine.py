@@ -83,7 +83,7 @@ class VllmEngine:
     def follow(self, save: Callable[[Path], None], folder: Path) -> None:
         save(folder)
         processes.wait()
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+        self._llm.collective_rpc("take_weights", args=(str(folder),))
         # An engine in this process would look there for the processor too.
         self._llm.model_config.model = self._folder
         # They hold what the old weights made of prompts and images.
@@ -169,6 +169,7 @@ def _start(folder: Path, model: ModelSection, vllm: VllmSection) -> Any:
             # Of the distribution that is sampled, which the checkpoint's own sampling defaults would change.
             logprobs_mode="processed_logprobs",
             generation_config="vllm",
+            worker_extension_cls="stages.engines.vllm_worker.TakesWeights",
             **{name: value for name, value in given.items() if value is not None},
         )
 
