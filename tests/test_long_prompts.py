@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
 
 from stages.artifacts.columns import EPISODES, GROUPS, REPAIRS, ROLLOUTS, SCORES
@@ -115,7 +116,13 @@ def test_repair_rl_finds_no_error_in_a_problem_that_does_not_fit(with_length, tr
     )
 
 
-def test_repair_rl_goes_on_without_errors_whose_repair_prompt_does_not_fit(with_length, train, base_dir, tmp_path):
-    manifest = execute(RlRepair(RECIPE, train, base_dir, with_length(40 + ROOM)), tmp_path / "out").manifest
+def test_repair_rl_goes_on_without_errors_whose_repair_prompt_does_not_fit(
+    with_length, train, digits, base_dir, tmp_path
+):
+    repair_set = tmp_path / "repair_set.parquet"
+    pq.write_table(pq.read_table(digits / "repair_set.parquet").slice(0, 20), repair_set)
+    stage = RlRepair(RECIPE, train, base_dir, with_length(40 + ROOM), repair_set)
+    manifest = execute(stage, tmp_path / "out").manifest
+    assert manifest["counts"]["held_out_prompt_too_long"] == 2
     assert manifest["dropped"]["repair_prompt_too_long"] == 8
     assert manifest["rows_out"] == 0

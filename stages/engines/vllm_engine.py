@@ -18,7 +18,7 @@ import torch
 
 from stages import processes
 from stages.engines.protocol import Completion, Generator, Request, Sampling, ScoreRequest
-from stages.errors import ModelError
+from stages.errors import ModelError, RecipeError
 from stages.model.batches import encode_prompt, fits
 from stages.model.codec import Codec
 from stages.model.prompts import Prompt
@@ -28,6 +28,8 @@ from stages.seeds import Purpose, derive_seed
 
 MOST_BANNED_IDS = 1024
 """vLLM keeps no more biases of a request on a GPU."""
+LOWEST_TEMPERATURE = 0.01
+"""vLLM takes it in the place of lower ones, but for 0."""
 
 _SETTINGS = {"VLLM_LOGGING_LEVEL": "ERROR"}
 _CPU_SETTINGS = {
@@ -35,7 +37,7 @@ _CPU_SETTINGS = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
 }
 _OWN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
-_LAUNCHED = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE|NAME)|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+")
+_LAUNCHED = re.compile(r"((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+")
 """What `accelerate launch` tells its processes about each other."""
 
 
@@ -73,6 +75,11 @@ class VllmEngine:
         return self._open_scorer()
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        if 0 < sampling.temperature < LOWEST_TEMPERATURE:
+            raise RecipeError(
+                f"rollout.temperature is {sampling.temperature}, but vLLM samples at {LOWEST_TEMPERATURE} or more; "
+                "raise it, or set engine.name=transformers"
+            )
         numbered = [_Numbered(index, request) for index, request in enumerate(requests)]
         return processes.spread(numbered, lambda share: self._generate(share, sampling))
 
@@ -103,7 +110,7 @@ class VllmEngine:
                 expected[place] = encoded.ids
                 inputs.append(self._input(numbered.request.prompt))
                 parameters.append(self._parameters(numbered, sampling))
-        with torch.random.fork_rng():  # an engine in this process draws from the global generator as well
+        with torch.random.fork_rng(devices=[]):  # an engine in this process draws from the global generator as well
             outputs = self._llm.generate(inputs, parameters, use_tqdm=False) if inputs else []
         for (place, ids), output in zip(expected.items(), outputs, strict=True):
             _check_prompt(output.prompt_token_ids, ids)
@@ -155,7 +162,7 @@ def _start(folder: Path, model: ModelSection, vllm: VllmSection) -> Any:
     on_cpu = not torch.cuda.is_available()
     pixels = {"min_pixels": model.min_pixels, "max_pixels": model.max_pixels}
     given = {"max_model_len": vllm.max_model_len, "distributed_executor_backend": vllm.distributed_executor}
-    with _environment(on_cpu), torch.random.fork_rng():
+    with _environment(on_cpu), torch.random.fork_rng(devices=[]):
         from vllm import LLM
 
         return LLM(

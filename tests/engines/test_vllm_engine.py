@@ -8,7 +8,7 @@ import torch
 
 from stages.engines.protocol import Request, Sampling, ScoreRequest
 from stages.engines.transformers_engine import TransformersEngine
-from stages.errors import ModelError
+from stages.errors import ModelError, RecipeError
 from stages.model.loading import load_codec
 from stages.model.prompts import policy_prompt
 
@@ -62,6 +62,11 @@ def test_a_prompt_that_vllm_reads_otherwise_is_refused(start_vllm, tiny_vlm, pro
     engine.codec = load_codec(tmp_path, min_pixels=28 * 28 * 12)
     with pytest.raises(ModelError, match=r"vLLM read a prompt as \d+ ids, this project as \d+; they differ from id"):
         engine.generate([Request(prompts[0])], Sampling(3))
+
+
+def test_a_temperature_that_vllm_would_raise_is_refused(start_vllm, tiny_vlm, prompts):
+    with pytest.raises(RecipeError, match=r"temperature is 0\.005, but vLLM samples at 0\.01 or more"):
+        start_vllm(tiny_vlm).generate([Request(prompts[0])], Sampling(3, 0.005))
 
 
 def test_the_longest_prompt_is_the_recipe_s_if_it_says(start_vllm, tiny_vlm, prompts):
