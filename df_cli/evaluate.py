@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from df_cli import options
-from df_cli.stage_command import Stage, stage_command
+from df_cli.stage_command import Stage, generating_command
 from stages.recipe import Recipe
 
 
-@stage_command
+@generating_command
 def evaluate(
     recipe: Recipe,
     problems: options.Problems,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,6 +15,9 @@ Seed = Annotated[int | None, typer.Option(min=0, help="Seed of this step; the re
 Out = Annotated[Path, typer.Option("--out", help="Output folder of this step.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there already.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check inputs and recipe, print the plan, stop.")]
+Engine = Annotated[
+    Literal["auto", "transformers", "vllm"] | None, typer.Option(help="What generates: short for --set engine.name=.")
+]
 _problems = typer.Option("--problems", help="Problems, a Parquet file or a folder of shards.")
 _policy = typer.Option("--policy", help="Policy: a checkpoint, or a train-policy output.")
 _repair_model = typer.Option("--repair-model", help="Repair model: a checkpoint, or an sft-repair or rl-repair output.")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from df_cli import options
-from df_cli.stage_command import Stage, stage_command
+from df_cli.stage_command import Stage, generating_command, stage_command
 from stages.recipe import Recipe
 
 app = typer.Typer(
@@ -17,7 +17,7 @@ app = typer.Typer(
 
 
 @app.command("sheet")
-@stage_command
+@generating_command
 def sheet(
     recipe: Recipe,
     problems: options.Problems,

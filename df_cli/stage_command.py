@@ -30,8 +30,9 @@ def _run(
     seed: options.Seed = None,
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
+    engine: options.Engine = None,
 ) -> None:
-    settings = load_recipe(recipe, assignments)
+    settings = load_recipe(recipe, [*assignments, *([] if engine is None else [f"engine.name={engine}"])])
     if seed is not None:
         settings = settings.model_copy(update={"seed": seed})
     stage = make_stage(settings, **inputs)
@@ -48,8 +49,21 @@ def stage_command(make_stage: Callable[..., Stage]) -> Callable[..., None]:
 
     Its options are the function's inputs and those that every stage has: the recipe, its changes, the output.
     """
+    return _command(make_stage, generates=False)
+
+
+def generating_command(make_stage: Callable[..., Stage]) -> Callable[..., None]:
+    """The same of a stage that opens the recipe's engine, which it has an option for."""
+    return _command(make_stage, generates=True)
+
+
+def _command(make_stage: Callable[..., Stage], *, generates: bool) -> Callable[..., None]:
     own = list(inspect.signature(make_stage).parameters.values())[1:]
-    shared = list(inspect.signature(_run).parameters.values())[2:]
+    shared = [
+        parameter
+        for parameter in list(inspect.signature(_run).parameters.values())[2:]
+        if generates or parameter.name != "engine"
+    ]
     hints = get_type_hints(make_stage, include_extras=True) | get_type_hints(_run, include_extras=True)
 
     def command(**values: Any) -> None:

@@ -13,7 +13,7 @@ from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
 from stages.artifacts.step import Plan, Step
 from stages.artifacts.store import iterate_rows
 from stages.batching import batched
-from stages.engines.loading import check_model, open_engine
+from stages.engines.loading import check_model, open_engine, with_engine
 from stages.engines.protocol import Sampling
 from stages.progress import track
 from stages.recipe import Recipe
@@ -47,7 +47,7 @@ class Evaluate:
         ProblemSet(self.problems)
         check_model(self.model)
         sections = ("model", "engine", "prompt", "reward", "evaluate")
-        recipe = self.recipe.subset(*sections, rollout=SAMPLING_FIELDS, repair_rl={"blank"})
+        recipe = with_engine(self.recipe).subset(*sections, rollout=SAMPLING_FIELDS, repair_rl={"blank"})
         return Plan("evaluate", recipe, self.recipe.seed, {"problems": self.problems, "model": self.model})
 
     def run(self, step: Step) -> None:
@@ -100,5 +100,6 @@ class Evaluate:
             for draw, answer in enumerate(group)
         ]
         step.tally.rows_out += len(rows)
+        step.tally.dropped["prompt_too_long"] += sum(not group for group in groups)
         step.tally.dropped["unscored"] += sum(row["reward"] is None for row in rows)
         return rows

@@ -17,7 +17,7 @@ from stages.artifacts.label_studio import write_sheet
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, ProblemSet, encoded_images
 from stages.artifacts.step import Plan, Step, Tally
 from stages.batching import batched
-from stages.engines.loading import check_model, open_engine, recipe_sampling
+from stages.engines.loading import check_model, open_engine, recipe_sampling, with_engine
 from stages.errors import DataError
 from stages.progress import track
 from stages.recipe import Recipe
@@ -45,7 +45,7 @@ class RepairSheet:
         check_reward(self.recipe.reward)
         ProblemSet(self.problems)
         check_model(self.policy)
-        recipe = self.recipe.subset(
+        recipe = with_engine(self.recipe).subset(
             "model",
             "engine",
             "prompt",

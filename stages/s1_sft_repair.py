@@ -49,7 +49,10 @@ class SftRepair:
         check_trackers(self.recipe.tracking)
         ProblemSet(self.repair_set, REPAIR_SET)
         check_model(self.model)
-        recipe = self.recipe.subset("model", "engine", "prompt", "reward", "sft", "trainer", rollout=SAMPLING_FIELDS)
+        sections = ("model", "prompt", "reward", "sft", "trainer")
+        # Its held-out repairs come from the weights in training, whatever the recipe's engine.
+        batches = {"rows_per_batch", "tokens_per_batch"}
+        recipe = self.recipe.subset(*sections, engine=batches, rollout=SAMPLING_FIELDS)
         inputs = {"repair_set": self.repair_set, "model": self.model}
         return Plan("sft-repair", recipe, self.recipe.seed, inputs)
 

@@ -16,7 +16,14 @@ from stages.batching import batched
 from stages.core.objectives import has_critic
 from stages.core.selection import is_correct
 from stages.core.values import CriticSettings
-from stages.engines.loading import check_model, embedded_engine, open_engine, open_model, recipe_sampling
+from stages.engines.loading import (
+    check_model,
+    open_engine,
+    open_model,
+    open_sampler,
+    recipe_sampling,
+    with_engine,
+)
 from stages.errors import DataError, RecipeError
 from stages.model.batches import encode_prompt
 from stages.model.loading import VisionLanguageModel
@@ -38,6 +45,9 @@ from stages.training.losses import PolicyObjective, check_objective, mismatch_me
 from stages.training.metrics import MetricsLog
 from stages.training.tracking import check_trackers, open_trackers
 from stages.training.trainer import Trainer, TrainingRow
+
+SAMPLED_WEIGHTS = "sampled-weights"
+"""Folder of the weights on their way from the trainer to the engine."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ class RlRepair:
                 "repair_rl.objective.algorithm is dpo, but repairs come in no pairs; take grpo or another"
             )
         sections = ("model", "engine", "prompt", "reward", "audit", "repair_rl", "trainer")
-        recipe = self.recipe.subset(*sections, rollout=SAMPLING_FIELDS, sft={"heldout_share"})
+        recipe = with_engine(self.recipe).subset(*sections, rollout=SAMPLING_FIELDS, sft={"heldout_share"})
         inputs = {
             "problems": self.problems,
             "policy": self.policy,
@@ -84,7 +94,8 @@ class RlRepair:
             with step.ledger.phase("load"):
                 policy = Answerer(open_engine(self.policy, recipe), recipe.prompt, reward, step.ledger)
                 vlm = open_model(self.repair_model, recipe, master_weights=True)
-                repairer = Repairer(embedded_engine(vlm, recipe), recipe.prompt, reward, step.ledger)
+                sampler = open_sampler(vlm, self.repair_model, recipe)
+                repairer = Repairer(sampler, recipe.prompt, reward, step.ledger)
                 trainer = self._trainer(vlm)
             drafts = ErrorSource(recipe, policy, step).errors(ProblemSet(self.problems))
             if not drafts:
@@ -179,7 +190,8 @@ class ErrorSource:
         return {
             problem.problem_id
             for problem, group in zip(blanked, groups, strict=True)
-            if sum(is_correct(answer.reward, threshold) for answer in group) >= section.text_only_share * len(group)
+            if group
+            and sum(is_correct(answer.reward, threshold) for answer in group) >= section.text_only_share * len(group)
         }
 
 
@@ -247,6 +259,8 @@ class RepairLoop:
         self.episodes += [episode.row(iteration) for group in groups for episode in group]
         self._count(groups)
         self._train(groups)
+        with self.step.ledger.phase("save"):
+            self.repairer.engine.follow(self.trainer.save_weights, self.step.out / SAMPLED_WEIGHTS)
         self.log.add(self.trainer.steps_done, _summary(groups, self.recipe.reward.threshold))
 
     def _episodes(self, drafts: Sequence[Draft], iteration: int) -> list[list[Episode]]:
@@ -254,6 +268,9 @@ class RepairLoop:
         groups = self.repairer.repair(
             drafts, section.repairs_per_error, recipe_sampling(self.recipe, Purpose.RL_REPAIRS, iteration)
         )
+        self.step.tally.dropped["repair_prompt_too_long"] += sum(not group for group in groups)
+        drafts = [draft for draft, group in zip(drafts, groups, strict=True) if group]
+        groups = [group for group in groups if group]
         gates = self._c1_gates(drafts, iteration) if section.c1 else [True] * len(drafts)
         cases = [
             AuditCase(attempt, image_needed=gate)

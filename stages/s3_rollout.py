@@ -12,7 +12,7 @@ from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Plan, Step
 from stages.batching import batched
 from stages.core.selection import is_correct
-from stages.engines.loading import check_model, open_engine, recipe_sampling
+from stages.engines.loading import check_model, open_engine, recipe_sampling, with_engine
 from stages.progress import track
 from stages.recipe import Recipe
 from stages.scoring.answering import Answer, Answerer
@@ -32,7 +32,7 @@ class Rollout:
         check_reward(self.recipe.reward)
         ProblemSet(self.problems)
         check_model(self.policy)
-        recipe = self.recipe.subset("model", "engine", "prompt", "reward", "rollout")
+        recipe = with_engine(self.recipe).subset("model", "engine", "prompt", "reward", "rollout")
         return Plan("rollout", recipe, self.recipe.seed, {"problems": self.problems, "policy": self.policy})
 
     def run(self, step: Step) -> None:
@@ -64,6 +64,7 @@ class Rollout:
         ]
         step.tally.rows_in += len(problems)
         step.tally.rows_out += len(rows)
+        step.tally.dropped["prompt_too_long"] += sum(not group for group in groups)
         step.tally.counts["unscored"] += sum(row["reward"] is None for row in rows)
         step.tally.counts["correct"] += sum(is_correct(row["reward"], self.recipe.reward.threshold) for row in rows)
         step.write_shards(index, {ROLLOUTS: rows})

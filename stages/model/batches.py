@@ -68,6 +68,11 @@ def encode_prompt(codec: Codec, prompt: Prompt) -> EncodedPrompt:
     return EncodedPrompt(ids + rest, token_types + [0] * len(rest), dict(encoded))
 
 
+def fits(codec: Codec, prompt: EncodedPrompt, max_new_tokens: int) -> bool:
+    """Whether the model has room for the whole prompt and `max_new_tokens` more."""
+    return codec.max_length is None or len(prompt.ids) + max_new_tokens <= codec.max_length
+
+
 def _video_arguments(video: Video) -> dict[str, Any]:
     """What a processor is given with a video, so that it takes every frame and knows when it was."""
     frames = video.decoded()

@@ -16,6 +16,8 @@ class Codec:
     """Ids that end a response."""
     banned_ids: tuple[int, ...]
     """Ids that may never be sampled: image, video and vision-boundary tokens, and rows beyond the tokenizer."""
+    max_length: int | None
+    """Tokens that a prompt and its response may have together; None where the checkpoint names no bound."""
 
     @property
     def tokenizer(self) -> Any:

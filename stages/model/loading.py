@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from stages import processes
 from stages.errors import ModelError
@@ -83,12 +83,7 @@ def load_model(
         ModelError: the folder has no configuration, or its model is not an image-text-to-text model.
     """
     check_model_folder(path)
-    pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-    processor = AutoProcessor.from_pretrained(
-        path, trust_remote_code=trust_remote_code, **{k: v for k, v in pixels.items() if v is not None}
-    )
-    if image_cache is not None:
-        processor.image_processor = CachedImageProcessor(processor.image_processor, image_cache)
+    processor = _load_processor(path, min_pixels, max_pixels, trust_remote_code, image_cache)
     model = AutoModelForImageTextToText.from_pretrained(
         path,
         dtype=torch.float32 if master_weights else DTYPES[dtype],
@@ -98,6 +93,29 @@ def load_model(
     )
     autocast_dtype = DTYPES[dtype] if master_weights and dtype != "float32" else None
     return wrap_model(model.eval(), processor, autocast_dtype)
+
+
+def load_codec(
+    path: Path | str,
+    *,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    trust_remote_code: bool = False,
+    image_cache: Path | None = None,
+) -> Codec:
+    """What `load_model` with the same arguments knows about prompts and responses, without the weights.
+
+    Raises:
+        ModelError: as `check_model_folder`, or no end token is named.
+    """
+    check_model_folder(path)
+    processor = _load_processor(path, min_pixels, max_pixels, trust_remote_code, image_cache)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    try:
+        generation_config = GenerationConfig.from_pretrained(path)
+    except OSError:
+        generation_config = GenerationConfig.from_model_config(config)
+    return _make_codec(processor, config, generation_config)
 
 
 def load_tokenizer(path: Path | str, *, trust_remote_code: bool = False) -> Any:
@@ -116,24 +134,12 @@ def wrap_model(model: Any, processor: Any, autocast_dtype: torch.dtype | None = 
     A checkpoint's own sampling defaults (repetition penalty, top-k) would change the sampled distribution behind the
     log-probs' back, so the model is left with none.
     """
-    end_ids = model.generation_config.eos_token_id
-    if end_ids is None:
-        end_ids = processor.tokenizer.eos_token_id
-    if end_ids is None:
-        raise ModelError(
-            f"{model.name_or_path}: neither generation_config nor the tokenizer names an end token; "
-            "set eos_token_id in generation_config.json"
-        )
+    codec = _make_codec(processor, model.config, model.generation_config)
     use_tree_attention(model)
     continue_behind_videos(model)
     generation_config, model.generation_config = model.generation_config, GenerationConfig()
     return VisionLanguageModel(
-        model=model,
-        processor=processor,
-        generation_config=generation_config,
-        end_ids=tuple(end_ids) if isinstance(end_ids, list) else (end_ids,),
-        banned_ids=_banned_ids(model, processor),
-        autocast_dtype=autocast_dtype,
+        **vars(codec), model=model, generation_config=generation_config, autocast_dtype=autocast_dtype
     )
 
 
@@ -167,13 +173,46 @@ def _device_map(trained: bool) -> str | dict[str, torch.device]:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _banned_ids(model: Any, processor: Any) -> tuple[int, ...]:
-    holders = (model.config, processor, processor.tokenizer)
+def _load_processor(
+    path: Path | str,
+    min_pixels: int | None,
+    max_pixels: int | None,
+    trust_remote_code: bool,
+    image_cache: Path | None,
+) -> Any:
+    pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    processor = AutoProcessor.from_pretrained(
+        path, trust_remote_code=trust_remote_code, **{k: v for k, v in pixels.items() if v is not None}
+    )
+    if image_cache is not None:
+        processor.image_processor = CachedImageProcessor(processor.image_processor, image_cache)
+    return processor
+
+
+def _make_codec(processor: Any, config: Any, generation_config: GenerationConfig) -> Codec:
+    end_ids = generation_config.eos_token_id
+    if end_ids is None:
+        end_ids = processor.tokenizer.eos_token_id
+    if end_ids is None:
+        raise ModelError(
+            f"{config.name_or_path}: neither generation_config nor the tokenizer names an end token; "
+            "set eos_token_id in generation_config.json"
+        )
+    return Codec(
+        processor=processor,
+        end_ids=tuple(end_ids) if isinstance(end_ids, list) else (end_ids,),
+        banned_ids=_banned_ids(config, processor),
+        max_length=getattr(config.get_text_config(), "max_position_embeddings", None),
+    )
+
+
+def _banned_ids(config: Any, processor: Any) -> tuple[int, ...]:
+    holders = (config, processor, processor.tokenizer)
     vision_ids = {
         value
         for holder in holders
         for name in _VISION_ID_NAMES
         if isinstance(value := getattr(holder, name, None), int)
     }
-    vocabulary = model.get_output_embeddings().weight.shape[0]
+    vocabulary = config.get_text_config().vocab_size
     return tuple(sorted(vision_ids | set(range(len(processor.tokenizer), vocabulary))))

@@ -8,6 +8,7 @@ needs those operators (box suppression), so declaring their names is enough.
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import torch
@@ -27,3 +28,11 @@ def declare_missing_operators() -> None:
         _declared = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
             _declared.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+def declare_in_child_processes() -> None:
+    """Have Python processes that this one starts declare them too, where they are missing."""
+    folder = str(Path(__file__).parent / "child_processes")
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if _declared is not None and folder not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([folder, *paths])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.problems import Problem
@@ -35,14 +36,14 @@ class Answerer:
         return policy_prompt(self.engine.codec.processor, self.style, problem.question, problem.images, problem.video)
 
     def answer(self, problems: Sequence[Problem], n: int, sampling: Sampling) -> list[list[Answer]]:
-        """`n` answers to each problem."""
+        """`n` answers to each problem; none where the prompt is too long for the model."""
         with self.ledger.phase("generate"):
             groups = self.engine.generate([Request(self.prompt(problem), n) for problem in problems], sampling)
         flat = [(problem, c) for problem, group in zip(problems, groups, strict=True) for c in group]
         texts = [self.engine.codec.decode(completion.ids) for _, completion in flat]
         with self.ledger.phase("reward"):
             rewards = score_all(self.reward, texts, [problem.as_row() for problem, _ in flat])
-        answers = [
+        answers = (
             Answer(completion, text, reward) for (_, completion), text, reward in zip(flat, texts, rewards, strict=True)
-        ]
-        return [answers[start : start + n] for start in range(0, len(answers), n)]
+        )
+        return [list(islice(answers, len(group))) for group in groups]

@@ -66,7 +66,8 @@ class RulesAuditor:
     * `template_shortcut`: the same reasoning ends in different answers to different problems.
     * `mask_hallucination`: the repair rewrites the draft (edit cost above `rewrite_share`), or writes an equation
       that does not hold and that the draft did not have.
-    * `answer_pasted`: the policy, given the repair up to its final answer and no reference, does not get there.
+    * `answer_pasted`: the policy, given the repair up to its final answer and no reference, does not get there. Null
+      where that is too long for it.
     """
 
     def __init__(self, section: AuditSection, policy: Answerer, *, threshold: float, max_new_tokens: int) -> None:
@@ -110,14 +111,16 @@ class RulesAuditor:
         ]
         sampling = Sampling(self.max_new_tokens, temperature=0)
         with self._ledger.phase("generate"):
-            completions = [group[0] for group in self.policy.engine.generate(requests, sampling)]
+            groups = self.policy.engine.generate(requests, sampling)
         texts = [
             codec.decode([*request.prompt.spliced_ids, *completion.ids])
-            for request, completion in zip(requests, completions, strict=True)
+            for request, group in zip(requests, groups, strict=True)
+            for completion in group
         ]
+        asked = [attempt.draft.problem for attempt, group in zip(attempts, groups, strict=True) if group]
         with self._ledger.phase("reward"):
-            rewards = score_all(self.policy.reward, texts, [attempt.draft.problem.as_row() for attempt in attempts])
-        return [self._entailment(reward) for reward in rewards]
+            rewards = iter(score_all(self.policy.reward, texts, [problem.as_row() for problem in asked]))
+        return [self._entailment(next(rewards) if group else None) for group in groups]
 
     def _entailment(self, reward: float | None) -> Verdict:
         if reward is None:

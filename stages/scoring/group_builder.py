@@ -143,6 +143,7 @@ class GroupBuilder:
         )
         tally = self.step.tally
         tally.counts["errors_repaired"] += selection.chosen is not None
+        tally.counts["errors_with_prompt_too_long"] += not group and self.repairer is not None
         tally.counts["candidates"] += len(group)
         tally.counts["candidates_correct"] += sum(is_correct(a.reward, self.recipe.reward.threshold) for a in group)
         tally.counts["candidates_flagged"] += sum(verdict.flagged is True for verdict in verdicts)

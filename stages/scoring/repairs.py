@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.problems import Problem
@@ -81,7 +82,7 @@ class Repairer:
     def repair(
         self, drafts: Sequence[Draft], n: int, sampling: Sampling, *, with_reference: bool = True
     ) -> list[list[Attempt]]:
-        """`n` independent repairs of each draft."""
+        """`n` independent repairs of each draft; none where the prompt is too long for the model."""
         with self.ledger.phase("generate"):
             requests = [Request(self.prompt(draft, with_reference=with_reference), n) for draft in drafts]
             groups = self.engine.generate(requests, sampling)
@@ -89,11 +90,13 @@ class Repairer:
         texts = [self.engine.codec.decode(completion.ids) for _, _, completion in flat]
         with self.ledger.phase("reward"):
             rewards = score_all(self.reward, texts, [draft.problem.as_row() for draft, _, _ in flat])
-            attempts = [
-                Attempt(draft, k, completion, text, reward, edit_cost(draft.ids, completion.ids))
-                for (draft, k, completion), text, reward in zip(flat, texts, rewards, strict=True)
-            ]
-        return [attempts[start : start + n] for start in range(0, len(attempts), n)]
+            attempts = iter(
+                [
+                    Attempt(draft, k, completion, text, reward, edit_cost(draft.ids, completion.ids))
+                    for (draft, k, completion), text, reward in zip(flat, texts, rewards, strict=True)
+                ]
+            )
+        return [list(islice(attempts, len(group))) for group in groups]
 
     def repair_without_image(
         self, drafts: Sequence[Draft], n: int, sampling: Sampling, blank: Blank, *, with_reference: bool

@@ -26,10 +26,14 @@ class WrongAnswer(NamedTuple):
 def wrong_answers(
     policy: Answerer, problems: Sequence[Problem], n: int, sampling: Sampling, threshold: float, tally: Tally
 ) -> list[WrongAnswer]:
-    """The wrong ones of `n` answers to each problem, problem by problem; counts `drafts`, and `unscored` as dropped."""
+    """The wrong ones of `n` answers to each problem, problem by problem.
+
+    Counts `drafts`, and as dropped `unscored` answers and problems of which the `prompt_too_long`.
+    """
     wrong: list[WrongAnswer] = []
     for problem, group in zip(problems, policy.answer(problems, n, sampling), strict=True):
         tally.counts["drafts"] += len(group)
+        tally.dropped["prompt_too_long"] += not group
         tally.dropped["unscored"] += sum(answer.reward is None for answer in group)
         siblings = [answer.text for answer in group if is_correct(answer.reward, threshold)]
         wrong += [

@@ -62,6 +62,7 @@ def repair_heldout(repairer: Repairer, repair_set: ProblemSet, recipe: Recipe, s
         for problem in heldout
     ]
     groups = repairer.repair(drafts, ATTEMPTS, recipe_sampling(recipe, Purpose.HELDOUT_REPAIRS))
+    step.tally.counts["held_out_prompt_too_long"] += sum(not group for group in groups)
     rows = [
         {
             "problem_id": attempt.draft.problem.problem_id,

@@ -228,9 +228,7 @@ class Trainer:
 
     def save(self, folder: Path, model_folder: Path) -> None:
         """Write the checkpoint to `model_folder`; to `folder` the critic, and the optimizer's state or the adapters."""
-        state = plain_state(self.vlm.model, self.parallel)
-        if processes.is_main():
-            self.vlm.save(model_folder, state)
+        self.save_weights(model_folder)
         if self.critic is not None:
             save_critic(self.critic, self.parallel, folder)
             save_optimizer_state(folder / CRITIC / OPTIMIZER_STATE, self.critic, self.parallel, self.steps_done)
@@ -238,6 +236,12 @@ class Trainer:
             save_adapters(self.adapters, self.parallel, folder / ADAPTERS)
             return
         save_optimizer_state(folder / OPTIMIZER_STATE, self.vlm.model, self.parallel, self.steps_done)
+
+    def save_weights(self, folder: Path) -> None:
+        """Write the checkpoint alone; every process has to ask."""
+        state = plain_state(self.vlm.model, self.parallel)
+        if processes.is_main():
+            self.vlm.save(folder, state)
 
     def _set_learning_rate(self) -> None:
         warm = min(1.0, (self.steps_done + 1) / max(self.section.warmup_steps, 1))

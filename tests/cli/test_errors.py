@@ -95,6 +95,30 @@ def df_process(*arguments, cwd):
     )
 
 
+GENERATING = ("repair-set sheet", "rl-repair", "rollout", "build-masks", "evaluate")
+
+
+@pytest.mark.usefixtures("workspace")
+@pytest.mark.parametrize("command", GENERATING)
+def test_the_engine_is_an_option_of_what_generates_and_part_of_its_plan(command, df, monkeypatch):
+    line = f"{command} {OPTIONS[command]} --out out --dry-run --engine"
+    planned = json.loads(df(f"{line} transformers")[1])
+    assert planned["recipe"]["engine"]["name"] == "transformers"
+    monkeypatch.setitem(sys.modules, "vllm", None)  # as where it is not installed
+    code, out, err = df(f"{line} vllm")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: engine.name is vllm, which is not installed; pip install '.[vllm]'")
+
+
+@pytest.mark.usefixtures("workspace")
+@pytest.mark.parametrize("command", sorted(OPTIONS.keys() - {*GENERATING}))
+def test_what_opens_no_engine_has_no_option_for_it_and_needs_none(command, df, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    line = f"{command} {OPTIONS[command]} --out out --dry-run"
+    assert df(f"{line} --engine vllm")[0] == 2
+    assert df(f"{line} --set engine.name=vllm")[0] == 0
+
+
 @pytest.mark.parametrize("command", OPTIONS)
 def test_a_dry_run_prints_the_plan_as_json_and_touches_nothing(command, workspace, df):
     before = listing(workspace)

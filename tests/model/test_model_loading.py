@@ -1,6 +1,7 @@
 """Checkpoints: what is missing is named, and what is saved is what was loaded."""
 
 import copy
+import os
 import shutil
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from stages.errors import ModelError
 from stages.model.batches import encode_prompt, response_batch
-from stages.model.loading import check_model_folder, load_model, wrap_model
+from stages.model.loading import check_model_folder, load_codec, load_model, wrap_model
 from stages.model.prompts import policy_prompt
+from stages.model.torchvision_ops import declare_in_child_processes
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +99,9 @@ def test_pixel_bounds_reach_the_processor(checkpoint, problems, recipe):
     def visual_tokens(**bounds):
         vlm = load_model(checkpoint, **bounds)
         prompt = policy_prompt(vlm.processor, recipe.prompt, strip.question, strip.images)
-        return sum(encode_prompt(vlm, prompt).token_types)
+        encoded = encode_prompt(vlm, prompt)
+        assert encode_prompt(load_codec(checkpoint, **bounds), prompt).ids == encoded.ids
+        return sum(encoded.token_types)
 
     assert visual_tokens() == 4
     assert visual_tokens(max_pixels=28 * 56) <= 2
@@ -112,3 +116,26 @@ def test_torchvision_imports_after_stages_model():
     code = "import stages.model, torchvision; print(torchvision.__version__)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_python_processes_that_are_started_import_torchvision_too(monkeypatch):
+    """Those of vLLM, which import transformers before any of our code; a second call adds nothing."""
+    monkeypatch.setenv("PYTHONPATH", "/first")
+    declare_in_child_processes()
+    declare_in_child_processes()
+    assert os.environ["PYTHONPATH"].split(os.pathsep).count("/first") == 1
+    assert len(os.environ["PYTHONPATH"].split(os.pathsep)) <= 2
+    code = "import torchvision, transformers.models.auto.image_processing_auto"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("model", ["tiny_vlm", "tiny_internvl"])
+@pytest.mark.parametrize("with_generation_config", [True, False])
+def test_the_codec_alone_is_the_loaded_model_s(request, tmp_path, model, with_generation_config):
+    request.getfixturevalue(model).save(tmp_path)
+    if not with_generation_config:
+        (tmp_path / "generation_config.json").unlink()
+    vlm, codec = load_model(tmp_path), load_codec(tmp_path)
+    assert (codec.end_ids, codec.banned_ids, codec.max_length) == (vlm.end_ids, vlm.banned_ids, vlm.max_length)
+    assert codec.max_length == vlm.model.config.text_config.max_position_embeddings

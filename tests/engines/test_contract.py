@@ -1,19 +1,31 @@
 """What every engine owes its callers. A further engine is one more entry of ENGINES."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from stages.artifacts.problems import Video
 from stages.engines.protocol import Request, Sampling, ScoreRequest
 from stages.engines.transformers_engine import TransformersEngine
+from stages.model.batches import encode_prompt
 from stages.model.loading import wrap_model
-from stages.model.prompts import policy_prompt
+from stages.model.prompts import continuation_prompt, policy_prompt, repair_prompt
 
-ENGINES = {"transformers": lambda vlm, rows_per_batch: TransformersEngine(vlm, rows_per_batch=rows_per_batch)}
+ENGINES = ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)]
+STYLE = SimpleNamespace(instruction="")
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(scope="module", params=ENGINES)
 def open_engine(request):
-    return ENGINES[request.param]
+    """A function: the engine with a model, that generates so many rows at once if it asks."""
+    if request.param == "transformers":
+        return lambda vlm, rows_per_batch: TransformersEngine(vlm, rows_per_batch=rows_per_batch)
+    start = request.getfixturevalue("start_vllm")
+    return lambda vlm, _: start(vlm)
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +41,45 @@ def prompts(tiny_vlm, problems, recipe):
     return [policy_prompt(tiny_vlm.processor, recipe.prompt, *question) for question in questions]
 
 
+@pytest.fixture(params=["qwen", "internvl"])
+def asked(request, tiny_vlm, tiny_internvl, prompts, recipe):
+    """A model of each architecture with prompts: images, text alone, given ids in the middle or at the end, video."""
+    if request.param == "internvl":
+        pictures = [(noisy(56, 28, 1),), (noisy(28, 84, 2), noisy(28, 28, 3)), ()]
+        render = tiny_internvl.processor
+        return tiny_internvl, [
+            policy_prompt(render, recipe.prompt, "Which?" * n, own) for n, own in enumerate(pictures)
+        ]
+    draft = tiny_vlm.tokenizer("The digits are 3, 4.")["input_ids"]
+    question, images = "What?", prompts[0].images
+    film = Video([noisy(56, 84, n) for n in range(5)], 3.0, "problem p")
+    return tiny_vlm, [
+        *prompts,
+        continuation_prompt(prompts[3], draft),
+        repair_prompt(tiny_vlm.processor, recipe.prompt, question, images, draft[::-1], "7"),
+        policy_prompt(tiny_vlm.processor, STYLE, "And then?", (), film),
+        policy_prompt(tiny_vlm.processor, STYLE, "Which?", (noisy(84, 28, 7),), replace(film, fps=0.5)),
+    ]
+
+
+def noisy(width, height, seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
 def plain_logits(vlm, prompt, ids):
     """Float32 logits (T, V) before each of `ids`: one unpadded row, the processor's own inputs, no cache."""
-    inputs = dict(vlm.processor(images=list(prompt.images) or None, text=[prompt.text], return_tensors="pt"))
-    for name, value in (("input_ids", ids), ("attention_mask", [1] * len(ids)), ("mm_token_type_ids", [0] * len(ids))):
-        inputs[name] = torch.cat([inputs[name], torch.tensor([value])], dim=1)
+    video = {}
+    if prompt.video is not None:
+        frames = list(prompt.video.frames)
+        metadata = {"total_num_frames": len(frames), "fps": prompt.video.fps, "frames_indices": [*range(len(frames))]}
+        video = {"videos": [frames], "video_metadata": [metadata]}
+    inputs = dict(vlm.processor(images=list(prompt.images) or None, text=[prompt.text], return_tensors="pt", **video))
+    tail = vlm.tokenizer(prompt.tail)["input_ids"] if prompt.tail else []
+    behind = [*prompt.spliced_ids, *tail, *ids]
+    columns = {"input_ids": behind, "attention_mask": [1] * len(behind), "mm_token_type_ids": [0] * len(behind)}
+    for name in columns.keys() & inputs.keys():
+        inputs[name] = torch.cat([inputs[name], torch.tensor([columns[name]])], dim=1)
     with torch.no_grad():
         logits_SV = vlm.model(**inputs, use_cache=False).logits[0].float()
     return logits_SV[-len(ids) - 1 : -1]
@@ -45,35 +91,29 @@ def plain_logprobs(vlm, prompt, ids, temperature):
     return [log_softmax[token].item() for log_softmax, token in zip(logits_TV.log_softmax(-1), ids, strict=True)]
 
 
-def with_bias(vlm, biases):
-    """The model with a constant added to the logits of some ids."""
-    vlm.model.lm_head.bias = torch.nn.Parameter(torch.zeros(vlm.model.lm_head.weight.shape[0]))
-    for token, bias in biases.items():
-        vlm.model.lm_head.bias.data[token] = bias
-    return vlm
-
-
 def flat(groups):
     return [completion for group in groups for completion in group]
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
-def test_sampler_logprobs_are_those_of_a_plain_forward(open_engine, tiny_vlm, prompts, temperature):
-    engine = open_engine(tiny_vlm, 4)
-    groups = engine.generate([Request(prompt, 2) for prompt in prompts], Sampling(7, temperature, seed=1))
+def test_sampler_logprobs_are_those_of_a_plain_forward(open_engine, asked, temperature):
+    vlm, prompts = asked
+    groups = open_engine(vlm, 4).generate([Request(prompt, 2) for prompt in prompts], Sampling(7, temperature, seed=1))
     for prompt, group in zip(prompts, groups, strict=True):
+        assert len(group) == 2
         for completion in group:
-            expected = plain_logprobs(tiny_vlm, prompt, completion.ids, temperature)
+            expected = plain_logprobs(vlm, prompt, completion.ids, temperature)
             assert completion.logprobs == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
-def test_score_gives_the_sampler_s_logprobs(open_engine, tiny_vlm, prompts, temperature):
-    engine = open_engine(tiny_vlm, 3)
+def test_score_gives_the_sampler_s_logprobs(open_engine, asked, temperature):
+    vlm, prompts = asked
+    engine = open_engine(vlm, 3)
     groups = engine.generate([Request(prompt) for prompt in prompts], Sampling(7, temperature, seed=2))
     requests = [
-        ScoreRequest(prompt, group[0].ids[:length])
-        for prompt, group, length in zip(prompts, groups, (7, 2, 5, 7, 3), strict=True)
+        ScoreRequest(prompt, group[0].ids[: 7 - 2 * (place % 3)])
+        for place, (prompt, group) in enumerate(zip(prompts, groups, strict=True))
     ]
     scores = engine.score(requests, temperature=temperature)
     for score, request, group in zip(scores, requests, groups, strict=True):
@@ -100,22 +140,34 @@ def test_a_seed_decides_and_the_global_generator_is_left_alone(open_engine, tiny
     first = engine.generate(requests, Sampling(6, seed=5))
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(99)
-    assert engine.generate(requests, Sampling(6, seed=5)) == first
-    assert engine.generate(requests, Sampling(6, seed=6)) != first
-    assert all(group[0].ids != group[1].ids for group in first)
+    again, other = (engine.generate(requests, Sampling(6, seed=seed)) for seed in (5, 6))
+    assert [c.ids for c in flat(again)] == [c.ids for c in flat(first)]
+    assert [c.ids for c in flat(other)] != [c.ids for c in flat(first)]
+    assert len({tuple(c.ids) for c in flat(first)}) == 6
+
+
+@pytest.fixture(scope="module")
+def tempted(tiny_vlm, copy_of):
+    """A model with more rows than tokens that would sample nothing but its forbidden ids, if it could."""
+    copied = copy_of(tiny_vlm)
+    names = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    vocabulary = len(copied.tokenizer)
+    copied.model.resize_token_embeddings(vocabulary + 3, mean_resizing=False)
+    copied.model.generation_config = copied.generation_config
+    forbidden = [*copied.tokenizer.convert_tokens_to_ids(names), *range(vocabulary, vocabulary + 3)]
+    # One of a pair of opposite rows is above 0 always, and one of three pairs far above all other rows.
+    weight = copied.model.get_input_embeddings().weight.data
+    weight[forbidden[0:6:2]] *= 100
+    weight[forbidden[1:6:2]] = -weight[forbidden[0:6:2]]
+    return wrap_model(copied.model, copied.processor), set(forbidden)
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
-def test_banned_ids_are_never_sampled(open_engine, tiny_vlm, copy_of, prompts, temperature):
-    copied = copy_of(tiny_vlm)
-    copied.model.resize_token_embeddings(len(copied.tokenizer) + 3, mean_resizing=False)
-    copied.model.generation_config = copied.generation_config
-    vlm = wrap_model(copied.model, copied.processor)
-    names = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
-    forbidden = {vlm.tokenizer.convert_tokens_to_ids(name) for name in names}
-    forbidden |= {len(vlm.tokenizer), len(vlm.tokenizer) + 2}
-    with_bias(vlm, dict.fromkeys(forbidden, 50.0))
+def test_banned_ids_are_never_sampled(open_engine, tempted, prompts, temperature):
+    vlm, forbidden = tempted
     completions = flat(open_engine(vlm, 4).generate([Request(p, 2) for p in prompts], Sampling(6, temperature)))
+    logits_TV = plain_logits(vlm, prompts[0], completions[0].ids)
+    assert set(logits_TV.argmax(-1).tolist()) <= forbidden
     assert not forbidden & {token for completion in completions for token in completion.ids}
     assert all(logprob > -30 for completion in completions for logprob in completion.logprobs)
 
@@ -130,16 +182,31 @@ def test_greedy_takes_the_likeliest_allowed_id(open_engine, base_vlm, problems, 
         assert group[0].logprobs == pytest.approx(plain_logprobs(base_vlm, prompt, group[0].ids, 1.0), abs=1e-4)
 
 
-def test_a_response_ends_with_its_end_token_or_at_the_limit(open_engine, tiny_vlm, copy_of, prompts):
-    end = tiny_vlm.end_ids[0]
-    vlm = with_bias(copy_of(tiny_vlm), {end: 4.5})
-    completions = flat(open_engine(vlm, 8).generate([Request(prompt, 4) for prompt in prompts], Sampling(5, seed=3)))
+def test_a_response_ends_with_its_end_token_or_at_the_limit(open_engine, base_vlm, problems, recipe):
+    (end,) = base_vlm.end_ids
+    prompts = [policy_prompt(base_vlm.processor, recipe.prompt, p.question, p.images) for p in problems[:6]]
+    completions = flat(open_engine(base_vlm, 8).generate([Request(p, 4) for p in prompts], Sampling(45, 1.0, seed=3)))
     assert {completion.finish_reason for completion in completions} == {"stop", "length"}
     for completion in completions:
-        assert len(completion.ids) == len(completion.logprobs) <= 5
+        assert len(completion.ids) == len(completion.logprobs) <= 45
         assert end not in completion.ids[:-1]
         assert (completion.ids[-1] == end) == (completion.finish_reason == "stop")
-        assert completion.finish_reason == "stop" or len(completion.ids) == 5
+        assert completion.finish_reason == "stop" or len(completion.ids) == 45
+
+
+def test_a_prompt_that_leaves_no_room_gets_no_completion(open_engine, tiny_vlm, prompts):
+    """And the others get theirs; the last that fits is not cut."""
+    engine = open_engine(tiny_vlm, 2)
+    assert engine.codec.max_length == 1024
+    shorter, longer = prompts[4], prompts[0]
+    room = 1024 - len(encode_prompt(tiny_vlm, longer).ids)
+    requests = [Request(continuation_prompt(prompt, [30] * (room - 3)), 2) for prompt in (shorter, longer, shorter)]
+    fitting, cut = engine.generate(requests, Sampling(3)), engine.generate(requests, Sampling(4))
+    assert [len(group) for group in fitting] == [2, 2, 2]
+    assert [len(group) for group in cut] == [2, 0, 2]
+    assert cut[0][0].logprobs[0] == pytest.approx(
+        plain_logprobs(tiny_vlm, requests[0].prompt, cut[0][0].ids[:1], 1.0)[0], abs=1e-4
+    )
 
 
 def test_results_come_in_the_order_of_the_requests(open_engine, base_vlm, problems, recipe):

@@ -1,0 +1,77 @@
+"""vLLM beside the contract: raw log-probs that agree, weights taken while it runs, prompts that it reads alike."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stages.engines.protocol import Request, Sampling, ScoreRequest
+from stages.engines.transformers_engine import TransformersEngine
+from stages.errors import ModelError, RecipeError
+from stages.model.loading import load_codec
+from stages.model.prompts import policy_prompt
+
+pytestmark = pytest.mark.vllm
+
+
+@pytest.fixture(scope="module")
+def prompts(tiny_vlm, problems, recipe):
+    return [policy_prompt(tiny_vlm.processor, recipe.prompt, p.question, p.images) for p in problems[:4]]
+
+
+def test_its_raw_logprobs_are_those_of_score_where_nothing_is_banned(start_vllm, tiny_vlm, prompts, copy_of):
+    """Float32, temperature 1."""
+    from vllm import SamplingParams
+
+    engine = start_vllm(tiny_vlm)
+    free = TransformersEngine(replace(copy_of(tiny_vlm), banned_ids=()))
+    ids = tiny_vlm.tokenizer("The digits are 3, 4. 3 + 4 = 7.")["input_ids"]
+    given = [engine._input(replace(prompt, spliced_ids=tuple(ids))) for prompt in prompts]
+    raw = engine._llm.generate(given, SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0), use_tqdm=False)
+    scores = free.score([ScoreRequest(prompt, ids) for prompt in prompts], temperature=1.0)
+    for output, score in zip(raw, scores, strict=True):
+        found = [step[token].logprob for step, token in zip(output.prompt_logprobs[-len(ids) :], ids, strict=True)]
+        assert found == pytest.approx(score, abs=1e-4)
+
+
+def test_a_running_engine_takes_new_weights_and_forgets_what_the_old_ones_made(
+    start_vllm, tiny_vlm, prompts, copy_of, tmp_path
+):
+    trained = copy_of(tiny_vlm)
+    engine = start_vllm(trained)
+    requests = [Request(prompt, 2) for prompt in prompts]
+    before = engine.generate(requests, Sampling(5, 0.7, seed=1))
+    with torch.no_grad():
+        for parameter in trained.model.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    engine.follow(trained.save, tmp_path / "weights")
+    assert not (tmp_path / "weights").exists()
+    after = engine.generate(requests, Sampling(5, 0.7, seed=1))
+    assert [c.ids for group in after for c in group] != [c.ids for group in before for c in group]
+    asked = [ScoreRequest(prompt, c.ids) for prompt, group in zip(prompts, after, strict=True) for c in group]
+    expected = TransformersEngine(trained).score(asked, temperature=0.7)
+    for completion, score in zip((c for group in after for c in group), expected, strict=True):
+        assert completion.logprobs == pytest.approx(score, abs=1e-4)
+
+
+def test_a_prompt_that_vllm_reads_otherwise_is_refused(start_vllm, tiny_vlm, prompts, tmp_path):
+    """Here the images are larger on our side than on vLLM's."""
+    engine = copy.copy(start_vllm(tiny_vlm))
+    tiny_vlm.save(tmp_path)
+    engine.codec = load_codec(tmp_path, min_pixels=28 * 28 * 12)
+    with pytest.raises(ModelError, match=r"vLLM read a prompt as \d+ ids, this project as \d+; they differ from id"):
+        engine.generate([Request(prompts[0])], Sampling(3))
+
+
+def test_a_temperature_that_vllm_would_raise_is_refused(start_vllm, tiny_vlm, prompts):
+    with pytest.raises(RecipeError, match=r"temperature is 0\.005, but vLLM samples at 0\.01 or more"):
+        start_vllm(tiny_vlm).generate([Request(prompts[0])], Sampling(3, 0.005))
+
+
+def test_the_longest_prompt_is_the_recipe_s_if_it_says(start_vllm, tiny_vlm, prompts):
+    assert start_vllm(tiny_vlm).codec.max_length == 1024
+    short = start_vllm(tiny_vlm, max_model_len=40)
+    assert short.codec.max_length == 40
+    assert [len(group) for group in short.generate([Request(prompts[0])], Sampling(35))] == [0]
+    assert [len(group) for group in short.generate([Request(prompts[0])], Sampling(2))] == [1]

