@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,8 @@ class Problem:
     video: Video | None
     extra: dict[str, Any]
     """Further columns of the file, as a repair set's `error` and `repair`."""
+    whole: Problem | None = field(default=None, compare=False, repr=False)
+    """The problem itself, where this one lacks its image: responses are scored by it."""
 
     @property
     def is_visual(self) -> bool:
@@ -97,10 +99,13 @@ class Problem:
         return self.extra.get("preferred", self.extra.get("chosen"))
 
     def as_row(self) -> dict[str, Any]:
-        """What a reward function is given."""
+        """What a reward function is given: the images and the video (if any) are those of the whole problem."""
+        whole = self.whole or self
         row = {
             "problem_id": self.problem_id,
             "question": self.question,
+            "images": whole.images,
+            "video": whole.video,
             "answer": self.answer,
             "kind": self.kind,
         }
