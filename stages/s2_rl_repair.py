@@ -353,6 +353,7 @@ class RepairLoop:
                 if episode.gate_c1:
                     tally.counts["repairs_c1_open"] += 1
                     tally.counts["repairs_c1_open_flagged"] += episode.verdict.flagged is True
+                    tally.counts["repairs_c1_open_unaudited"] += episode.verdict.flagged is None
                 tally.dropped["without_reward"] += episode.repair_reward is None
                 if episode.verdict.category is not None:
                     tally.counts[f"flagged_{episode.verdict.category}"] += 1
@@ -366,6 +367,6 @@ def _summary(groups: Sequence[Sequence[Episode]], threshold: float) -> dict[str,
         "edit_cost": [episode.attempt.cost for episode in episodes],
         "repair_reward": [e.repair_reward for e in episodes if e.repair_reward is not None],
         "c1_hit_rate": [group[0].gate_c1 is False for group in groups],
-        "audit_hit_rate": [episode.verdict.flagged is True for episode in episodes],
+        "audit_hit_rate": [e.verdict.flagged for e in episodes if e.verdict.flagged is not None],
     }
     return {name: float(np.mean(measured)) for name, measured in values.items() if measured}

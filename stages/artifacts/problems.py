@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -148,12 +148,7 @@ class ProblemSet:
         if problem_id not in self._rows:
             raise DataError(f"no problem {problem_id}; give the problems that the other inputs were made from")
         file, group, index = self._rows[problem_id]
-        row = dict(self._read_group(file, group)[index])
-        place = f"{file} problem {problem_id}"
-        images = EncodedImages(row.pop("images"), f"{place} image")
-        video = _video(row.pop("video"), row.pop("fps"), place)
-        named = {name: row.pop(name) for name in ("problem_id", "question", "answer", "kind")}
-        return Problem(images=images, video=video, extra=row, **named)
+        return problem_of_row(self._read_group(file, group)[index], f"{file} problem {problem_id}")
 
     def draw(self, count: int | None, seed: int) -> list[str]:
         """Ids of `count` problems drawn without replacement, or of all in order."""
@@ -193,6 +188,15 @@ class ProblemSet:
         self._spec.check_nulls(table, str(file), first_row)
         rows: list[dict[str, Any]] = table.to_pylist()
         return rows
+
+
+def problem_of_row(row: Mapping[str, Any], place: str) -> Problem:
+    """A problem from a row of `problems` or of an artifact that has its columns; `place` names it in errors."""
+    extra = dict(row)
+    images = EncodedImages(extra.pop("images"), f"{place} image")
+    video = _video(extra.pop("video"), extra.pop("fps"), place)
+    named = {name: extra.pop(name) for name in ("problem_id", "question", "answer", "kind")}
+    return Problem(images=images, video=video, extra=extra, **named)
 
 
 def _video(frames: list[dict[str, Any]] | None, fps: float | None, place: str) -> Video | None:

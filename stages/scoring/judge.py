@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from pydantic import Field
-
 from stages.errors import RecipeError
 from stages.scoring.cases import DATA_RULES, Case, Pictures
 from stages.scoring.endpoint import Reply, ServedModel
@@ -28,7 +26,7 @@ Answer with one JSON object: `reason`, one or two sentences that compare the two
 class JudgeReply(Reply):
     """A judge's verdict."""
 
-    reason: str = Field(json_schema_extra={"maxLength": 600})
+    reason: str
     verdict: Literal["correct", "incorrect"]
 
 

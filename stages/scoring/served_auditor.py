@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import Field
-
 from stages.core.selection import is_correct
 from stages.errors import RecipeError
 from stages.model.codec import Codec
@@ -45,8 +43,8 @@ quoted word for word, empty for `none`; then `category`."""
 class AuditReply(Reply):
     """An auditor's verdict; every category but `none` flags."""
 
-    reason: str = Field(json_schema_extra={"maxLength": 600})
-    evidence: str = Field(json_schema_extra={"maxLength": 300})
+    reason: str
+    evidence: str
     category: Literal[Category, "none"]
 
 
