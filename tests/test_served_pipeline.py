@@ -5,7 +5,9 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
+from launching import launch
 from scripted_server import completion, data_of, refusal, serving
+from stages import summary
 from stages.artifacts.columns import EPISODES, REPAIRS, ROLLOUTS
 from stages.artifacts.stage import execute
 from stages.artifacts.step import read_manifest
@@ -240,3 +242,47 @@ def test_a_finished_step_stays_finished_at_another_address(recipe_of, tmp_path, 
     assert read_manifest(tmp_path / "out")["recipe"]["reward"]["judge"].keys() == {
         "model", "temperature", "max_tokens", "verdicts",
     }  # fmt: skip
+
+
+def test_two_processes_share_the_requests_and_stop_together(recipe_of, server, script, tmp_path, digits):
+    file = tmp_path / "recipe.yaml"
+    judge = {"base_url": server.url, "model": "tiny", "api_key_env": "DF_TEST_KEY", "retries": 0, "concurrency": 4}
+    judge["cache"] = str(tmp_path / "cache")
+    prompt = recipe_of().prompt.model_dump()
+    file.write_text(json.dumps({"model": {"dtype": "float32"}, "prompt": prompt, "reward": {"judge": judge}}))
+    settings = [*SMALL[:3], "reward.name=judge", "rollout.max_new_tokens=72"]
+    words = ["-m", "df_cli", "rollout", "--recipe", file, *(word for s in settings for word in ("--set", s))]
+    words += ["--problems", digits / "problems_train.parquet", "--policy", digits / "base"]
+    script.alive = 20
+    stopped = launch(*words, "--out", tmp_path / "out")
+    assert stopped.returncode != 0
+    assert "error: reward.judge: " in stopped.stderr
+    assert KEY not in stopped.stdout + stopped.stderr
+    script.alive = float("inf")
+    done = launch(*words, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = list(iterate_rows(tmp_path / "out", ROLLOUTS))
+    assert [row["reward"] for row in rows] == [_rule(row, digits) for row in rows]
+    assert server.most_under_way <= 4
+    assert len(list((tmp_path / "cache").glob("verdicts-*.parquet"))) >= 2
+
+
+def test_hit_rates_are_over_what_was_audited(recipe_of, script, server, tmp_path, digits):
+    def sometimes(running, request, number):
+        return refusal(500) if sum(map(ord, data_of(request)["repair"])) % 3 == 0 else script(running, request, number)
+
+    server.script = sometimes
+    recipe = recipe_of("audit.auditor=served", "audit.endpoint.max_null_share=1", "audit.endpoint.retries=0")
+    base = digits / "base"
+    execute(RlRepair(recipe, digits / "problems_train.parquet", base, base), tmp_path / "out")
+    rows = list(iterate_rows(tmp_path / "out" / "episodes.parquet", EPISODES))
+    audited = [row for row in rows if row["gate_audit"] is not None]
+    flagged = [row for row in audited if not row["gate_audit"]]
+    measures = {measure.measure: measure for measure in summary._gates(tmp_path / "out")}
+    assert 0 < len(flagged) < len(audited) < len(rows)
+    for name in ("audit hit rate", "audit hit rate, answer_pasted"):
+        assert (measures[name].value, measures[name].n) == (len(flagged) / len(audited), len(audited))
+    is_open = [row for row in audited if row["gate_c1"]]
+    open_flagged = sum(not row["gate_audit"] for row in is_open)
+    name = "audit hit rate, C1 open"
+    assert (measures[name].value, measures[name].n) == (open_flagged / len(is_open), len(is_open))

@@ -29,7 +29,9 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 START_S = 300
 SETTINGS = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1"}
-FLAGS = ("--dtype=float32", "--enforce-eager", "--max-model-len=12000", "--host=127.0.0.1", "--served-model-name=tiny",
+# On a CPU vLLM 0.32 dies when it prefills a request that has a seed in pieces.
+FLAGS = ("--dtype=float32", "--enforce-eager", "--max-model-len=4096", "--no-enable-chunked-prefill",
+         "--host=127.0.0.1", "--served-model-name=tiny",
          '--structured-outputs-config={"backend":"xgrammar","disable_any_whitespace":true}')  # fmt: skip
 
 
@@ -58,10 +60,10 @@ def server(tiny_vlm, tmp_path_factory):
 
 
 def _lengthen(config):
-    """The instructions have thousands of tokens of this tokenizer."""
+    """The instructions alone have a thousand tokens of this tokenizer."""
     text = config.read_text()
     assert '"max_position_embeddings": 1024' in text
-    config.write_text(text.replace('"max_position_embeddings": 1024', '"max_position_embeddings": 12000'))
+    config.write_text(text.replace('"max_position_embeddings": 1024', '"max_position_embeddings": 4096'))
 
 
 def _wait_until_up(process, url, log):
