@@ -258,7 +258,7 @@ class RepairLoop:
             drafts, section.repairs_per_error, recipe_sampling(self.recipe, Purpose.RL_REPAIRS, iteration)
         )
         image_free = self._image_free(drafts, iteration) if section.c1 else [[] for _ in drafts]
-        gates = [self._c1_gate(attempts) for attempts in image_free]
+        gates = [self._c1_gate(draft, attempts) for draft, attempts in zip(drafts, image_free, strict=True)]
         cases = [
             AuditCase(attempt, image_needed=gate, image_free=[without.text for without in attempts])
             for group, gate, attempts in zip(groups, gates, image_free, strict=True)
@@ -282,11 +282,11 @@ class RepairLoop:
         )
         return [group if draft.problem.is_visual else [] for draft, group in zip(drafts, groups, strict=True)]
 
-    def _c1_gate(self, image_free: Sequence[Attempt]) -> bool | None:
-        if not image_free:
+    def _c1_gate(self, draft: Draft, image_free: Sequence[Attempt]) -> bool | None:
+        section = self.recipe.repair_rl
+        if not (section.c1 and draft.problem.is_visual):
             return True
-        rewards = [attempt.reward for attempt in image_free]
-        return c1_gate(rewards, self.recipe.reward.threshold, self.recipe.repair_rl.c1_share)
+        return c1_gate([a.reward for a in image_free], self.recipe.reward.threshold, section.c1_share)
 
     def _episode(self, attempt: Attempt, gate_c1: bool | None, verdict: Verdict) -> Episode:
         section = self.recipe.repair_rl

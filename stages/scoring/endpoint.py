@@ -71,12 +71,13 @@ class _Question:
 
 
 class _Failure(Exception):
-    """No verdict this time; the server may ask for a wait in seconds, and trying again may be in vain."""
+    """No verdict this time: the request is sent again after a growing wait, at once, or never."""
 
-    def __init__(self, what: str, wait_s: float = 0.0, *, in_vain: bool = False) -> None:
+    def __init__(self, what: str, again: Literal["later", "at_once", "never"], wait_s: float = 0.0) -> None:
         super().__init__(what)
+        self.again = again
         self.wait_s = wait_s
-        self.in_vain = in_vain
+        """What the server asks for at least."""
 
 
 class ServedModel(Generic[ReplyT]):
@@ -176,10 +177,9 @@ class ServedModel(Generic[ReplyT]):
             try:
                 return await self._try(client, question, attempt)
             except _Failure as failure:
-                if failure.in_vain or attempt == self._section.retries:
+                if failure.again == "never" or attempt == self._section.retries:
                     raise
-                backoff_s = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0**attempt) * random.uniform(0.5, 1)
-                wait_s = max(backoff_s, failure.wait_s)
+                wait_s = max(_backoff_s(attempt), failure.wait_s) if failure.again == "later" else 0.0
             await asyncio.sleep(wait_s)
             attempt += 1
 
@@ -190,13 +190,13 @@ class ServedModel(Generic[ReplyT]):
                 response = await client.chat.completions.with_raw_response.create(**self._request(question, attempt))
             return self._valid(response.text)
         except (TimeoutError, APITimeoutError):
-            raise _Failure(f"no reply within {section.timeout_s:g} s") from None
+            raise _Failure(f"no reply within {section.timeout_s:g} s", "later") from None
         except APIConnectionError as error:
-            raise _Failure(f"no connection: {self._safe(str(error.__cause__ or error))}") from None
+            raise _Failure(f"no connection: {self._safe(str(error.__cause__ or error))}", "later") from None
         except APIStatusError as error:
             raise self._refusal(error) from None
         except ValidationError as error:
-            raise _Failure(f"an invalid reply: {self._safe(_first_line(error))}") from None
+            raise _Failure(f"an invalid reply: {self._safe(_first_line(error))}", "at_once") from None
 
     def _request(self, question: _Question, attempt: int) -> dict[str, Any]:
         """The request's body; a further try has another seed, or it would get the same invalid reply."""
@@ -222,12 +222,12 @@ class ServedModel(Generic[ReplyT]):
 
     def _refusal(self, error: APIStatusError) -> Exception:
         """A failure that may pass, or is the case's own; else what stops the stage."""
-        message = self._safe(error.message)
-        what = f"HTTP {error.status_code}: {message}"
-        if error.status_code in _PASSING or error.status_code >= 500:
-            return _Failure(what, _retry_after_s(error.response.headers.get("retry-after")))
-        if error.status_code == 413 or (error.status_code == 400 and _TOO_LONG.search(message)):
-            return _Failure(what, in_vain=True)
+        status = error.status_code
+        what = f"HTTP {status}: {self._safe(error.message.removeprefix(f'Error code: {status} - '))}"
+        if status in _PASSING or status >= 500:
+            return _Failure(what, "later", _retry_after_s(error.response.headers.get("retry-after")))
+        if status == 413 or (status == 400 and _TOO_LONG.search(error.message)):
+            return _Failure(what, "never")
         section = self._section
         key = "no key" if section.api_key_env is None else f"the key in ${section.api_key_env}"
         return EndpointError(
@@ -263,6 +263,10 @@ def _api_key(section: EndpointSection, place: str) -> str | None:
     if not re.fullmatch(r"[!-~]+", key):
         raise RecipeError(f"{place}.api_key_env: {name} holds characters that no key has; export the key alone")
     return key
+
+
+def _backoff_s(attempt: int) -> float:
+    return min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0**attempt) * random.uniform(0.5, 1)
 
 
 def _retry_after_s(header: str | None) -> float:
