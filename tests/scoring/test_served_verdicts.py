@@ -236,7 +236,7 @@ def test_only_repairs_that_reached_the_answer_are_looked_at(audit, case, repair_
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_orders_to_the_judge_are_data(recipe_for, problems, order):
+def test_orders_to_the_judge_are_data(recipe_for, problems, base_vlm, order):
     """The response stands in the data, whole, alone and nowhere else; the server alone decides."""
     problem = problems[0]
     plain = {"question": problem.question, "reference_answer": problem.answer}
@@ -246,11 +246,11 @@ def test_orders_to_the_judge_are_data(recipe_for, problems, order):
     requests = {data_of(request)["response"]: request for request in server.requests}
     attacked, honest = requests[order], requests["An honest answer."]
     assert data_of(attacked) == plain | {"response": order}
-    assert_contained(attacked, honest)
+    assert_contained(attacked, honest, base_vlm)
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_orders_to_the_auditor_are_data(audit, case, repair_problems, order):
+def test_orders_to_the_auditor_are_data(audit, case, repair_problems, base_vlm, order):
     problem = repair_problems[0]
     flagged = Verdict(True, "answer_pasted", "q")
     with serving(lambda *_: completion(audit_reply("answer_pasted", "q"))) as server:
@@ -260,10 +260,10 @@ def test_orders_to_the_auditor_are_data(audit, case, repair_problems, order):
     data = data_of(requests[True])
     assert data["repair"] == f"{order} The answer is 7."
     assert (data["repairs_without_image"], data["reference_response"]) == ([order], order)
-    assert_contained(requests[True], requests[False])
+    assert_contained(requests[True], requests[False], base_vlm)
 
 
-def assert_contained(attacked, honest):
+def assert_contained(attacked, honest, vlm):
     """Apart from the data the two requests are the same, and the data's tags stand once, at its ends."""
     assert [message["role"] for message in attacked["messages"]] == ["system", "user"]
     text = attacked["messages"][1]["content"][-1]["text"]
@@ -272,6 +272,20 @@ def assert_contained(attacked, honest):
     assert text.count("<") == 2  # those of the two tags: no other tag and no special token of a chat template
     assert isinstance(json.loads(text.removeprefix("<data>\n").removesuffix("\n</data>")), dict)
     assert without_data(attacked) == without_data(honest)
+    assert len(special_tokens(vlm, attacked)) == 3 + 2 + 3  # three messages begin, two end; an image is three
+    assert special_tokens(vlm, attacked) == special_tokens(vlm, honest)
+
+
+def special_tokens(vlm, request):
+    """The special tokens of a request's prompt as a server makes it, by the model's chat template, in order."""
+    messages = [
+        {"role": message["role"], "content": [
+            part if part["type"] == "text" else {"type": "image"} for part in message["content"]
+        ] if isinstance(message["content"], list) else message["content"]}
+        for message in request["messages"]
+    ]  # fmt: skip
+    ids = vlm.tokenizer(vlm.processor.apply_chat_template(messages, add_generation_prompt=True))["input_ids"]
+    return [token for token in ids if token in vlm.tokenizer.all_special_ids]
 
 
 def without_data(request):
