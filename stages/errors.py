@@ -25,3 +25,7 @@ class ModelError(DifferenceFeedbackError):
 
 class StepError(DifferenceFeedbackError):
     """A step that another command started did not come to its end."""
+
+
+class EndpointError(DifferenceFeedbackError):
+    """A served model refuses what it is asked, or too many of its verdicts cannot be had."""

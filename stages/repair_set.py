@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from stages.artifacts.columns import ERRORS, REPAIR_SET
 from stages.artifacts.label_studio import Annotated, read_annotated
+from stages.artifacts.problems import problem_of_row
 from stages.artifacts.step import Plan, Step, model_folder
 from stages.artifacts.store import iterate_rows
 from stages.core.alignment import edit_cost
@@ -146,7 +147,7 @@ class ReadRepairSet:
     def _second_look(self, pairs: Sequence[Pair]) -> list[Pair | Bad]:
         """Pairs whose repair is right and near its error."""
         with open_reward(self.recipe.reward) as reward:
-            rewards = score_all(reward, [pair.repair for pair in pairs], [_problem(pair.row) for pair in pairs])
+            rewards = score_all(reward, [pair.repair for pair in pairs], [_problem(pair) for pair in pairs])
         tokenizer = load_tokenizer(model_folder(self.policy), trust_remote_code=self.recipe.model.trust_remote_code)
         costs = [edit_cost(*_token_ids(tokenizer, pair)) for pair in pairs]
         return [
@@ -201,9 +202,10 @@ def _with_margins_of(error: str, repair: str) -> str:
     return error[:start] + repair.strip() + error[start + len(bare) :]
 
 
-def _problem(row: Row) -> Row:
+def _problem(pair: Pair) -> Row:
     """What a reward function is given."""
-    return {name: value for name, value in row.items() if name not in ("error_id", "images", "video")}
+    row = {name: value for name, value in pair.row.items() if name != "error_id"}
+    return problem_of_row(row, pair.place).as_row()
 
 
 def _token_ids(tokenizer: Any, pair: Pair) -> list[list[int]]:

@@ -30,14 +30,14 @@ from stages.model.loading import VisionLanguageModel
 from stages.progress import track
 from stages.recipe import Recipe
 from stages.scoring.answering import Answerer
-from stages.scoring.auditor import AuditCase, Auditor, Verdict, open_auditor
+from stages.scoring.auditor import AuditCase, Auditor, Verdict, check_auditor, open_auditor
 from stages.scoring.image_removal import without_image
 from stages.scoring.references import References
 from stages.scoring.repair_reward import c1_gate, repair_reward
 from stages.scoring.repairs import Attempt, Draft, Repairer
 from stages.scoring.rewards import check_reward, open_reward
 from stages.scoring.wrong_answers import wrong_answers
-from stages.sections import SAMPLING_FIELDS
+from stages.sections import MARK_FIELDS, SAMPLING_FIELDS
 from stages.seeds import Purpose, derive_seed
 from stages.training.groups import advantages_of, rows_to_work_on, with_token_advantages
 from stages.training.heldout import repair_heldout
@@ -63,6 +63,7 @@ class RlRepair:
 
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
+        check_auditor(self.recipe.audit)
         check_trackers(self.recipe.tracking)
         ProblemSet(self.problems)
         if self.repair_set is not None:
@@ -75,7 +76,8 @@ class RlRepair:
                 "repair_rl.objective.algorithm is dpo, but repairs come in no pairs; take grpo or another"
             )
         sections = ("model", "engine", "prompt", "reward", "audit", "repair_rl", "trainer")
-        recipe = with_engine(self.recipe).subset(*sections, rollout=SAMPLING_FIELDS, sft={"heldout_share"})
+        marks = {"masks": MARK_FIELDS} if self.recipe.audit.auditor == "served" else {}
+        recipe = with_engine(self.recipe).subset(*sections, rollout=SAMPLING_FIELDS, sft={"heldout_share"}, **marks)
         inputs = {
             "problems": self.problems,
             "policy": self.policy,
@@ -218,6 +220,7 @@ class Episode:
             "gate_c1": self.gate_c1,
             "gate_audit": None if self.verdict.flagged is None else not self.verdict.flagged,
             "category": self.verdict.category,
+            "evidence": self.verdict.evidence,
             "repair_reward": self.repair_reward,
         }
 
@@ -271,10 +274,11 @@ class RepairLoop:
         self.step.tally.dropped["repair_prompt_too_long"] += sum(not group for group in groups)
         drafts = [draft for draft, group in zip(drafts, groups, strict=True) if group]
         groups = [group for group in groups if group]
-        gates = self._c1_gates(drafts, iteration) if section.c1 else [True] * len(drafts)
+        image_free = self._image_free(drafts, iteration) if section.c1 else [[] for _ in drafts]
+        gates = [self._c1_gate(draft, attempts) for draft, attempts in zip(drafts, image_free, strict=True)]
         cases = [
-            AuditCase(attempt, image_needed=gate)
-            for group, gate in zip(groups, gates, strict=True)
+            AuditCase(attempt, image_needed=gate, image_free=[without.text for without in attempts])
+            for group, gate, attempts in zip(groups, gates, image_free, strict=True)
             for attempt in group
         ]
         verdicts = iter(self.auditor.audit(cases))
@@ -283,7 +287,8 @@ class RepairLoop:
             for group, gate in zip(groups, gates, strict=True)
         ]
 
-    def _c1_gates(self, drafts: Sequence[Draft], iteration: int) -> list[bool | None]:
+    def _image_free(self, drafts: Sequence[Draft], iteration: int) -> list[list[Attempt]]:
+        """C1's counterfactuals of each draft; none of one that has nothing to look at."""
         section = self.recipe.repair_rl
         groups = self.repairer.repair_without_image(
             drafts,
@@ -292,13 +297,13 @@ class RepairLoop:
             section.blank,
             with_reference=section.c1_reference == "keep",
         )
-        threshold = self.recipe.reward.threshold
-        return [
-            c1_gate([attempt.reward for attempt in group], threshold, section.c1_share)
-            if draft.problem.is_visual
-            else True
-            for draft, group in zip(drafts, groups, strict=True)
-        ]
+        return [group if draft.problem.is_visual else [] for draft, group in zip(drafts, groups, strict=True)]
+
+    def _c1_gate(self, draft: Draft, image_free: Sequence[Attempt]) -> bool | None:
+        section = self.recipe.repair_rl
+        if not (section.c1 and draft.problem.is_visual):
+            return True
+        return c1_gate([a.reward for a in image_free], self.recipe.reward.threshold, section.c1_share)
 
     def _episode(self, attempt: Attempt, gate_c1: bool | None, verdict: Verdict) -> Episode:
         section = self.recipe.repair_rl
@@ -367,9 +372,12 @@ class RepairLoop:
             for episode in group:
                 tally.counts["repairs"] += 1
                 tally.counts["repairs_flagged"] += episode.verdict.flagged is True
+                tally.counts["repairs_unaudited"] += episode.verdict.flagged is None
+                tally.counts["repairs_unscored"] += episode.attempt.reward is None
                 if episode.gate_c1:
                     tally.counts["repairs_c1_open"] += 1
                     tally.counts["repairs_c1_open_flagged"] += episode.verdict.flagged is True
+                    tally.counts["repairs_c1_open_unaudited"] += episode.verdict.flagged is None
                 tally.dropped["without_reward"] += episode.repair_reward is None
                 if episode.verdict.category is not None:
                     tally.counts[f"flagged_{episode.verdict.category}"] += 1
@@ -383,6 +391,6 @@ def _summary(groups: Sequence[Sequence[Episode]], threshold: float) -> dict[str,
         "edit_cost": [episode.attempt.cost for episode in episodes],
         "repair_reward": [e.repair_reward for e in episodes if e.repair_reward is not None],
         "c1_hit_rate": [group[0].gate_c1 is False for group in groups],
-        "audit_hit_rate": [episode.verdict.flagged is True for episode in episodes],
+        "audit_hit_rate": [e.verdict.flagged for e in episodes if e.verdict.flagged is not None],
     }
     return {name: float(np.mean(measured)) for name, measured in values.items() if measured}

@@ -20,7 +20,7 @@ from stages.errors import RecipeError
 from stages.progress import track
 from stages.recipe import Recipe
 from stages.scoring.answering import Answerer
-from stages.scoring.auditor import NoAuditor, open_auditor
+from stages.scoring.auditor import NoAuditor, check_auditor, open_auditor
 from stages.scoring.group_builder import GroupBuilder
 from stages.scoring.repairs import Repairer
 from stages.scoring.rewards import check_reward, open_reward, score_all
@@ -130,6 +130,8 @@ def _unusable(chosen: float | None, rejected: float | None, threshold: float) ->
 def _plan(recipe: Recipe, data: dict[str, Path], repair_model: Path | None, policy: Path) -> Plan:
     check_reward(recipe.reward)
     _check_options(recipe, repair_model)
+    if repair_model is not None:
+        check_auditor(recipe.audit)
     inputs = data | ({} if repair_model is None else {"repair_model": repair_model}) | {"policy": policy}
     for name in inputs.keys() - data.keys():
         check_model(inputs[name])

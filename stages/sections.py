@@ -126,10 +126,62 @@ class EngineSection(Section):
     tokens_per_batch: Positive = Field(16384, description="Tokens that are scored at once.")
 
 
+class EndpointSection(Section):
+    """A served model behind the OpenAI API that gives verdicts. What is excluded from plans changes no verdict."""
+
+    base_url: str = Field(
+        pattern=r"^https?://", exclude=True, description="Where it is served, as in `http://localhost:8000/v1`."
+    )
+    model: str = Field(min_length=1, description="Its name there.")
+    api_key_env: str | None = Field(
+        None, exclude=True, description="Name of the environment variable with the API key; no key is sent if null."
+    )
+    concurrency: Positive = Field(
+        16, exclude=True, description="Requests under way at once, over all processes (at least one each)."
+    )
+    timeout_s: Annotated[float, Field(gt=0)] = Field(
+        120.0, exclude=True, description="Seconds from a request's start to the end of its reply."
+    )
+    retries: int = Field(
+        6,
+        ge=0,
+        exclude=True,
+        description="Further tries after 408, 409, 429, 5xx, a time-out, a lost connection or an invalid reply.",
+    )
+    temperature: Annotated[float, Field(ge=0, le=2)] = Field(0.0, description="Sampling temperature of a verdict.")
+    max_tokens: Positive = Field(1024, description="Longest reply; one that is cut there is invalid.")
+    verdicts: Positive = Field(
+        1, description="n, odd: verdicts asked for each case, each with a seed of its own; the majority of n counts."
+    )
+    max_null_share: Share = Field(
+        0.05, exclude=True, description="The stage stops when a larger share of its verdicts cannot be had."
+    )
+    cache: Path | None = Field(
+        None,
+        exclude=True,
+        description="Folder of the verdicts had so far; null: `difference-feedback/verdicts` in the user's cache.",
+    )
+
+    @model_validator(mode="after")
+    def _majority(self) -> EndpointSection:
+        if self.verdicts % 2 == 0:
+            raise ValueError(f"verdicts is {self.verdicts}: an even number may have no majority; make it odd")
+        if self.verdicts > 1 and self.temperature == 0:
+            raise ValueError(f"verdicts is {self.verdicts} at temperature 0: all would be the same; raise temperature")
+        return self
+
+
 class RewardSection(Section):
     """The task reward R."""
 
-    name: str = Field("math", description="`math` (final answer by rule) or a function of yours, `module:function`.")
+    name: str = Field(
+        "math",
+        description="`math` (final answer by rule), `judge` (a served model, see `reward.judge`) or a function of "
+        "yours, `module:function`.",
+    )
+    judge: EndpointSection | None = Field(
+        None, description="The served judge: `{base_url, model, api_key_env, …}`; needed by `judge` alone."
+    )
     threshold: Share = Field(1.0, description="τ: a response is correct where R ≥ τ.")
     timeout_s: Annotated[float, Field(gt=0)] = Field(5.0, description="Seconds for one answer; longer is null.")
     workers: Positive = Field(2, description="Processes that check answers.")
@@ -138,8 +190,13 @@ class RewardSection(Section):
 class AuditSection(Section):
     """The auditor, which flags repairs that cheat."""
 
-    auditor: Literal["rules", "none"] = Field(
-        "rules", description="`rules`: embedded rules and the continuation check; `none`: nothing is flagged."
+    auditor: Literal["rules", "served", "none"] = Field(
+        "rules",
+        description="`rules`: embedded rules and the continuation check; `served`: the model at `audit.endpoint`; "
+        "`none`: nothing is flagged.",
+    )
+    endpoint: EndpointSection | None = Field(
+        None, description="The served auditor: `{base_url, model, api_key_env, …}`; needed by `served` alone."
     )
     effect: Literal["reward", "filter"] = Field(
         "reward",
@@ -434,3 +491,5 @@ class TrackingSection(Section):
 
 SAMPLING_FIELDS = {"temperature", "max_new_tokens"}
 """Fields of `rollout` that every sampling stage depends on."""
+MARK_FIELDS = {"align", "anchor_gaps", "truncate", "granularity", "step_end"}
+"""Fields of `masks` that decide which tokens of a pair are marked."""

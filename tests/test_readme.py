@@ -5,6 +5,7 @@ from pathlib import Path
 from stages.artifacts.columns import TABLES
 from stages.recipe import Recipe, field_names
 from stages.reference import with_reference
+from stages.sections import EndpointSection
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -20,3 +21,9 @@ def test_the_reference_names_every_column_and_every_recipe_field():
     names = list(field_names(Recipe))
     fields = [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
     assert [name for name in fields if f"| `{name}` |" not in text] == []
+
+
+def test_the_readme_names_every_option_of_an_endpoint():
+    text = README.read_text(encoding="utf-8")
+    table = text[text.index("| option of `reward.judge`") : text.index("The judge is sent")]
+    assert [name for name in EndpointSection.model_fields if f"`{name}`" not in table] == []

@@ -294,7 +294,8 @@ def test_a_sheet_without_a_usable_repair_is_refused(reading):
 
 def test_what_cannot_be_scored_is_a_fault_of_its_own(reading, tmp_path, monkeypatch):
     (tmp_path / "own_reward.py").write_text("def none_for_p3(response, problem):\n"
-                                            "    assert problem['kind'] == 'sum' and 'images' not in problem\n"
+                                            "    assert problem['kind'] == 'sum'\n"
+                                            "    assert problem['images'][0].size == (2, 2)\n"
                                             "    return None if problem['problem_id'] == 'p3' else 1.0\n")  # fmt: skip
     monkeypatch.syspath_prepend(tmp_path)
     annotated = [filled_in(row) for row in ERROR_ROWS]

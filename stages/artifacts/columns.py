@@ -134,6 +134,13 @@ _FLAGGED = Column(
     "flagged", pa.bool_(), "the auditor's verdict; false where none was asked for", null="could not be had"
 )
 _CATEGORY = Column("category", pa.string(), "what it was flagged for", null="not flagged")
+_EVIDENCE = Column(
+    "evidence",
+    pa.string(),
+    "what a served auditor quotes",
+    null="not flagged, or by rules; a file may lack the column",
+    optional=True,
+)
 _FINISH = Column("finish_reason", pa.string(), "`stop` or `length`")
 
 _PREFERRED = Column(
@@ -222,6 +229,7 @@ REPAIRS = TableSpec(
         _COST,
         _FLAGGED,
         _CATEGORY,
+        _EVIDENCE,
         Column(
             "selection",
             pa.string(),
@@ -275,6 +283,7 @@ EPISODES = TableSpec(
         ),
         Column("gate_audit", pa.bool_(), "g_audit: not flagged", null="no verdict"),
         _CATEGORY,
+        _EVIDENCE,
         Column(
             "repair_reward", pa.float32(), "R_rep (eq. 4)", null="some part of it is null, or the audit filtered it out"
         ),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,8 @@ class Problem:
     video: Video | None
     extra: dict[str, Any]
     """Further columns of the file, as a repair set's `error` and `repair`."""
+    whole: Problem | None = field(default=None, compare=False, repr=False)
+    """The problem itself, where this one lacks its image: responses are scored by it."""
 
     @property
     def is_visual(self) -> bool:
@@ -97,10 +99,13 @@ class Problem:
         return self.extra.get("preferred", self.extra.get("chosen"))
 
     def as_row(self) -> dict[str, Any]:
-        """What a reward function is given."""
+        """What a reward function is given: the images and the video (if any) are those of the whole problem."""
+        whole = self.whole or self
         row = {
             "problem_id": self.problem_id,
             "question": self.question,
+            "images": whole.images,
+            "video": whole.video,
             "answer": self.answer,
             "kind": self.kind,
         }
@@ -143,12 +148,7 @@ class ProblemSet:
         if problem_id not in self._rows:
             raise DataError(f"no problem {problem_id}; give the problems that the other inputs were made from")
         file, group, index = self._rows[problem_id]
-        row = dict(self._read_group(file, group)[index])
-        place = f"{file} problem {problem_id}"
-        images = EncodedImages(row.pop("images"), f"{place} image")
-        video = _video(row.pop("video"), row.pop("fps"), place)
-        named = {name: row.pop(name) for name in ("problem_id", "question", "answer", "kind")}
-        return Problem(images=images, video=video, extra=row, **named)
+        return problem_of_row(self._read_group(file, group)[index], f"{file} problem {problem_id}")
 
     def draw(self, count: int | None, seed: int) -> list[str]:
         """Ids of `count` problems drawn without replacement, or of all in order."""
@@ -188,6 +188,15 @@ class ProblemSet:
         self._spec.check_nulls(table, str(file), first_row)
         rows: list[dict[str, Any]] = table.to_pylist()
         return rows
+
+
+def problem_of_row(row: Mapping[str, Any], place: str) -> Problem:
+    """A problem from a row of `problems` or of an artifact that has its columns; `place` names it in errors."""
+    extra = dict(row)
+    images = EncodedImages(extra.pop("images"), f"{place} image")
+    video = _video(extra.pop("video"), extra.pop("fps"), place)
+    named = {name: extra.pop(name) for name in ("problem_id", "question", "answer", "kind")}
+    return Problem(images=images, video=video, extra=extra, **named)
 
 
 def _video(frames: list[dict[str, Any]] | None, fps: float | None, place: str) -> Video | None:

@@ -1,4 +1,4 @@
-"""The embedded auditor: rules and the continuation check against repairs that cheat."""
+"""The auditor against repairs that cheat; the embedded one: rules and the continuation check."""
 
 from __future__ import annotations
 
@@ -33,14 +33,17 @@ class Verdict(NamedTuple):
 
     flagged: bool | None
     category: Category | None = None
+    evidence: str | None = None
+    """What a served auditor quotes."""
 
 
 @dataclass(frozen=True)
 class AuditCase:
-    """A repair, and whether its error could be repaired without the image (None: not tried)."""
+    """A repair, whether its error could be repaired without the image (None: not tried), and what came of trying."""
 
     attempt: Attempt
     image_needed: bool | None = None
+    image_free: Sequence[str] = ()
 
 
 class Auditor(Protocol):
@@ -133,12 +136,32 @@ class RulesAuditor:
 
 
 def open_auditor(recipe: Recipe, policy: Answerer) -> Auditor:
-    """The recipe's auditor; the embedded one asks the policy to continue repairs."""
+    """The recipe's auditor; the embedded one asks the policy to continue repairs.
+
+    Raises:
+        RecipeError: it is a served one that cannot be had.
+    """
     if recipe.audit.auditor == "none":
         return NoAuditor()
+    if recipe.audit.auditor == "served":
+        from stages.scoring.served_auditor import ServedAuditor  # it builds on this module
+
+        return ServedAuditor(recipe, policy)
     return RulesAuditor(
         recipe.audit, policy, threshold=recipe.reward.threshold, max_new_tokens=recipe.rollout.max_new_tokens
     )
+
+
+def check_auditor(section: AuditSection) -> None:
+    """Refuse a served auditor that cannot be had, before any compute.
+
+    Raises:
+        RecipeError: it cannot be had.
+    """
+    if section.auditor == "served":
+        from stages.scoring.served_auditor import open_model
+
+        open_model(section)
 
 
 def _reasoning(text: str) -> str:

@@ -9,13 +9,12 @@ from typing import Any
 from stages.artifacts.overlay import MarkedToken, PairView, overlay_page
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Step
-from stages.core.alignment import Mask, difference_masks
-from stages.core.masks import step_ids, step_mask
 from stages.core.selection import is_correct, select_repair
 from stages.engines.protocol import Completion, Sampling, ScoreRequest
 from stages.recipe import Recipe
 from stages.scoring.answering import Answerer
 from stages.scoring.auditor import AuditCase, Auditor, Verdict
+from stages.scoring.marks import hard_masks
 from stages.scoring.references import References
 from stages.scoring.repairs import Attempt, Draft, Repairer, Sibling, sibling_repairs
 
@@ -147,6 +146,8 @@ class GroupBuilder:
         tally.counts["candidates"] += len(group)
         tally.counts["candidates_correct"] += sum(is_correct(a.reward, self.recipe.reward.threshold) for a in group)
         tally.counts["candidates_flagged"] += sum(verdict.flagged is True for verdict in verdicts)
+        tally.counts["candidates_unaudited"] += sum(verdict.flagged is None for verdict in verdicts)
+        tally.counts["candidates_unscored"] += sum(attempt.reward is None for attempt in group)
         rows = [
             {
                 "problem_id": attempt.draft.problem.problem_id,
@@ -158,6 +159,7 @@ class GroupBuilder:
                 "cost": attempt.cost,
                 "flagged": verdict.flagged,
                 "category": verdict.category,
+                "evidence": verdict.evidence,
                 "selection": reason,
             }
             for attempt, verdict, reason in zip(group, verdicts, selection.reasons, strict=True)
@@ -184,15 +186,7 @@ class GroupBuilder:
         return group
 
     def _pair(self, row: Row, repair: Attempt) -> list[Row]:
-        section = self.recipe.masks
-        masks = difference_masks(
-            row["ids"],
-            repair.ids,
-            align=section.align,
-            anchor_gaps=section.anchor_gaps,
-            truncate=section.truncate,
-        )
-        error_T, repair_T = self._by_step(masks.error_T, row["ids"]), self._by_step(masks.repair_T, repair.ids)
+        error_T, repair_T = hard_masks(self.recipe.masks, self.policy.engine.codec, row["ids"], repair.ids)
         tally = self.step.tally
         tally.counts["tokens_in_pairs"] += len(error_T) + len(repair_T)
         tally.counts["tokens_marked"] += int(error_T.sum() + repair_T.sum())
@@ -207,12 +201,6 @@ class GroupBuilder:
             self._row(row, "error", mask=error_T.tolist(), in_pair=True),
             self._row(repaired, "repair", mask=repair_T.tolist(), in_pair=True),
         ]
-
-    def _by_step(self, mask_T: Mask, ids: Sequence[int]) -> Mask:
-        section = self.recipe.masks
-        if section.granularity == "token":
-            return mask_T
-        return step_mask(mask_T, step_ids(self.policy.engine.codec.token_texts(ids), section.step_end))
 
     def _row(self, row: Row, role: str, *, mask: list[bool], in_pair: bool) -> Row:
         kept = {name: row[name] for name in ("problem_id", "sample", "ids", "reward", "finish_reason")}

@@ -18,7 +18,8 @@ Blank = Literal["zeros", "noise"]
 def without_image(problem: Problem, blank: Blank) -> Problem:
     """The problem with every image and every frame blanked at its own size, so that the token count does not change.
 
-    Noise is drawn from the problem's id: the same problem always gets the same noise, another one in each frame.
+    Its `whole` is the problem itself: a judge sees the real images. Noise is drawn from the problem's id: the same
+    problem always gets the same noise, another one in each frame.
     """
     digest = hashlib.sha256(problem.problem_id.encode()).digest()
     seed = int.from_bytes(digest[:8], "big")
@@ -27,7 +28,7 @@ def without_image(problem: Problem, blank: Blank) -> Problem:
     video = problem.video
     if video is not None:
         video = replace(video, frames=_BlankFrames(video.frames, blank, seed))
-    return replace(problem, images=images, video=video)
+    return replace(problem, images=images, video=video, whole=problem)
 
 
 class _BlankFrames(Sequence[Image.Image]):

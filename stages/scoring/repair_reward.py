@@ -12,8 +12,10 @@ def c1_gate(image_free_rewards_n: Sequence[float | None], threshold: float, shar
     """Eq. 3: False when at least `share` of an error's image-free repairs are correct: the image was not needed.
 
     One gate serves all repairs of the error, and the share is all of them (our choices). None when unscored tries
-    leave it open.
+    leave it open, or there are none.
     """
+    if not image_free_rewards_n:
+        return None
     needed = share * len(image_free_rewards_n)
     correct = sum(is_correct(reward, threshold) for reward in image_free_rewards_n)
     if correct >= needed:

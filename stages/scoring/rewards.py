@@ -1,4 +1,4 @@
-"""Task rewards by name: ``math``, or a user's own ``module:function``."""
+"""Task rewards by name: ``math``, a served ``judge``, or a user's own ``module:function``."""
 
 import importlib
 import numbers
@@ -41,6 +41,10 @@ def open_reward(section: RewardSection) -> Reward:
     Raises:
         RecipeError: it cannot be had.
     """
+    if section.name == "judge":
+        from stages.scoring.judge import JudgeReward  # the OpenAI client takes a second to import
+
+        return JudgeReward(section)
     options = {"workers": section.workers, "timeout_s": section.timeout_s} if section.name == "math" else {}
     try:
         return load_reward(section.name, **options)
@@ -68,7 +72,7 @@ def load_reward(name: str, **options: Any) -> Reward:
         return MathReward(**options)
     module_name, colon, function_name = name.partition(":")
     if not (module_name and colon):
-        raise ValueError(f"reward {name!r} is unknown; use 'math' or your own 'module:function'")
+        raise ValueError(f"reward {name!r} is unknown; use 'math' or your own 'module:function' (a recipe: or 'judge')")
     if options:
         raise ValueError(f"reward {name!r} takes no options, got {sorted(options)}; set them in its module")
     try:

@@ -49,6 +49,7 @@ FROZEN = {
         ("cost", "float"),
         ("flagged", "bool"),
         ("category", "string"),
+        ("evidence", "string"),
         ("selection", "string"),
     ],
     "groups": [
@@ -75,6 +76,7 @@ FROZEN = {
         ("gate_c1", "bool"),
         ("gate_audit", "bool"),
         ("category", "string"),
+        ("evidence", "string"),
         ("repair_reward", "float"),
     ],
     "dropped": [("problem_id", "string"), ("reason", "string")],
@@ -142,9 +144,9 @@ NULLABLE = {
     "repair_set": {"kind", "video", "fps", "preferred"},
     "preferences": {"kind", "video", "fps"},
     "rollouts": {"reward"},
-    "repairs": {"reward", "flagged", "category"},
+    "repairs": {"reward", "flagged", "category", "evidence"},
     "groups": {"sampler_logprobs"},
-    "episodes": {"reward", "gate_c1", "gate_audit", "category", "repair_reward"},
+    "episodes": {"reward", "gate_c1", "gate_audit", "category", "evidence", "repair_reward"},
     "dropped": set(),
     "values": set(),
     "metrics": set(),
@@ -193,7 +195,7 @@ def test_optional_columns_may_be_missing_and_are_null_then(tmp_path):
     video = ["video", "fps"]
     of_problems = [*video, "preferred"]
     optional = {"problems": of_problems, "errors": of_problems, "repair_set": of_problems, "preferences": video}
-    optional |= {"groups": ["sampler_logprobs"]}
+    optional |= {"groups": ["sampler_logprobs"], "repairs": ["evidence"], "episodes": ["evidence"]}
     optional |= {"audit_labels": ["question", "answer", "error", "repair", "difference"]}
     assert {spec.name: [c.name for c in spec.columns if c.optional] for spec in TABLES} == {
         spec.name: optional.get(spec.name, []) for spec in TABLES

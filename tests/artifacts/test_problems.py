@@ -57,7 +57,7 @@ def test_a_repair_sets_columns_reach_the_reward_function(tmp_path):
     problem = problem_set(tmp_path, row(error="6", repair="7"), spec=REPAIR_SET)["p0"]
 
     expected = {"problem_id": "p0", "question": "q", "answer": "1", "kind": "sum", "error": "6", "repair": "7"}
-    assert problem.as_row() == expected | {"preferred": None}
+    assert problem.as_row() == expected | {"images": problem.images, "video": None, "preferred": None}
 
 
 def test_a_column_that_a_file_lacks_is_null(tmp_path):

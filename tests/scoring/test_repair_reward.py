@@ -13,6 +13,7 @@ from stages.scoring.repair_reward import c1_gate, repair_reward
     ([0.9, 1.0], True),
     ([1.0, None], None),
     ([None, None], None),
+    ([], None),
     ([0.0, None], True),
     ([None, 0.0], True),
 ])  # fmt: skip
