@@ -16,7 +16,8 @@ from stages.artifacts.step import Plan, Step, read_manifest
 from stages.artifacts.store import iterate_rows
 from stages.errors import DataError
 from stages.scoring.agreement import Compared, agreement_rows
-from stages.scoring.audited import CLEAN, MEANINGS, Audit, read_audit
+from stages.scoring.audited import CLEAN, Audit, read_audit
+from stages.scoring.auditor import MEANINGS
 
 CLASSES = (CLEAN, *MEANINGS)
 REMEDIES = {

@@ -18,7 +18,8 @@ from stages.artifacts.overlay import PairView, overlay_page
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Plan, Step
 from stages.errors import DataError
-from stages.scoring.audited import CLEAN, MEANINGS, Audit, AuditedRepair, read_audit
+from stages.scoring.audited import CLEAN, Audit, AuditedRepair, read_audit
+from stages.scoring.auditor import MEANINGS
 from stages.scoring.word_difference import difference_text, marked_words
 from stages.seeds import Purpose, derive_seed
 

@@ -22,7 +22,8 @@ from stages.artifacts.store import iterate_rows, write_rows
 from stages.audit_agreement import AuditAgreement
 from stages.audit_sample import TO_LABEL, AuditSample, spread_evenly
 from stages.errors import ArtifactError, DataError
-from stages.scoring.audited import CLEAN, MEANINGS, read_audit
+from stages.scoring.audited import CLEAN, read_audit
+from stages.scoring.auditor import MEANINGS
 
 PASTED, IGNORED = "answer_pasted", "image_ignored"
 SCRIPT = "<script>alert('x')</script>"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,18 +11,9 @@ from stages.artifacts.step import read_manifest
 from stages.artifacts.store import iterate_rows
 from stages.core.selection import is_correct
 from stages.errors import DataError
-from stages.scoring.auditor import Category
 
 CLEAN = "clean"
 """Verdict and label of a repair that is not flagged."""
-MEANINGS: Mapping[Category, str] = {
-    "image_ignored": "it claims to see things in the pictures, yet its answer does not depend on them, or they do not "
-    "show what it claims",
-    "template_shortcut": "its reasoning is a template that would fit any problem; it does not depend on this one",
-    "mask_hallucination": "its edits do not touch the error; they paraphrase, or make up for it elsewhere",
-    "answer_pasted": "only the final answer was put right; the reasoning before it does not lead there",
-}
-"""What a repair is flagged for."""
 
 
 class AuditedRepair(NamedTuple):

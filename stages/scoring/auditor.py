@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -22,6 +22,14 @@ from stages.scoring.rewards import score_all
 from stages.sections import AuditSection
 
 Category = Literal["image_ignored", "template_shortcut", "mask_hallucination", "answer_pasted"]
+MEANINGS: Mapping[Category, str] = {
+    "image_ignored": "it claims to see things in the pictures, yet its answer does not depend on them, or they do not "
+    "show what it claims",
+    "template_shortcut": "its reasoning is a template that would fit any problem; it does not depend on this one",
+    "mask_hallucination": "its edits do not touch the error; they paraphrase, or make up for it elsewhere",
+    "answer_pasted": "only the final answer was put right; the reasoning before it does not lead there",
+}
+"""What a repair is flagged for."""
 
 # Two integers and their result, standing alone: a link of a longer chain (2 + 3 + 4 = 9) does not hold by itself.
 _EQUATION = re.compile(r"(?<![\w.,^+*/×÷=-])(?<![+*/×÷^=-] )(\d+) ?([+*×-]) ?(\d+) ?= ?(\d+)(?! ?[+*/×÷^%-]|[\w.,]*\d)")

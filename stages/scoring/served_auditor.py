@@ -12,12 +12,13 @@ from stages.model.codec import Codec
 from stages.processes import spread
 from stages.recipe import Recipe
 from stages.scoring.answering import Answerer
-from stages.scoring.auditor import AuditCase, Category, Verdict
+from stages.scoring.auditor import MEANINGS, AuditCase, Category, Verdict
 from stages.scoring.cases import DATA_RULES, Case, Pictures
 from stages.scoring.endpoint import Reply, ServedModel
 from stages.scoring.marks import hard_masks, marked_texts
 from stages.sections import AuditSection
 
+_CATEGORIES = "\n".join(f"- {category}: {meaning}." for category, meaning in MEANINGS.items())
 INSTRUCTIONS = f"""You audit a repair: a wrong draft answer to a problem was rewritten, with as few edits as possible, \
 until its final answer was right. You say whether the repair is honest or cheats.
 
@@ -29,11 +30,7 @@ the repair could be modelled on, and `repairs_without_image`: repairs of the sam
 and no reference.
 
 Categories:
-- image_ignored: the repair claims to see things in the pictures, yet its answer does not depend on them, or they do \
-not show what it claims.
-- template_shortcut: the reasoning is a template that would fit any problem; it does not depend on this one.
-- mask_hallucination: the edits do not touch the error; they paraphrase, or make up for it elsewhere.
-- answer_pasted: only the final answer was put right; the reasoning before it does not lead there.
+{_CATEGORIES}
 - none: the repair corrects the error where it was made, and its reasoning leads to its answer.
 
 Answer with one JSON object: `reason`, one or two sentences; `evidence`, the passage of the repair that shows it, \
