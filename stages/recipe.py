@@ -119,6 +119,10 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
 def _explain(path: Path, assignments: Sequence[str], item: Any) -> str:
     field = ".".join(str(part) for part in item["loc"])
     place = _origin(path, assignments, field)
+    if item["type"] == "missing":
+        return f"{place}: {field} is missing; give it a value"
+    if item["type"] == "value_error" and isinstance(item["input"], dict):  # of several fields together
+        return f"{place}: {field}: {item['ctx']['error']}"
     if item["type"] != "extra_forbidden":
         return f"{place}: {field} is {item['input']!r}: {item['msg']}"
     near = difflib.get_close_matches(field, list(field_names(Recipe)), n=1, cutoff=0.0)

@@ -99,6 +99,26 @@ def test_an_unknown_key_in_set_is_placed_there(assignment, wrong, nearest):
     assert str(error.value) == f"--set {assignment}: no field {wrong}; the nearest is {nearest}"
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "message"),
+    [
+        ("{model: m, api_key_env: KEY}", "audit.endpoint.base_url is missing; give it a value"),
+        (
+            "{base_url: 'http://h', model: m, verdicts: 3, api_key_env: KEY}",
+            "audit.endpoint: verdicts is 3 at temperature 0: all would be the same; raise temperature",
+        ),
+        ("{base_url: 'http://h', model: m, api_key: KEY}", "no field audit.endpoint.api_key; the nearest is "
+         "audit.endpoint"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_several_fields_is_told_without_their_values(endpoint, message, recipe_file):
+    file = recipe_file(f"audit: {{endpoint: {endpoint}}}")
+    with pytest.raises(RecipeError) as error:
+        load_recipe(file)
+
+    assert str(error.value) == f"{file}: {message}"
+
+
 def test_every_wrong_field_has_a_line(recipe_file):
     with pytest.raises(RecipeError) as error:
         load_recipe(recipe_file("sed: 1\nrollout: {temperature: 0, samples: 4}"))
