@@ -93,7 +93,7 @@ def test_the_manifest_accounts_for_every_answer(digits_sheet):
     manifest = read_manifest(digits_sheet)
     assert manifest["counts"]["drafts"] == 2 * manifest["rows_in"]
     assert manifest["rows_out"] == COUNT
-    assert manifest["dropped"].keys() <= {"unscored", "length", "empty", "repeated", "surplus"}
+    assert manifest["dropped"].keys() <= {"prompt_too_long", "unscored", "length", "empty", "repeated", "surplus"}
     assert {TASKS, PLAIN, CONFIG, "errors.parquet"} == manifest["files"].keys()
 
 
