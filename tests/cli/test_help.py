@@ -1,9 +1,9 @@
 """`df --help`: the pipeline in order, at once, without the libraries that take seconds to import."""
 
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -44,12 +44,18 @@ def test_commands_stand_in_pipeline_order():
     assert [name for name in listed if name in PIPELINE] == PIPELINE
 
 
+def seconds_of_children():
+    """Of computing: a busy machine's waiting is not ours."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def test_help_comes_at_once_and_without_torch():
     seconds = []
     for _ in range(3):
-        started = time.perf_counter()
+        started = seconds_of_children()
         done = df("--help")
-        seconds.append(time.perf_counter() - started)
+        seconds.append(seconds_of_children() - started)
 
         assert done.returncode == 0
         assert done.stderr == "[]\n"
