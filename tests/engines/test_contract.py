@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from scripted_engine import ScriptedEngine
 from stages.artifacts.problems import Video
 from stages.engines.protocol import Request, Sampling, ScoreRequest
 from stages.engines.transformers_engine import TransformersEngine
@@ -15,13 +16,15 @@ from stages.model.batches import encode_prompt
 from stages.model.loading import wrap_model
 from stages.model.prompts import continuation_prompt, policy_prompt, repair_prompt
 
-ENGINES = ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)]
+ENGINES = ["scripted", "transformers", pytest.param("vllm", marks=pytest.mark.vllm)]
 STYLE = SimpleNamespace(instruction="")
 
 
 @pytest.fixture(scope="module", params=ENGINES)
 def open_engine(request):
     """A function: the engine with a model, that generates so many rows at once if it asks."""
+    if request.param == "scripted":
+        return lambda vlm, _: ScriptedEngine(vlm)
     if request.param == "transformers":
         return lambda vlm, rows_per_batch: TransformersEngine(vlm, rows_per_batch=rows_per_batch)
     start = request.getfixturevalue("start_vllm")
@@ -67,8 +70,10 @@ def noisy(width, height, seed):
     return Image.fromarray(pixels)
 
 
-def plain_logits(vlm, prompt, ids):
+def plain_logits(engine, vlm, prompt, ids):
     """Float32 logits (T, V) before each of `ids`: one unpadded row, the processor's own inputs, no cache."""
+    if isinstance(engine, ScriptedEngine):
+        return engine.logits(prompt, len(ids)).float()
     video = {}
     if prompt.video is not None:
         frames = list(prompt.video.frames)
@@ -85,8 +90,8 @@ def plain_logits(vlm, prompt, ids):
     return logits_SV[-len(ids) - 1 : -1]
 
 
-def plain_logprobs(vlm, prompt, ids, temperature):
-    logits_TV = plain_logits(vlm, prompt, ids) / temperature
+def plain_logprobs(engine, vlm, prompt, ids, temperature):
+    logits_TV = plain_logits(engine, vlm, prompt, ids) / temperature
     logits_TV[:, list(vlm.banned_ids)] = float("-inf")
     return [log_softmax[token].item() for log_softmax, token in zip(logits_TV.log_softmax(-1), ids, strict=True)]
 
@@ -98,11 +103,12 @@ def flat(groups):
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_sampler_logprobs_are_those_of_a_plain_forward(open_engine, asked, temperature):
     vlm, prompts = asked
-    groups = open_engine(vlm, 4).generate([Request(prompt, 2) for prompt in prompts], Sampling(7, temperature, seed=1))
+    engine = open_engine(vlm, 4)
+    groups = engine.generate([Request(prompt, 2) for prompt in prompts], Sampling(7, temperature, seed=1))
     for prompt, group in zip(prompts, groups, strict=True):
         assert len(group) == 2
         for completion in group:
-            expected = plain_logprobs(vlm, prompt, completion.ids, temperature)
+            expected = plain_logprobs(engine, vlm, prompt, completion.ids, temperature)
             assert completion.logprobs == pytest.approx(expected, abs=1e-4)
 
 
@@ -165,8 +171,9 @@ def tempted(tiny_vlm, copy_of):
 @pytest.mark.parametrize("temperature", [0, 1.0])
 def test_banned_ids_are_never_sampled(open_engine, tempted, prompts, temperature):
     vlm, forbidden = tempted
-    completions = flat(open_engine(vlm, 4).generate([Request(p, 2) for p in prompts], Sampling(6, temperature)))
-    logits_TV = plain_logits(vlm, prompts[0], completions[0].ids)
+    engine = open_engine(vlm, 4)
+    completions = flat(engine.generate([Request(p, 2) for p in prompts], Sampling(6, temperature)))
+    logits_TV = plain_logits(engine, vlm, prompts[0], completions[0].ids)
     assert set(logits_TV.argmax(-1).tolist()) <= forbidden
     assert not forbidden & {token for completion in completions for token in completion.ids}
     assert all(logprob > -30 for completion in completions for logprob in completion.logprobs)
@@ -174,12 +181,13 @@ def test_banned_ids_are_never_sampled(open_engine, tempted, prompts, temperature
 
 def test_greedy_takes_the_likeliest_allowed_id(open_engine, base_vlm, problems, recipe):
     prompts = [policy_prompt(base_vlm.processor, recipe.prompt, p.question, p.images) for p in problems[:3]]
-    groups = open_engine(base_vlm, 3).generate([Request(prompt) for prompt in prompts], Sampling(12, temperature=0))
+    engine = open_engine(base_vlm, 3)
+    groups = engine.generate([Request(prompt) for prompt in prompts], Sampling(12, temperature=0))
     for prompt, group in zip(prompts, groups, strict=True):
-        logits_TV = plain_logits(base_vlm, prompt, group[0].ids)
+        logits_TV = plain_logits(engine, base_vlm, prompt, group[0].ids)
         logits_TV[:, list(base_vlm.banned_ids)] = float("-inf")
         assert group[0].ids == logits_TV.argmax(-1).tolist()
-        assert group[0].logprobs == pytest.approx(plain_logprobs(base_vlm, prompt, group[0].ids, 1.0), abs=1e-4)
+        assert group[0].logprobs == pytest.approx(plain_logprobs(engine, base_vlm, prompt, group[0].ids, 1.0), abs=1e-4)
 
 
 def test_a_response_ends_with_its_end_token_or_at_the_limit(open_engine, base_vlm, problems, recipe):
@@ -205,7 +213,7 @@ def test_a_prompt_that_leaves_no_room_gets_no_completion(open_engine, tiny_vlm, 
     assert [len(group) for group in fitting] == [2, 2, 2]
     assert [len(group) for group in cut] == [2, 0, 2]
     assert cut[0][0].logprobs[0] == pytest.approx(
-        plain_logprobs(tiny_vlm, requests[0].prompt, cut[0][0].ids[:1], 1.0)[0], abs=1e-4
+        plain_logprobs(engine, tiny_vlm, requests[0].prompt, cut[0][0].ids[:1], 1.0)[0], abs=1e-4
     )
 
 
