@@ -1,14 +1,14 @@
-"""The served judge: whether a response's final answer is right (the task reward of METHOD's kind `general`)."""
+"""The served judge: whether a response's final answer is right where no rule can tell."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from stages.errors import RecipeError
 from stages.scoring.cases import DATA_RULES, Case, Pictures
 from stages.scoring.endpoint import Reply, ServedModel
+from stages.scoring.rewards import Reward
 from stages.sections import RewardSection
 
 INSTRUCTIONS = f"""You judge whether a response to a problem is correct.
@@ -30,7 +30,7 @@ class JudgeReply(Reply):
     verdict: Literal["correct", "incorrect"]
 
 
-class JudgeReward:
+class JudgeReward(Reward):
     """Reward 1 for a response that most verdicts call correct, 0 for incorrect, None where neither has a majority."""
 
     def __init__(self, section: RewardSection) -> None:
@@ -57,11 +57,3 @@ class JudgeReward:
         if correct >= self._model.majority:
             return 1.0
         return 0.0 if len(replies) - correct >= self._model.majority else None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None

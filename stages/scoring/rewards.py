@@ -16,17 +16,19 @@ RewardFunction = Callable[[str, Problem], float | None]
 
 
 class Reward(Protocol):
-    """Scores responses; a context manager that releases what scoring holds, such as worker processes."""
+    """Scores responses; a context manager that releases what scoring holds (worker processes), by default nothing."""
 
     def score_many(self, responses: Sequence[str], problems: Sequence[Problem]) -> list[float | None]:
         """Per response the task reward in [0, 1], or None where it cannot be scored; order kept."""
         ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        return None
 
 
 def score_all(reward: Reward, responses: Sequence[str], problems: Sequence[Problem]) -> list[float | None]:
@@ -88,7 +90,7 @@ def load_reward(name: str, **options: Any) -> Reward:
     return FunctionReward(name, function)
 
 
-class MathReward:
+class MathReward(Reward):
     """The rule-based reward of ``answers``, against each problem's ``answer``."""
 
     def __init__(self, **options: Any) -> None:
@@ -103,16 +105,13 @@ class MathReward:
                 )
         return self._scorer.score_many(responses, [problem["answer"] for problem in problems])
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._scorer.close()
 
 
-class FunctionReward:
+class FunctionReward(Reward):
     """A user's function, called once per response, its values checked."""
 
     def __init__(self, name: str, function: RewardFunction) -> None:
@@ -136,11 +135,3 @@ class FunctionReward:
                 "return a number in [0, 1], or None for what cannot be scored"
             )
         return float(value)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
