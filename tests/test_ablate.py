@@ -61,7 +61,7 @@ def rows_of(out: Path) -> dict[tuple[str, int | None, str], dict]:
     return {(r["variant"], r["seed"], r["measure"]): r for r in iterate_rows(out / "ablation.parquet", ABLATION)}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_variant_that_fails_is_named_and_stops_no_other(ablation):
     out, _, done = ablation
     assert done.returncode == 1, done.stderr

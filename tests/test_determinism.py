@@ -7,7 +7,7 @@ from stages.recipe import load_recipe
 from stages.s3_rollout import Rollout
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_the_same_seed_samples_the_same_bytes(tmp_path, digits, base_dir):
     def files(out, seed):
         settings = ["rollout.problems=10", "rollout.samples_per_problem=4", "rollout.rows_per_shard=20", f"seed={seed}"]

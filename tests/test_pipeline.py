@@ -42,7 +42,7 @@ from stages.s5_train_policy import TrainPolicy
 from stages.summary import summarize_run
 from stages.training.heldout import ATTEMPTS
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)
 
 SMALL = [
     "sft.epochs=1",

@@ -19,7 +19,7 @@ from stages.s3_rollout import Rollout
 from stages.s4_build_masks import BuildMasks
 from stages.scoring import endpoint
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 KEY = "sk-never-to-be-seen-in-a-file"
 SMALL = (

@@ -26,7 +26,7 @@ from stages.s4_build_masks import BuildMasks
 from stages.s5_train_policy import TrainPolicy
 from tiny_model import plain_logprobs
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)
 
 RECIPE = load_recipe(
     "digits",
