@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from stages.model.loading import VisionLanguageModel
 from stages.progress import track
 from stages.recipe import Recipe
 from stages.scoring.answering import Answerer
-from stages.scoring.auditor import AuditCase, Auditor, Verdict, check_auditor, open_auditor
+from stages.scoring.auditor import AuditCase, Auditor, Verdict, check_auditor, is_audited, open_auditor
 from stages.scoring.image_removal import without_image
 from stages.scoring.references import References
 from stages.scoring.repair_reward import c1_gate, repair_reward
@@ -111,7 +112,7 @@ class RlRepair:
                     loop.iterate(iteration, loop.draw(drafts, iteration))
                     advance(1)
             if self.repair_set is not None:
-                with trainer.parallel.whole():
+                with loop.sampling():
                     repair_heldout(repairer, ProblemSet(self.repair_set, REPAIR_SET), recipe, step)
         with step.ledger.phase("save"):
             trainer.save(step.out, step.out / MODEL)
@@ -182,7 +183,10 @@ class ErrorSource:
         ]
 
     def _text_only_solvable(self, problems: Sequence[Problem], part: int) -> set[str]:
-        """Problems whose image the policy does not need: it solves them on the blank image often enough."""
+        """Problems whose image the policy does not need: it solves them on the blank image often enough.
+
+        Where unscored answers leave that open, the problem stays.
+        """
         section, threshold = self.recipe.repair_rl, self.recipe.reward.threshold
         if section.text_only_tries == 0:
             return set()
@@ -255,9 +259,13 @@ class RepairLoop:
         orders = {number: np.random.default_rng(seed).permutation(len(drafts)) for number, seed in seeds.items()}
         return [drafts[orders[i // len(drafts)][i % len(drafts)]] for i in range(first, first + count)]
 
+    def sampling(self) -> AbstractContextManager[None]:
+        """Inside, the repair model can generate; an engine of its own needs nothing of the trainer's shards."""
+        return self.trainer.parallel.whole() if self.repairer.engine.embedded else nullcontext()
+
     def iterate(self, iteration: int, drafts: Sequence[Draft]) -> None:
         """One round: repairs of `drafts`, their rewards, the optimizer steps on them."""
-        with self.trainer.parallel.whole():
+        with self.sampling():
             groups = self._episodes(drafts, iteration)
         self.episodes += [episode.row(iteration) for group in groups for episode in group]
         self._count(groups)
@@ -369,15 +377,17 @@ class RepairLoop:
         for group in groups:
             tally.counts["errors"] += 1
             tally.counts["errors_gated_by_c1"] += group[0].gate_c1 is False
+            tally.counts["errors_without_c1"] += group[0].gate_c1 is None
             for episode in group:
                 tally.counts["repairs"] += 1
+                audited = is_audited(episode.attempt.reward, episode.verdict, self.recipe.reward.threshold)
+                tally.counts["repairs_audited"] += audited
                 tally.counts["repairs_flagged"] += episode.verdict.flagged is True
                 tally.counts["repairs_unaudited"] += episode.verdict.flagged is None
                 tally.counts["repairs_unscored"] += episode.attempt.reward is None
                 if episode.gate_c1:
-                    tally.counts["repairs_c1_open"] += 1
+                    tally.counts["repairs_c1_open_audited"] += audited
                     tally.counts["repairs_c1_open_flagged"] += episode.verdict.flagged is True
-                    tally.counts["repairs_c1_open_unaudited"] += episode.verdict.flagged is None
                 tally.dropped["without_reward"] += episode.repair_reward is None
                 if episode.verdict.category is not None:
                     tally.counts[f"flagged_{episode.verdict.category}"] += 1
@@ -390,7 +400,9 @@ def _summary(groups: Sequence[Sequence[Episode]], threshold: float) -> dict[str,
         "accuracy": [is_correct(episode.attempt.reward, threshold) for episode in episodes],
         "edit_cost": [episode.attempt.cost for episode in episodes],
         "repair_reward": [e.repair_reward for e in episodes if e.repair_reward is not None],
-        "c1_hit_rate": [group[0].gate_c1 is False for group in groups],
-        "audit_hit_rate": [e.verdict.flagged for e in episodes if e.verdict.flagged is not None],
+        "c1_hit_rate": [group[0].gate_c1 is False for group in groups if group[0].gate_c1 is not None],
+        "audit_hit_rate": [
+            e.verdict.flagged is True for e in episodes if is_audited(e.attempt.reward, e.verdict, threshold)
+        ],
     }
     return {name: float(np.mean(measured)) for name, measured in values.items() if measured}

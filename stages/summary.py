@@ -54,15 +54,14 @@ def _repair_model(section: str, folder: Path, threshold: float) -> list[Measure]
 
 
 def _gates(folder: Path) -> list[Measure]:
-    """Hit rates of C1 and of the auditor in repair RL: the auditor's over audited repairs, overall and per category."""
+    """Hit rates of C1 and of the auditor in repair RL: the auditor's over right repairs, overall and per category."""
     counts = Counter(read_manifest(folder)["counts"])
-    audited = counts["repairs"] - counts["repairs_unaudited"]
-    audited_open = counts["repairs_c1_open"] - counts["repairs_c1_open_unaudited"]
+    audited, with_c1 = counts["repairs_audited"], counts["errors"] - counts["errors_without_c1"]
     section = "repair RL"
     measures = [
-        share(section, "C1 hit rate (errors)", counts["errors_gated_by_c1"], counts["errors"]),
+        share(section, "C1 hit rate (errors)", counts["errors_gated_by_c1"], with_c1),
         share(section, "audit hit rate", counts["repairs_flagged"], audited),
-        share(section, "audit hit rate, C1 open", counts["repairs_c1_open_flagged"], audited_open),
+        share(section, "audit hit rate, C1 open", counts["repairs_c1_open_flagged"], counts["repairs_c1_open_audited"]),
     ]
     categories = sorted(name for name in counts if name.startswith("flagged_"))
     return measures + [
@@ -74,12 +73,11 @@ def _round(number: int, folder: Path) -> list[Measure]:
     section = f"round {number}"
     rollout, masks = read_manifest(folder / ROLLOUT), read_manifest(folder / MASKS)
     counts = Counter(masks["counts"])
-    audited = counts["candidates"] - counts["candidates_unaudited"]
     return [
         share(section, "correct rollouts", rollout["counts"]["correct"], rollout["rows_out"]),
         share(section, "p, rollouts that triggered a repair (eq. 29)", counts["repair_triggered"], rollout["rows_out"]),
         share(section, "errors with a selected repair", counts["errors_repaired"], counts["repair_triggered"]),
-        share(section, "audit hit rate", counts["candidates_flagged"], audited),
+        share(section, "audit hit rate", counts["candidates_flagged"], counts["candidates_audited"]),
         share(section, "marked tokens", counts["tokens_marked"], counts["tokens_in_pairs"]),
     ]
 

@@ -51,6 +51,8 @@ class Generator(Protocol):
 
     codec: Codec
     """Of the model's prompts and responses."""
+    embedded: bool
+    """Whether it generates with a model of this process, which may be the one that is trained."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """Sample `n` completions of each request; the same seed gives the same completions.

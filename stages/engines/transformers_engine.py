@@ -25,6 +25,8 @@ from stages.model.prompts import Prompt
 class TransformersEngine:
     """One loaded model: generates `rows_per_batch` sequences at a time, scores `tokens_per_batch` tokens."""
 
+    embedded = True
+
     def __init__(self, vlm: VisionLanguageModel, *, rows_per_batch: int = 64, tokens_per_batch: int = 16384) -> None:
         self.vlm = vlm
         self.codec: Codec = vlm

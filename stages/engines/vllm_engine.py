@@ -31,7 +31,10 @@ MOST_BANNED_IDS = 1024
 LOWEST_TEMPERATURE = 0.01
 """vLLM takes it in the place of lower ones, but for 0."""
 
-_SETTINGS = {"VLLM_LOGGING_LEVEL": "ERROR"}
+_SETTINGS = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork would share a CUDA that this process has asked about already
+}
 _CPU_SETTINGS = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound, they would wait for this process's own threads
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
@@ -51,6 +54,8 @@ class _Numbered:
 
 class VllmEngine:
     """vLLM with one checkpoint: generates; `scorer` opens the transformers engine that scores, when first asked."""
+
+    embedded = False
 
     def __init__(
         self, folder: Path, codec: Codec, model: ModelSection, vllm: VllmSection, scorer: Callable[[], Generator]
@@ -77,8 +82,8 @@ class VllmEngine:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         if 0 < sampling.temperature < LOWEST_TEMPERATURE:
             raise RecipeError(
-                f"rollout.temperature is {sampling.temperature}, but vLLM samples at {LOWEST_TEMPERATURE} or more; "
-                "raise it, or set engine.name=transformers"
+                f"the sampling temperature is {sampling.temperature}, but vLLM samples at {LOWEST_TEMPERATURE} or "
+                "more; raise it, or set engine.name=transformers"
             )
         numbered = [_Numbered(index, request) for index, request in enumerate(requests)]
         return processes.spread(numbered, lambda share: self._generate(share, sampling))
@@ -173,6 +178,8 @@ def _start(folder: Path, model: ModelSection, vllm: VllmSection) -> Any:
             tensor_parallel_size=vllm.tensor_parallel_size,
             gpu_memory_utilization=vllm.gpu_memory_utilization,
             enforce_eager=on_cpu,
+            # Every request has a seed, and a CPU's seeded generator cannot go back behind a part of a prompt.
+            enable_chunked_prefill=not on_cpu,
             # Of the distribution that is sampled, which the checkpoint's own sampling defaults would change.
             logprobs_mode="processed_logprobs",
             generation_config="vllm",
@@ -194,11 +201,10 @@ def _environment(on_cpu: bool) -> Iterator[None]:
         os.environ.setdefault(name, value)
     declare_in_child_processes()
     before = dict(os.environ)
-    if not alone:
-        for name in filter(_LAUNCHED.fullmatch, before):
-            del os.environ[name]
-        if not on_cpu:
-            os.environ["CUDA_VISIBLE_DEVICES"] = _own_gpu(before.get("CUDA_VISIBLE_DEVICES"))
+    for name in filter(_LAUNCHED.fullmatch, before):
+        del os.environ[name]
+    if not (alone or on_cpu):
+        os.environ["CUDA_VISIBLE_DEVICES"] = _own_gpu(before.get("CUDA_VISIBLE_DEVICES"))
     try:
         yield
     finally:

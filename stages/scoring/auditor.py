@@ -45,6 +45,11 @@ class Verdict(NamedTuple):
     """What a served auditor quotes."""
 
 
+def is_audited(reward: float | None, verdict: Verdict, threshold: float) -> bool:
+    """Whether there is a verdict on a repair with this reward: wrong ones gain nothing by cheating, nobody looks."""
+    return is_correct(reward, threshold) and verdict.flagged is not None
+
+
 @dataclass(frozen=True)
 class AuditCase:
     """A repair, whether its error could be repaired without the image (None: not tried), and what came of trying."""

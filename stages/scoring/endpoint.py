@@ -32,8 +32,12 @@ LONGEST_RETRY_AFTER_S = 300.0
 """A server that asks for a longer wait is asked again after this one."""
 FEWEST_VERDICTS = 20
 """`max_null_share` is of at least so many verdicts: one null of three is no sign of a server that is down."""
+RETRY_TEMPERATURE = 0.3
+"""Of tries after an invalid reply, at least."""
 _PASSING = {408, 409, 429}
-_TOO_LONG = re.compile(r"(maximum|max)[_ ](context|model)|context[_ ](length|size|window)", re.IGNORECASE)
+_OF_THE_CASE = {400, 413, 422}
+"""Too long, too many pictures, filtered: another case may pass. What is wrong with all of them soon is the share that
+`max_null_share` does not allow."""
 _MESSAGE_LENGTH = 300
 
 logger = logging.getLogger(__name__)
@@ -172,22 +176,23 @@ class ServedModel(Generic[ReplyT]):
             _Failure: there is none after every retry.
             EndpointError: the server refuses.
         """
-        attempt = 0
+        attempt = invalid = 0
         while True:
             try:
-                return await self._try(client, question, attempt)
+                return await self._try(client, question, invalid)
             except _Failure as failure:
                 if failure.again == "never" or attempt == self._section.retries:
                     raise
                 wait_s = max(_backoff_s(attempt), failure.wait_s) if failure.again == "later" else 0.0
+                invalid += failure.again == "at_once"
             await asyncio.sleep(wait_s)
             attempt += 1
 
-    async def _try(self, client: AsyncOpenAI, question: _Question, attempt: int) -> str:
+    async def _try(self, client: AsyncOpenAI, question: _Question, invalid: int) -> str:
         section = self._section
         try:
             async with asyncio.timeout(section.timeout_s):  # the client's own starts again with every byte
-                response = await client.chat.completions.with_raw_response.create(**self._request(question, attempt))
+                response = await client.chat.completions.with_raw_response.create(**self._request(question, invalid))
             return self._valid(response.text)
         except (TimeoutError, APITimeoutError):
             raise _Failure(f"no reply within {section.timeout_s:g} s", "later") from None
@@ -198,8 +203,8 @@ class ServedModel(Generic[ReplyT]):
         except ValidationError as error:
             raise _Failure(f"an invalid reply: {self._safe(_first_line(error))}", "at_once") from None
 
-    def _request(self, question: _Question, attempt: int) -> dict[str, Any]:
-        """The request's body; a further try has another seed, or it would get the same invalid reply."""
+    def _request(self, question: _Question, invalid: int) -> dict[str, Any]:
+        """The request's body; after an invalid reply it samples, with another seed, or it would get the same one."""
         section = self._section
         return {
             "model": section.model,
@@ -211,9 +216,9 @@ class ServedModel(Generic[ReplyT]):
                 "type": "json_schema",
                 "json_schema": {"name": self._reply_type.__name__, "schema": self._schema, "strict": True},
             },
-            "temperature": section.temperature,
+            "temperature": max(section.temperature, RETRY_TEMPERATURE) if invalid else section.temperature,
             "max_completion_tokens": section.max_tokens,
-            "seed": question.seed + attempt * section.verdicts,
+            "seed": question.seed + invalid * section.verdicts,
         }
 
     def _valid(self, body: str) -> str:
@@ -226,7 +231,7 @@ class ServedModel(Generic[ReplyT]):
         what = f"HTTP {status}: {self._safe(error.message.removeprefix(f'Error code: {status} - '))}"
         if status in _PASSING or status >= 500:
             return _Failure(what, "later", _retry_after_s(error.response.headers.get("retry-after")))
-        if status == 413 or (status == 400 and _TOO_LONG.search(error.message)):
+        if status in _OF_THE_CASE:
             return _Failure(what, "never")
         section = self._section
         key = "no key" if section.api_key_env is None else f"the key in ${section.api_key_env}"

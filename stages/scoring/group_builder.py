@@ -13,7 +13,7 @@ from stages.core.selection import is_correct, select_repair
 from stages.engines.protocol import Completion, Sampling, ScoreRequest
 from stages.recipe import Recipe
 from stages.scoring.answering import Answerer
-from stages.scoring.auditor import AuditCase, Auditor, Verdict
+from stages.scoring.auditor import AuditCase, Auditor, Verdict, is_audited
 from stages.scoring.marks import hard_masks
 from stages.scoring.references import References
 from stages.scoring.repairs import Attempt, Draft, Repairer, Sibling, sibling_repairs
@@ -145,6 +145,8 @@ class GroupBuilder:
         tally.counts["errors_with_prompt_too_long"] += not group and self.repairer is not None
         tally.counts["candidates"] += len(group)
         tally.counts["candidates_correct"] += sum(is_correct(a.reward, self.recipe.reward.threshold) for a in group)
+        audited = [is_audited(a.reward, v, self.recipe.reward.threshold) for a, v in zip(group, verdicts, strict=True)]
+        tally.counts["candidates_audited"] += sum(audited)
         tally.counts["candidates_flagged"] += sum(verdict.flagged is True for verdict in verdicts)
         tally.counts["candidates_unaudited"] += sum(verdict.flagged is None for verdict in verdicts)
         tally.counts["candidates_unscored"] += sum(attempt.reward is None for attempt in group)

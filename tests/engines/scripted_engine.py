@@ -13,6 +13,8 @@ from stages.model.head import sampled_logits
 class ScriptedEngine:
     """Token t of a response is drawn from row t of the prompt's table, whatever came before it."""
 
+    embedded = False
+
     def __init__(self, codec):
         self.codec = codec
 

@@ -1,11 +1,13 @@
 """Which engine runs, and what is said where it cannot."""
 
+import os
 import sys
 
 import pytest
 import torch
 
 from stages.engines.loading import engine_name, open_engine, open_sampler, with_engine
+from stages.engines.vllm_engine import _environment
 from stages.errors import RecipeError
 from stages.recipe import load_recipe
 
@@ -71,3 +73,16 @@ def test_tensor_parallelism_in_each_of_several_processes_is_refused(base_dir, ba
     recipe = load_recipe("digits", ["engine.name=vllm", "engine.vllm.tensor_parallel_size=2"])
     with pytest.raises(RecipeError, match=r"tensor_parallel_size is 2 in each of 2 processes"):
         open_sampler(base_vlm, base_dir, recipe)
+
+
+@pytest.mark.parametrize("launched", [{}, {"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_USE_AGENT_STORE": "True"}])
+def test_vllm_starts_processes_that_know_nothing_of_a_launcher_and_share_no_cuda(monkeypatch, launched):
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    with _environment(on_cpu=False):
+        assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+        assert not launched.keys() & os.environ.keys()
+    assert {name: os.environ[name] for name in launched} == launched
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "fork")
+    with _environment(on_cpu=False):
+        assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "fork"

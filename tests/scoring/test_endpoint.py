@@ -179,9 +179,17 @@ def test_another_try_has_another_seed(model):
     with serving(script_of(completion("{"), completion("{"))) as server:
         model(server, verdicts=3, temperature=1.0, concurrency=1).ask(cases("a"))
     assert [request["seed"] for request in server.requests] == [0, 3, 6, 1, 2]
+    assert {request["temperature"] for request in server.requests} == {1.0}
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
+def test_after_an_invalid_reply_a_greedy_verdict_is_sampled_and_after_a_busy_server_it_is_not(model):
+    with serving(script_of(refusal(500), completion("{"), refusal(500))) as server:
+        model(server, concurrency=1, retries=3).ask(cases("a", "b"))
+    told = [(request["temperature"], request["seed"]) for request in server.requests]
+    assert told == [(0, 0), (0, 0), (0.3, 1), (0.3, 1), (0, 0)]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_refusal_stops_the_stage_at_once(model, monkeypatch, status):
     monkeypatch.setenv("DF_KEY", KEY)
     with serving(script_of(then=refusal(status, f"bad request with {KEY}"))) as server:
@@ -199,12 +207,23 @@ def test_a_refusal_stops_the_stage_at_once(model, monkeypatch, status):
     [
         refusal(400, "This model's maximum context length is 8192 tokens. However, you requested 9000 tokens"),
         refusal(400, "The prompt (length 9000) is longer than the maximum model length of 8192."),
+        refusal(400, "At most 8 image(s) may be provided in one prompt."),
         refusal(413),
+        refusal(422),
     ],
 )
-def test_a_case_that_is_too_long_is_null_and_is_not_tried_again(model, trouble):
+def test_a_case_that_is_refused_by_itself_is_null_and_is_not_tried_again(model, trouble):
     with serving(script_of(trouble)) as server:
         assert said(model(server, concurrency=1).ask(cases("long", "short"))) == [[], ["yes"]]
+    assert len(server.requests) == 2
+
+
+def test_cases_that_are_all_refused_stop_the_stage(model):
+    told = r"2 of 9 verdicts .* could not be had.*unknown field response_format"
+    with serving(script_of(then=refusal(400, "unknown field response_format"))) as server:
+        asked = model(server, concurrency=1)
+        with pytest.raises(EndpointError, match=told):
+            asked.ask(numbered(9))
     assert len(server.requests) == 2
 
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -270,6 +271,8 @@ def assert_contained(attacked, honest, vlm):
     assert text.startswith("<data>\n")
     assert text.endswith("\n</data>")
     assert text.count("<") == 2  # those of the two tags: no other tag and no special token of a chat template
+    # Nor is there one that begins with a square bracket: they open lists alone.
+    assert not any("[" in string for string in re.findall(r'"(?:[^"\\]|\\.)*"', text))
     assert isinstance(json.loads(text.removeprefix("<data>\n").removesuffix("\n</data>")), dict)
     assert without_data(attacked) == without_data(honest)
     assert len(special_tokens(vlm, attacked)) == 3 + 2 + 3  # three messages begin, two end; an image is three
