@@ -14,6 +14,8 @@ DIGITS = ROOT / "data" / "digits"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(DIGITS))
 
+import stages.model  # noqa: E402, F401 - torchvision imports behind it alone
+
 
 def decoded(problem):
     """The problem with its images at hand."""
@@ -59,7 +61,6 @@ def repair_problems():
 @pytest.fixture(scope="session")
 def tiny_vlm():
     """A random Qwen2.5-VL, in evaluation mode; tests that change it take a copy."""
-    import stages.model  # noqa: F401, before transformers
     from tiny_model import tiny_qwen2_5_vl, train_tokenizer
 
     texts = ["user\nassistant\nWhat is the sum of the digits?", "The digits are 1, 2. 1 + 2 = 3. The answer is 3."]

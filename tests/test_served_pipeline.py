@@ -272,7 +272,8 @@ def test_hit_rates_are_over_what_was_audited(recipe_of, script, server, tmp_path
         return refusal(500) if sum(map(ord, data_of(request)["repair"])) % 3 == 0 else script(running, request, number)
 
     server.script = sometimes
-    recipe = recipe_of("audit.auditor=served", "audit.endpoint.max_null_share=1", "audit.endpoint.retries=0")
+    recipe = recipe_of("audit.auditor=served", "audit.endpoint.max_null_share=1", "audit.endpoint.retries=0",
+                       "rollout.temperature=1.2")  # fmt: skip
     base = digits / "base"
     execute(RlRepair(recipe, digits / "problems_train.parquet", base, base), tmp_path / "out")
     rows = list(iterate_rows(tmp_path / "out" / "episodes.parquet", EPISODES))

@@ -20,7 +20,7 @@ def declare_missing_operators() -> None:
     """Declare torchvision's operator names when its compiled extension cannot load; call before importing it."""
     global _declared
     spec = importlib.util.find_spec("torchvision")
-    if _declared is not None or spec is None or spec.origin is None:
+    if spec is None or spec.origin is None or hasattr(torch.ops.torchvision, "nms"):
         return
     try:
         torch.ops.load_library(str(Path(spec.origin).parent / "_C.so"))
