@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from statistics import mean
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,9 +21,9 @@ from stages.engines.protocol import Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.model.batches import encode_prompt
 from stages.recipe import load_recipe
-from stages.s2_rl_repair import ErrorSource, RepairLoop, RlRepair
+from stages.s2_rl_repair import Episode, ErrorSource, RepairLoop, RlRepair, _summary
 from stages.scoring.answering import Answerer
-from stages.scoring.auditor import open_auditor
+from stages.scoring.auditor import Verdict, open_auditor
 from stages.scoring.extraction import final_answer
 from stages.scoring.image_removal import without_image
 from stages.scoring.repairs import Repairer
@@ -386,3 +387,21 @@ def test_problems_without_images_skip_c1_and_the_text_only_filter(loop_of, base_
 def test_the_text_only_share_is_of_the_tries(base_vlm, step, text_only_problems, share, dropped):
     found_errors(base_vlm, ByTurns(1.0, 1.0, 0.0, 1.0), step, text_only_problems, f"repair_rl.text_only_share={share}")
     assert step.tally.dropped["text_only_solvable"] == dropped
+
+
+def episode(reward, gate_c1, flagged):
+    attempt = SimpleNamespace(reward=reward, cost=0.5)
+    return Episode(attempt, gate_c1, Verdict(flagged, "answer_pasted" if flagged else None), None)
+
+
+def test_hit_rates_leave_out_what_was_not_measured():
+    """Of C1 two errors of three (one is closed), of the audit three right repairs of five (one is flagged)."""
+    groups = [
+        [episode(1.0, None, False), episode(1.0, None, None)],
+        [episode(1.0, False, True), episode(0.0, False, False)],
+        [episode(1.0, True, False), episode(None, True, False)],
+    ]
+    measured = _summary(groups, 1.0)
+    assert measured["c1_hit_rate"] == pytest.approx(1 / 2)
+    assert measured["audit_hit_rate"] == pytest.approx(1 / 3)
+    assert measured["accuracy"] == pytest.approx(4 / 5)
