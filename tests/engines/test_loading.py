@@ -9,7 +9,7 @@ import torch
 from stages.engines.loading import engine_name, open_engine, open_sampler, with_engine
 from stages.engines.vllm_engine import _environment
 from stages.errors import RecipeError
-from stages.recipe import load_recipe
+from stages.recipe import Recipe, load_recipe
 
 
 @pytest.fixture
@@ -35,14 +35,14 @@ def test_vllm_that_is_not_installed_is_refused_before_any_compute(base_dir):
         with_engine(recipe)
     with pytest.raises(RecipeError, match=message):
         open_engine(base_dir, recipe)
-    assert engine_name(load_recipe("digits")) == engine_name(load_recipe("digits", ["engine.name=transformers"]))
+    assert engine_name(Recipe()) == engine_name(load_recipe("digits", ["engine.name=transformers"]))
 
 
 @pytest.mark.usefixtures("some_vllm")
 def test_auto_is_vllm_where_it_is_installed_and_there_is_a_gpu(monkeypatch):
     for there_is, expected in ((True, "vllm"), (False, "transformers")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there_is=there_is: there_is)
-        planned = with_engine(load_recipe("digits")).subset("engine")["engine"]
+        planned = with_engine(Recipe()).subset("engine")["engine"]
         assert planned["name"] == expected
         assert engine_name(load_recipe("digits", ["engine.name=transformers"])) == "transformers"
 
