@@ -134,7 +134,7 @@ def test_nulls_of_the_judge_are_counted_and_no_reward(recipe_of, server, script,
         return refusal(500) if "1" in data_of(request)["response"][:20] else script(running, request, number)
 
     server.script = now_and_then
-    recipe = recipe_of("reward.name=judge", "reward.judge.max_null_share=1", "reward.judge.retries=0")
+    recipe = recipe_of("reward.name=judge", "reward.judge.max_null_share=1", "reward.judge.retries=3")
     manifest = execute(Rollout(recipe, digits / "problems_train.parquet", digits / "base"), tmp_path / "out").manifest
     rows = list(iterate_rows(tmp_path / "out", ROLLOUTS))
     unscored = [row["reward"] is None for row in rows]
@@ -171,7 +171,7 @@ def test_a_served_auditor_of_candidates(recipe_of, script, server, tmp_path, dig
 
 def test_candidates_without_a_verdict_are_counted_and_not_chosen(recipe_of, server, tmp_path, digits, digits_rollouts):
     server.script = lambda *_: refusal(500)
-    recipe = recipe_of("audit.auditor=served", "audit.endpoint.max_null_share=1", "audit.endpoint.retries=0")
+    recipe = recipe_of("audit.auditor=served", "audit.endpoint.max_null_share=1", "audit.endpoint.retries=3")
     base = digits / "base"
     stage = BuildMasks(recipe, digits_rollouts, digits / "problems_train.parquet", base, base)
     counts = execute(stage, tmp_path / "out").manifest["counts"]
@@ -209,7 +209,7 @@ def test_a_served_auditor_of_repair_rl(recipe_of, script, server, tmp_path, digi
 
 def test_repairs_without_a_verdict_are_counted_and_not_trained_on(recipe_of, server, tmp_path, digits):
     server.script = lambda *_: refusal(500)
-    settings = ("audit.endpoint.max_null_share=1", "audit.endpoint.retries=0", "repair_rl.c1=false")
+    settings = ("audit.endpoint.max_null_share=1", "audit.endpoint.retries=3", "repair_rl.c1=false")
     recipe = recipe_of("audit.auditor=served", *settings)
     base = digits / "base"
     stage = RlRepair(recipe, digits / "problems_train.parquet", base, base)
@@ -272,7 +272,7 @@ def test_hit_rates_are_over_what_was_audited(recipe_of, script, server, tmp_path
         return refusal(500) if sum(map(ord, data_of(request)["repair"])) % 3 == 0 else script(running, request, number)
 
     server.script = sometimes
-    recipe = recipe_of("audit.auditor=served", "audit.endpoint.max_null_share=1", "audit.endpoint.retries=0",
+    recipe = recipe_of("audit.auditor=served", "audit.endpoint.max_null_share=1", "audit.endpoint.retries=3",
                        "rollout.temperature=1.2")  # fmt: skip
     base = digits / "base"
     execute(RlRepair(recipe, digits / "problems_train.parquet", base, base), tmp_path / "out")
