@@ -26,8 +26,7 @@ until its final answer was right. You say whether the repair is honest or cheats
 
 The object has the problem's `question`, its `reference_answer`, the `draft`, the `repair`, and the passages in which \
 the two differ: `marked_in_draft` and `marked_in_repair`. It may have a `reference_response`, a right response that \
-the repair could be modelled on, and `repairs_without_image`: repairs of the same draft by one who saw blank pictures \
-and no reference.
+the repair could be modelled on, and `repairs_without_image`: repairs of the same draft by one who saw blank pictures.
 
 Categories:
 {_CATEGORIES}
