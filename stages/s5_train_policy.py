@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, groupby
+from itertools import count, groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from stages import processes
 from stages.artifacts.columns import GROUPS, METRICS, VALUES
 from stages.artifacts.problems import ProblemSet
-from stages.artifacts.step import MODEL, Plan, Step
+from stages.artifacts.step import MODEL, Plan, Step, Tally
 from stages.artifacts.store import count_rows, iterate_rows, parquet_files
 from stages.batching import batched
 from stages.core.objectives import has_critic
@@ -28,6 +29,7 @@ from stages.progress import track
 from stages.recipe import Recipe
 from stages.sections import SAMPLING_FIELDS
 from stages.seeds import Purpose, derive_seed
+from stages.training.checkpoints import SAVE_EVERY, Checkpoints
 from stages.training.groups import Trajectory, optimization_group, rows_to_work_on, with_token_advantages
 from stages.training.losses import PolicyObjective, check_objective, mismatch_metrics
 from stages.training.metrics import MetricsLog
@@ -71,9 +73,14 @@ class TrainPolicy:
                 trainer.start_critic(source.rewards())
                 source.write_values(trainer)
             log, advanced = MetricsLog(trackers), 0
+            step.tally = Tally()  # the data are read, and counted, from the start
+            trainers = {"policy": trainer} | ({} if prime is None else {PRM: prime.trainer})
+            checkpoints = Checkpoints(step, trainers, log, every=SAVE_EVERY)
+            batches = source.batches()
+            deque(islice(batches, checkpoints.done), maxlen=0)
             total = count_rows(self.groups, GROUPS) * section.epochs
             with track("train-policy", total, "trajectories") as advance:
-                for batch in prefetch(map(source.training_rows, source.batches())):
+                for batch in prefetch(map(source.training_rows, batches)):
                     if self._is_spent(step):
                         break
                     with step.ledger.phase("train"):
@@ -82,6 +89,7 @@ class TrainPolicy:
                         rows = with_token_advantages(rows, section.objective)
                         metrics = trainer.step(rows, objective, totals) | learned | mismatch_metrics(batch)
                     log.add(trainer.steps_done, metrics)
+                    checkpoints.advance()
                     advance(source.rows_read - advanced)
                     advanced = source.rows_read
         self._check_trained(step, log)
