@@ -13,7 +13,7 @@ TIME_LIMIT_EXIT_CODE = 75
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
-class Stopped(Exception):  # noqa: N818, it is no error
+class Stopped(Exception):
     """A step that was asked to stop, and has saved what it did."""
 
     def __init__(self, message: str, exit_code: int) -> None:

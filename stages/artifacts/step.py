@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from stages import processes
-from stages.artifacts.columns import TableSpec
+from stages.artifacts.columns import DROPPED, TableSpec
 from stages.artifacts.fingerprint import MANIFEST, file_sha256, fingerprint
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.store import PARTIAL, write_rows, write_tables
@@ -79,6 +79,8 @@ class Tally:
     rows_out: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
+    dropped_rows: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of `dropped`."""
 
 
 class Step:
@@ -201,10 +203,17 @@ class Step:
                 exit_code,
             )
 
+    def drop(self, problem_id: str, reason: str, detail: str | None = None) -> None:
+        """Count a problem that is left out, and list it in `dropped`: the reason in a word, and what a user can do."""
+        self.tally.dropped[reason] += 1
+        self.tally.dropped_rows.append({"problem_id": problem_id, "reason": reason, "detail": detail})
+
     def finish(self) -> None:
-        """Write the manifest, which makes the step complete."""
+        """Write `dropped`, if `drop` has rows for it, and the manifest, which makes the step complete."""
         if not processes.is_main():
             return
+        if self.tally.dropped_rows:
+            self.write_table(DROPPED, self.tally.dropped_rows)
         self.ledger.close()
         files = sorted(file for file in self.out.rglob("*") if file.is_file() and not self._is_bookkeeping(file))
         names = [str(file.relative_to(self.out)) for file in files]
@@ -253,7 +262,7 @@ class Step:
         _write_json(self.out / PLAN, self.plan)
 
     def _resume(self) -> str | None:
-        """Go on from the last note, if there is one; the name of a noted file that is not as it was, if there is one."""
+        """Go on from the last note, if there is one; the name of a noted file, if one is not as it was."""
         progress = _read_json(self.out / PROGRESS)
         if progress is None:
             return None
@@ -266,7 +275,8 @@ class Step:
         self._checkpoint = progress["checkpoint"]
         self.ledger.device_seconds.update(progress["device_seconds"])
         tally = progress["tally"]
-        self.tally = Tally(tally["rows_in"], tally["rows_out"], Counter(tally["dropped"]), Counter(tally["counts"]))
+        dropped, counts = Counter(tally["dropped"]), Counter(tally["counts"])
+        self.tally = Tally(tally["rows_in"], tally["rows_out"], dropped, counts, tally["dropped_rows"])
         return None
 
     def _tidy(self) -> None:

@@ -67,9 +67,9 @@ class Checkpoints:
             if one.steps_skipped > one.section.max_skipped_steps:
                 trainer.save_weights(self.step.out / MODEL)
                 raise ModelError(
-                    f"optimizer step {one.steps_done}: {one.steps_skipped} steps without a finite loss and gradient were "
-                    f"skipped, max_skipped_steps is {one.section.max_skipped_steps}; lower the learning rate. The last "
-                    f"good weights: {self.step.out / MODEL}"
+                    f"optimizer step {one.steps_done}: {one.steps_skipped} steps without a finite loss and gradient "
+                    f"were skipped, max_skipped_steps is {one.section.max_skipped_steps}; lower the learning rate. "
+                    f"The last good weights: {self.step.out / MODEL}"
                 )
 
     def _save(self) -> None:
