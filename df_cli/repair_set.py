@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from df_cli import options
-from df_cli.stage_command import Stage, generating_command, stage_command
+from df_cli.stage_command import Stage, stage_command
 from stages.recipe import Recipe
 
 app = typer.Typer(
@@ -17,7 +17,7 @@ app = typer.Typer(
 
 
 @app.command("sheet")
-@generating_command
+@stage_command(generates=True)
 def sheet(
     recipe: Recipe,
     problems: options.Problems,
@@ -31,7 +31,7 @@ def sheet(
 
 
 @app.command("read")
-@stage_command
+@stage_command()
 def read(
     recipe: Recipe,
     sheet: Annotated[Path, typer.Option("--sheet", help="Output of df repair-set sheet.")],

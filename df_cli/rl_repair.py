@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from df_cli import options
-from df_cli.stage_command import Stage, generating_command
+from df_cli.stage_command import Stage, stage_command
 from stages.recipe import Recipe
 
 
-@generating_command
+@stage_command(generates=True, trains=True)
 def rl_repair(
     recipe: Recipe,
     problems: options.Problems,

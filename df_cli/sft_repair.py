@@ -11,7 +11,7 @@ from df_cli.stage_command import Stage, stage_command
 from stages.recipe import Recipe
 
 
-@stage_command
+@stage_command(trains=True)
 def sft_repair(
     recipe: Recipe,
     repair_set: Annotated[Path, typer.Option("--repair-set", help="Repair set, a Parquet file.")],

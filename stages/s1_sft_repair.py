@@ -68,7 +68,7 @@ class SftRepair:
                 trainer = Trainer(vlm, recipe.sft.optimizer, temperature=1.0, machine=recipe.trainer, seed=recipe.seed)
             log = MetricsLog(trackers)
             step.tally = Tally()  # the data are read, and counted, from the start
-            checkpoints = Checkpoints(step, {"policy": trainer}, log, every=SAVE_EVERY)
+            checkpoints = Checkpoints(step, {MODEL: trainer}, log, every=SAVE_EVERY)
             with open_reward(recipe.reward) as reward:
                 repairer = Repairer(embedded_engine(vlm, recipe), recipe.prompt, reward, ledger)
                 references = References(recipe.prompt.references, recipe.seed, step.tally.counts)

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from stages.artifacts.columns import EPISODES, METRICS, REPAIR_SET
+from stages.artifacts.columns import DRAFTS, EPISODES, METRICS, REPAIR_SET
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
-from stages.artifacts.step import MODEL, Plan, Step
+from stages.artifacts.step import CHECKPOINTS, MODEL, Plan, Step
+from stages.artifacts.store import iterate_rows, write_rows
 from stages.batching import batched
 from stages.core.objectives import has_critic
 from stages.core.selection import is_correct
@@ -40,6 +41,7 @@ from stages.scoring.rewards import check_reward, open_reward
 from stages.scoring.wrong_answers import wrong_answers
 from stages.sections import MARK_FIELDS, SAMPLING_FIELDS
 from stages.seeds import Purpose, derive_seed
+from stages.training.checkpoints import Checkpoints
 from stages.training.groups import advantages_of, rows_to_work_on, with_token_advantages
 from stages.training.heldout import repair_heldout
 from stages.training.losses import PolicyObjective, check_objective, mismatch_metrics
@@ -48,7 +50,7 @@ from stages.training.tracking import check_trackers, open_trackers
 from stages.training.trainer import Trainer, TrainingRow
 
 SAMPLED_WEIGHTS = "sampled-weights"
-"""Folder of the weights on their way from the trainer to the engine."""
+"""Folder, among the checkpoints, of the weights on their way from the trainer to the engine."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,14 @@ class RlRepair:
                     "raise repair_rl.problems or repair_rl.drafts_per_problem"
                 )
             loop = RepairLoop(recipe, repairer, open_auditor(recipe, policy), step, trainer, MetricsLog(trackers))
+            checkpoints = Checkpoints(step, {MODEL: trainer}, loop.log, every=1, write_more=loop.write_episodes)
+            if step.checkpoint is not None:
+                loop.go_on(step.checkpoint)
             with track("rl-repair", recipe.repair_rl.iterations, "iterations") as advance:
-                for iteration in range(recipe.repair_rl.iterations):
+                advance(checkpoints.done)
+                for iteration in range(checkpoints.done, recipe.repair_rl.iterations):
                     loop.iterate(iteration, loop.draw(drafts, iteration))
+                    checkpoints.advance()
                     advance(1)
             if self.repair_set is not None:
                 with loop.sampling():
@@ -146,21 +153,29 @@ class ErrorSource:
         self.references = References(recipe.prompt.references, recipe.seed, step.tally.counts)
 
     def errors(self, problems: ProblemSet) -> list[Draft]:
-        """Wrong answers of the policy, those of text-only-solvable problems left out (`dropped.parquet`)."""
+        """Wrong answers of the policy, those of text-only-solvable problems left out (`dropped.parquet`).
+
+        They are written to `drafts`, part by part, and read from there.
+        """
         ids = problems.draw(self.recipe.repair_rl.problems, derive_seed(self.recipe.seed, Purpose.RL_PROBLEMS))
-        drafts: list[Draft] = []
+        self.step.tally.rows_in = len(ids)
         with track("rl-repair: looking for errors", len(ids), "problems") as advance:
             for part, names in enumerate(batched(ids, PROBLEMS_AT_ONCE)):
-                chosen = problems.many(names)
-                without_need = self._text_only_solvable(chosen, part)
-                for name in sorted(without_need):
-                    self.step.drop(name, "text_only_solvable")
-                drafts += self._drafts([problem for problem in chosen if problem.problem_id not in without_need], part)
-                advance(len(chosen))
-        self.step.tally.rows_in = len(ids)
-        return drafts
+                if not self.step.has_shard(DRAFTS, part):
+                    self.step.write_shards(part, {DRAFTS: self._rows(problems.many(names), part)})
+                advance(len(names))
+        rows = list(iterate_rows(self.step.out, DRAFTS))
+        by_id = {p.problem_id: p for p in problems.many(list(dict.fromkeys(row["problem_id"] for row in rows)))}
+        return [
+            Draft(by_id[row["problem_id"]], row["sample"], row["ids"], row["text"], row["right_response"])
+            for row in rows
+        ]
 
-    def _drafts(self, problems: Sequence[Problem], part: int) -> list[Draft]:
+    def _rows(self, problems: Sequence[Problem], part: int) -> list[dict[str, Any]]:
+        without_need = self._text_only_solvable(problems, part)
+        for name in sorted(without_need):
+            self.step.drop(name, "text_only_solvable")
+        problems = [problem for problem in problems if problem.problem_id not in without_need]
         found = wrong_answers(
             self.policy,
             problems,
@@ -170,13 +185,13 @@ class ErrorSource:
             self.step.tally,
         )
         return [
-            Draft(
-                wrong.problem,
-                wrong.sample,
-                wrong.answer.completion.ids,
-                wrong.answer.text,
-                self.references.draw(wrong.problem, wrong.sample, wrong.siblings),
-            )
+            {
+                "problem_id": wrong.problem.problem_id,
+                "sample": wrong.sample,
+                "ids": wrong.answer.completion.ids,
+                "text": wrong.answer.text,
+                "right_response": self.references.draw(wrong.problem, wrong.sample, wrong.siblings),
+            }
             for wrong in found
         ]
 
@@ -268,9 +283,21 @@ class RepairLoop:
         self.episodes += [episode.row(iteration) for group in groups for episode in group]
         self._count(groups)
         self._train(groups)
-        with self.step.ledger.phase("save"):
-            self.repairer.engine.follow(self.trainer.save_weights, self.step.out / SAMPLED_WEIGHTS)
+        self._sample_from_trainer()
         self.log.add(self.trainer.steps_done, _summary(groups, self.recipe.reward.threshold))
+
+    def write_episodes(self, checkpoint: Path) -> None:
+        """Add to a checkpoint what `go_on` reads."""
+        write_rows(checkpoint / f"{EPISODES.name}.parquet", EPISODES, self.episodes)
+
+    def go_on(self, checkpoint: Path) -> None:
+        """From the episodes of a checkpoint, and the weights that the trainer took from it."""
+        self.episodes = list(iterate_rows(checkpoint / f"{EPISODES.name}.parquet", EPISODES))
+        self._sample_from_trainer()
+
+    def _sample_from_trainer(self) -> None:
+        with self.step.ledger.phase("save"):
+            self.repairer.engine.follow(self.trainer.save_weights, self.step.out / CHECKPOINTS / SAMPLED_WEIGHTS)
 
     def _episodes(self, drafts: Sequence[Draft], iteration: int) -> list[list[Episode]]:
         section = self.recipe.repair_rl

@@ -74,7 +74,7 @@ class TrainPolicy:
                 source.write_values(trainer)
             log, advanced = MetricsLog(trackers), 0
             step.tally = Tally()  # the data are read, and counted, from the start
-            trainers = {"policy": trainer} | ({} if prime is None else {PRM: prime.trainer})
+            trainers = {MODEL: trainer} | ({} if prime is None else {PRM: prime.trainer})
             checkpoints = Checkpoints(step, trainers, log, every=SAVE_EVERY)
             batches = source.batches()
             deque(islice(batches, checkpoints.done), maxlen=0)

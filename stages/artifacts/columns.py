@@ -262,6 +262,24 @@ GROUPS = TableSpec(
     ),
 )
 
+DRAFTS = TableSpec(
+    "drafts",
+    "df rl-repair",
+    "you, df rl-repair when it goes on",
+    (
+        _PROBLEM_ID,
+        _GROUP_SAMPLE,
+        Column("ids", pa.list_(pa.int32()), "the error's token ids, end token included"),
+        Column("text", pa.string(), "the error"),
+        Column(
+            "right_response",
+            pa.string(),
+            "the reference that its repairs are shown",
+            null="the annotated answer is shown",
+        ),
+    ),
+)
+
 EPISODES = TableSpec(
     "episodes",
     "df rl-repair",
@@ -443,6 +461,6 @@ AUDIT_AGREEMENT = TableSpec(
 )
 
 TABLES = (
-    PROBLEMS, ERRORS, REPAIR_SET, PREFERENCES, ROLLOUTS, REPAIRS, GROUPS, EPISODES, DROPPED, VALUES, METRICS, SAMPLES,
-    SCORES, SUMMARY, ABLATION, AUDIT_SAMPLE, AUDIT_LABELS, AUDIT_AGREEMENT,
+    PROBLEMS, ERRORS, REPAIR_SET, PREFERENCES, ROLLOUTS, REPAIRS, GROUPS, DRAFTS, EPISODES, DROPPED, VALUES, METRICS,
+    SAMPLES, SCORES, SUMMARY, ABLATION, AUDIT_SAMPLE, AUDIT_LABELS, AUDIT_AGREEMENT,
 )  # fmt: skip

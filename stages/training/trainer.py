@@ -254,7 +254,7 @@ class Trainer:
         """Write all that an interrupted run needs to go on as if nothing had happened; every process has to ask."""
         for name, module in self._modules():
             if processes.is_main():
-                (folder / name).mkdir(parents=True)
+                (folder / name).mkdir(exist_ok=True)
             save_trained(folder / name / TRAINED, module, self.parallel)
             save_optimizer_state(folder / name / OPTIMIZER_STATE, module, self.parallel, self.steps_done)
         if processes.is_main():
@@ -279,7 +279,7 @@ class Trainer:
             self.vlm.save(folder, state)
 
     def _modules(self) -> list[tuple[str, nn.Module]]:
-        return [("policy", self.vlm.model), *([] if self.critic is None else [(CRITIC, self.critic)])]
+        return [("", self.vlm.model), *([] if self.critic is None else [(CRITIC, self.critic)])]
 
     def _set_learning_rate(self) -> None:
         warm = min(1.0, (self.steps_done + 1) / max(self.section.warmup_steps, 1))
