@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from stages import processes
 from stages.artifacts.columns import TableSpec
 from stages.artifacts.fingerprint import MANIFEST, file_sha256, fingerprint
 from stages.artifacts.ledger import CostLedger
+from stages.artifacts.lock import LOCK
 from stages.artifacts.store import PARTIAL, write_rows, write_tables
 from stages.errors import ArtifactError
 
@@ -43,11 +45,15 @@ class Plan:
     inputs: Mapping[str, Path]
 
     def record(self) -> dict[str, Any]:
-        """The plan with the fingerprints of its inputs, as JSON.
+        """The plan with the fingerprints of its inputs, as JSON; they are read when it is first asked for.
 
         Raises:
             ArtifactError: an input is a step that is not complete.
         """
+        return dict(self._record)
+
+    @cached_property
+    def _record(self) -> dict[str, Any]:
         for path in self.inputs.values():
             if _read_plan(path) is not None:
                 read_manifest(path)
@@ -84,6 +90,17 @@ class Step:
         self.tally = Tally()
         self.manifest: dict[str, Any] | None = None
         self._shards: dict[str, int] = {}
+
+    @classmethod
+    def finished(cls, out: Path, plan: Plan) -> Step | None:
+        """The step if its output is there, complete and made from the same plan; nothing is written."""
+        record = plan.record()
+        existing = _read_plan(out)
+        if existing is None or not (out / MANIFEST).is_file() or _differences(existing, record):
+            return None
+        step = cls(out, record, CostLedger())
+        step.manifest = _read_json(out / MANIFEST)
+        return step
 
     @classmethod
     def open(cls, out: Path, plan: Plan, *, overwrite: bool = False, devices: int = 1) -> Step:
@@ -179,7 +196,7 @@ class Step:
 
     def _is_bookkeeping(self, file: Path) -> bool:
         """Not output: the step's own notes, and what an interrupted write left behind."""
-        notes = (self.out / PLAN, self.out / PROGRESS)
+        notes = (self.out / PLAN, self.out / PROGRESS, self.out / LOCK)
         return file in notes or file.suffix == PARTIAL or (self.out / TRACKING) in file.parents
 
     def _begin(self) -> None:
@@ -233,7 +250,7 @@ def _refuse_inputs_inside(out: Path, plan: Plan) -> None:
 
 def _is_empty(folder: Path) -> bool:
     """Nothing in it, or only what a start that was stopped at once left."""
-    return all(file.name == PLAN + PARTIAL for file in folder.iterdir())
+    return all(file.name in (PLAN + PARTIAL, LOCK) for file in folder.iterdir())
 
 
 def _clear(out: Path) -> None:
@@ -243,7 +260,7 @@ def _clear(out: Path) -> None:
     for entry in out.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
-        elif entry.name != PLAN:
+        elif entry.name not in (PLAN, LOCK):
             entry.unlink()
 
 
