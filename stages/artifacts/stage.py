@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from stages import processes
+from stages.artifacts.lock import lock_output
 from stages.artifacts.step import Plan, Step
 from stages.interruption import Requests
 
@@ -47,17 +49,28 @@ def execute(
         Stopped: the step was asked to stop before its end.
     """
     requests = requests or Requests()
-    with requests.heard():
+    with ExitStack() as held:
+        held.enter_context(requests.heard())
         plan = stage.plan()
         if dry_run:
             return Outcome(out, plan.record(), None, ran=False)
-        step = processes.on_main(lambda: Step.open(out, plan, overwrite=overwrite, devices=_devices()))
+        step = processes.on_main(lambda: _open(out, plan, overwrite, held))
         if step.manifest is not None:
             return Outcome(out, step.plan, step.manifest, ran=False)
         step.requests = requests
         stage.run(step)
-    processes.wait()
+        processes.wait()
     return Outcome(out, step.plan, step.manifest, ran=True)
+
+
+def _open(out: Path, plan: Plan, overwrite: bool, held: ExitStack) -> Step:
+    """The step, with its folder locked while `held` is open; a complete one, which is only read, is not locked."""
+    plan.record()  # what is wrong with the inputs is told before the folder is made
+    finished = None if overwrite else Step.finished(out, plan)
+    if finished is not None:
+        return finished
+    held.enter_context(lock_output(out))
+    return Step.open(out, plan, overwrite=overwrite, devices=_devices())
 
 
 def _devices() -> int:

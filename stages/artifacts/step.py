@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from stages import processes
 from stages.artifacts.columns import DROPPED, TableSpec
 from stages.artifacts.fingerprint import MANIFEST, file_sha256, fingerprint
 from stages.artifacts.ledger import CostLedger
+from stages.artifacts.lock import LOCK
 from stages.artifacts.store import PARTIAL, write_rows, write_tables
 from stages.errors import ArtifactError
 from stages.interruption import Requests, Stopped
@@ -53,11 +55,15 @@ class Plan:
     inputs: Mapping[str, Path]
 
     def record(self) -> dict[str, Any]:
-        """The plan with the fingerprints of its inputs, as JSON.
+        """The plan with the fingerprints of its inputs, as JSON; they are read when it is first asked for.
 
         Raises:
             ArtifactError: an input is a step that is not complete.
         """
+        return dict(self._record)
+
+    @cached_property
+    def _record(self) -> dict[str, Any]:
         for path in self.inputs.values():
             if _read_plan(path) is not None:
                 read_manifest(path)
@@ -98,6 +104,18 @@ class Step:
         self.requests = Requests()
         self._files: dict[str, dict[str, Any]] = {}
         self._checkpoint: str | None = None
+
+    @classmethod
+    def finished(cls, out: Path, plan: Plan) -> Step | None:
+        """The step if its output is there, complete and made from the same plan; nothing is written."""
+        record = plan.record()
+        existing = _read_plan(out)
+        complete = (out / MANIFEST).is_file() and not (out / PROGRESS).is_file()
+        if existing is None or not complete or _differences(existing, record):
+            return None
+        step = cls(out, record, CostLedger())
+        step.manifest = _read_json(out / MANIFEST)
+        return step
 
     @classmethod
     def open(cls, out: Path, plan: Plan, *, overwrite: bool = False, devices: int = 1) -> Step:
@@ -253,7 +271,7 @@ class Step:
 
     def _is_bookkeeping(self, file: Path) -> bool:
         """Not output: the step's own notes, and what an interrupted write left behind."""
-        notes = (self.out / PLAN, self.out / PROGRESS)
+        notes = (self.out / PLAN, self.out / PROGRESS, self.out / LOCK)
         folders = {self.out / TRACKING, self.out / CHECKPOINTS}
         return file in notes or file.suffix in (PARTIAL, PENDING) or not folders.isdisjoint(file.parents)
 
@@ -281,8 +299,8 @@ class Step:
 
     def _tidy(self) -> None:
         """Remove what a complete step no longer needs."""
-        (self.out / PROGRESS).unlink(missing_ok=True)
         shutil.rmtree(self.out / CHECKPOINTS, ignore_errors=True)
+        (self.out / PROGRESS).unlink(missing_ok=True)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -322,7 +340,7 @@ def _refuse_inputs_inside(out: Path, plan: Plan) -> None:
 
 def _is_empty(folder: Path) -> bool:
     """Nothing in it, or only what a start that was stopped at once left."""
-    return all(file.name == PLAN + PARTIAL for file in folder.iterdir())
+    return all(file.name in (PLAN + PARTIAL, LOCK) for file in folder.iterdir())
 
 
 def _clear(out: Path) -> None:
@@ -332,7 +350,7 @@ def _clear(out: Path) -> None:
     for entry in out.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
-        elif entry.name != PLAN:
+        elif entry.name not in (PLAN, LOCK):
             entry.unlink()
 
 
