@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-_DURATION = re.compile("".join(rf"(?:(\d+){unit})?" for unit in _UNITS))
+_DURATION = re.compile("".join(rf"(?:([0-9]+){unit})?" for unit in _UNITS))
 
 
 def seconds(duration: str) -> float:
