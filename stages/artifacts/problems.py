@@ -16,11 +16,14 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
 from stages.artifacts.columns import IMAGE, PROBLEMS, TableSpec
+from stages.artifacts.ids import IdIndex
 from stages.artifacts.store import parquet_files
 from stages.errors import DataError
 
 PROBLEMS_AT_ONCE = 256
 """How many problems a stage holds that works through all of them."""
+FILES_OPEN = 4
+"""Files of problems that stay open: a footer takes long to read where it tells of many row groups."""
 DEFAULT_FPS = 2.0
 """Rate of frames that come without one: what Qwen2.5-VL samples videos at."""
 
@@ -122,22 +125,31 @@ class ProblemSet:
             DataError: wrong columns, a null outside the images, an id that stands twice, or no rate above 0.
         """
         self._spec = spec
-        self._rows: dict[str, tuple[Path, int, int]] = {}
-        for file in parquet_files(path, spec):
-            self._index(file)
-        if not self._rows:
+        self._groups: list[tuple[Path, int]] = []
+        """Row groups, each as its file and its number there."""
+        texts = [ids for file in parquet_files(path, spec) for ids in self._read_ids(file)]
+        if not sum(map(len, texts)):
             raise DataError(f"{path}: no rows in it; {spec.name} is written by {spec.producer}")
+        self._starts = np.cumsum([0, *map(len, texts)])
+        self._index = IdIndex(pa.chunked_array(texts))
+        repeat = self._index.first_repeat
+        if repeat is not None:
+            file = self._groups[self._place(repeat)[0]][0]
+            raise DataError(
+                f"{file}: problem_id {self.ids[repeat]} stands twice; ids join the artifacts, make them unique"
+            )
+        self._open = lru_cache(maxsize=FILES_OPEN)(pq.ParquetFile)
         self._read_group = lru_cache(maxsize=4)(self._read_group_uncached)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.ids)
 
     def __iter__(self) -> Iterator[Problem]:
-        return (self[problem_id] for problem_id in self._rows)
+        return (self[problem_id] for problem_id in self.ids)
 
     @property
-    def ids(self) -> list[str]:
-        return list(self._rows)
+    def ids(self) -> Sequence[str]:
+        return self._index.ids
 
     def __getitem__(self, problem_id: str) -> Problem:
         """The problem of this id.
@@ -145,24 +157,34 @@ class ProblemSet:
         Raises:
             DataError: no such problem.
         """
-        if problem_id not in self._rows:
+        place = self._index.find(problem_id)
+        if place is None:
             raise DataError(f"no problem {problem_id}; give the problems that the other inputs were made from")
-        file, group, index = self._rows[problem_id]
-        return problem_of_row(self._read_group(file, group)[index], f"{file} problem {problem_id}")
+        return self._at(place)
 
-    def draw(self, count: int | None, seed: int) -> list[str]:
+    def draw(self, count: int | None, seed: int) -> Sequence[str]:
         """Ids of `count` problems drawn without replacement, or of all in order."""
         if count is None or count >= len(self):
             return self.ids
-        return [str(name) for name in np.random.default_rng(seed).choice(self.ids, count, replace=False)]
+        return self._index.ids.at(np.random.default_rng(seed).choice(len(self), count, replace=False))
 
     def many(self, problem_ids: Sequence[str]) -> list[Problem]:
         """These problems in this order; they are read in the order of the file."""
-        in_file = sorted(set(problem_ids) & self._rows.keys(), key=self._rows.__getitem__)
-        found = {problem_id: self[problem_id] for problem_id in in_file}
-        return [found[name] if name in found else self[name] for name in problem_ids]
+        places = [self._index.find(problem_id) for problem_id in problem_ids]
+        found = {place: self._at(place) for place in sorted({place for place in places if place is not None})}
+        return [self[name] if place is None else found[place] for name, place in zip(problem_ids, places, strict=True)]
 
-    def _index(self, file: Path) -> None:
+    def _at(self, place: int) -> Problem:
+        group, row = self._place(place)
+        return problem_of_row(self._read_group(group)[row], f"{self._groups[group][0]} problem {self.ids[place]}")
+
+    def _place(self, place: int) -> tuple[int, int]:
+        """Row group, counted over all files, and row in it."""
+        group = int(np.searchsorted(self._starts, place, side="right")) - 1
+        return group, place - int(self._starts[group])
+
+    def _read_ids(self, file: Path) -> Iterator[pa.Array]:
+        """Those of each row group."""
         parquet = pq.ParquetFile(file)
         light = [column.name for column in self._spec.columns if column.type != pa.list_(IMAGE)]
         first_row = 0
@@ -170,22 +192,18 @@ class ProblemSet:
             table = self._spec.with_optional(parquet.read_row_group(group, columns=light))
             self._spec.check_nulls(table, str(file), first_row)
             first_row += len(table)
-            ids, rates = table["problem_id"].to_pylist(), table["fps"].to_pylist()
-            for index, (problem_id, fps) in enumerate(zip(ids, rates, strict=True)):
+            ids = table["problem_id"].combine_chunks()
+            for row, fps in enumerate(table["fps"].to_pylist()):
                 if fps is not None and not 0 < fps < math.inf:
-                    raise DataError(f"{file} problem {problem_id}: fps is {fps}; give the frames' rate, per second")
-                if problem_id in self._rows:
-                    raise DataError(
-                        f"{file}: problem_id {problem_id} stands twice; ids join the artifacts, make them unique"
-                    )
-                self._rows[problem_id] = (file, group, index)
+                    raise DataError(f"{file} problem {ids[row]}: fps is {fps}; give the frames' rate, per second")
+            self._groups.append((file, group))
+            yield ids
 
-    def _read_group_uncached(self, file: Path, group: int) -> list[dict[str, Any]]:
-        parquet = pq.ParquetFile(file)
-        first_row = sum(parquet.metadata.row_group(earlier).num_rows for earlier in range(group))
+    def _read_group_uncached(self, group: int) -> list[dict[str, Any]]:
+        file, number = self._groups[group]
         names = [column.name for column in self._spec.columns]
-        table = self._spec.with_optional(parquet.read_row_group(group, columns=names))
-        self._spec.check_nulls(table, str(file), first_row)
+        table = self._spec.with_optional(self._open(file).read_row_group(number, columns=names))
+        self._spec.check_nulls(table, str(file), int(self._starts[group] - self._starts[group - number]))
         rows: list[dict[str, Any]] = table.to_pylist()
         return rows
 
