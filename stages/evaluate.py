@@ -45,7 +45,7 @@ class Evaluate:
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
         ProblemSet(self.problems)
-        check_model(self.model)
+        check_model(self.model, self.recipe.model)
         sections = ("model", "engine", "prompt", "reward", "evaluate")
         recipe = with_engine(self.recipe).subset(*sections, rollout=SAMPLING_FIELDS, repair_rl={"blank"})
         return Plan("evaluate", recipe, self.recipe.seed, {"problems": self.problems, "model": self.model})

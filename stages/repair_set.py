@@ -81,7 +81,7 @@ class ReadRepairSet:
 
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
-        check_model(self.policy)
+        check_model(self.policy, self.recipe.model)
         reading = self.reading
         if reading.bad and self.on_bad_row == "fail":
             raise DataError(f"{self.annotated}: {_report(reading.bad)}")

@@ -44,7 +44,7 @@ class RepairSheet:
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
         ProblemSet(self.problems)
-        check_model(self.policy)
+        check_model(self.policy, self.recipe.model)
         recipe = with_engine(self.recipe).subset(
             "model",
             "engine",

@@ -50,7 +50,7 @@ class SftRepair:
         check_reward(self.recipe.reward)
         check_trackers(self.recipe.tracking)
         ProblemSet(self.repair_set, REPAIR_SET)
-        check_model(self.model)
+        check_model(self.model, self.recipe.model)
         sections = ("model", "prompt", "reward", "sft", "trainer")
         # Its held-out repairs come from the weights in training, whatever the recipe's engine.
         batches = {"rows_per_batch", "tokens_per_batch"}

@@ -71,8 +71,8 @@ class RlRepair:
         ProblemSet(self.problems)
         if self.repair_set is not None:
             ProblemSet(self.repair_set, REPAIR_SET)
-        check_model(self.policy)
-        check_model(self.repair_model)
+        check_model(self.policy, self.recipe.model)
+        check_model(self.repair_model, self.recipe.model)
         check_objective(self.recipe.repair_rl.objective, self.recipe.rollout)
         if self.recipe.repair_rl.objective.algorithm == "dpo":
             raise RecipeError(

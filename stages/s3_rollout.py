@@ -31,7 +31,7 @@ class Rollout:
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
         ProblemSet(self.problems)
-        check_model(self.policy)
+        check_model(self.policy, self.recipe.model)
         recipe = with_engine(self.recipe).subset("model", "engine", "prompt", "reward", "rollout")
         return Plan("rollout", recipe, self.recipe.seed, {"problems": self.problems, "policy": self.policy})
 

@@ -134,7 +134,7 @@ def _plan(recipe: Recipe, data: dict[str, Path], repair_model: Path | None, poli
         check_auditor(recipe.audit)
     inputs = data | ({} if repair_model is None else {"repair_model": repair_model}) | {"policy": policy}
     for name in inputs.keys() - data.keys():
-        check_model(inputs[name])
+        check_model(inputs[name], recipe.model)
     sections = with_engine(recipe).subset(
         "model", "engine", "prompt", "reward", "audit", "masks", rollout=SAMPLING_FIELDS
     )

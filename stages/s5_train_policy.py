@@ -53,7 +53,7 @@ class TrainPolicy:
     def plan(self) -> Plan:
         ProblemSet(self.problems)
         parquet_files(self.groups, GROUPS)
-        check_model(self.policy)
+        check_model(self.policy, self.recipe.model)
         check_objective(self.recipe.train.objective, self.recipe.rollout)
         check_prime(self.recipe.train)
         check_trackers(self.recipe.tracking)

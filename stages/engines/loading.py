@@ -16,8 +16,9 @@ from stages.engines.transformers_engine import TransformersEngine
 from stages.engines.vllm_engine import VllmEngine
 from stages.errors import RecipeError
 from stages.model.loading import VisionLanguageModel, check_model_folder, load_codec, load_model
+from stages.model.trust import check_trusted
 from stages.recipe import Recipe
-from stages.sections import VllmSection
+from stages.sections import ModelSection, VllmSection
 from stages.seeds import Purpose, derive_seed
 
 
@@ -105,14 +106,17 @@ def embedded_engine(vlm: VisionLanguageModel, recipe: Recipe) -> TransformersEng
     return TransformersEngine(vlm, rows_per_batch=section.rows_per_batch, tokens_per_batch=section.tokens_per_batch)
 
 
-def check_model(path: Path) -> None:
+def check_model(path: Path, section: ModelSection) -> None:
     """Refuse a model before any compute.
 
     Raises:
-        ModelError: a part is missing.
+        ModelError: a part is missing, or one would run code (`check_trusted`; of a hub name loading tells).
         ArtifactError: it is the output of a step that is not complete.
     """
-    check_model_folder(model_folder(path))
+    folder = model_folder(path)
+    check_model_folder(folder)
+    if folder.is_dir():
+        check_trusted(folder, section.trust_remote_code)
 
 
 def recipe_sampling(recipe: Recipe, purpose: Purpose, *path: int) -> Sampling:

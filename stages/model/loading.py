@@ -15,6 +15,7 @@ from stages.errors import ModelError
 from stages.model.codec import Codec
 from stages.model.image_cache import CachedImageProcessor
 from stages.model.tree_attention import use_tree_attention
+from stages.model.trust import check_trusted
 from stages.model.video_positions import continue_behind_videos
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -80,9 +81,10 @@ def load_model(
     several processes each loads onto its own GPU, or onto the CPU what is going to be cut into shards.
 
     Raises:
-        ModelError: the folder has no configuration, or its model is not an image-text-to-text model.
+        ModelError: as `check_model_folder` and `check_trusted`, or no end token is named.
     """
     check_model_folder(path)
+    check_trusted(path, trust_remote_code)
     processor = _load_processor(path, min_pixels, max_pixels, trust_remote_code, image_cache)
     model = AutoModelForImageTextToText.from_pretrained(
         path,
@@ -106,9 +108,10 @@ def load_codec(
     """What `load_model` with the same arguments knows about prompts and responses, without the weights.
 
     Raises:
-        ModelError: as `check_model_folder`, or no end token is named.
+        ModelError: as `load_model`.
     """
     check_model_folder(path)
+    check_trusted(path, trust_remote_code)
     processor = _load_processor(path, min_pixels, max_pixels, trust_remote_code, image_cache)
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     try:
@@ -122,9 +125,10 @@ def load_tokenizer(path: Path | str, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of the checkpoint at `path`, without its weights.
 
     Raises:
-        ModelError: as `check_model_folder`.
+        ModelError: as `check_model_folder` and `check_trusted`.
     """
     check_model_folder(path)
+    check_trusted(path, trust_remote_code)
     return AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code).tokenizer
 
 
@@ -162,7 +166,11 @@ def check_model_folder(path: Path | str) -> None:
             f"{path}: no preprocessor_config.json or processor_config.json; save the processor beside the weights"
         )
     if not list(folder.glob("*.safetensors")):
-        raise ModelError(f"{path}: no *.safetensors file; convert the weights, other formats are not read")
+        others = ", ".join(sorted(file.name for file in folder.glob("*.bin")))
+        raise ModelError(
+            f"{path}: no *.safetensors file{others and f', only {others}'}; other formats can run code and are not "
+            "read: load the model where you trust it and save it again with save_pretrained"
+        )
 
 
 def _device_map(trained: bool) -> str | dict[str, torch.device]:
