@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.artifacts.columns import DROPPED, EPISODES, METRICS, REPAIR_SET
+from stages.artifacts.columns import EPISODES, METRICS, REPAIR_SET
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
 from stages.artifacts.step import MODEL, Plan, Step
 from stages.batching import batched
@@ -149,17 +149,15 @@ class ErrorSource:
         """Wrong answers of the policy, those of text-only-solvable problems left out (`dropped.parquet`)."""
         ids = problems.draw(self.recipe.repair_rl.problems, derive_seed(self.recipe.seed, Purpose.RL_PROBLEMS))
         drafts: list[Draft] = []
-        solvable: list[str] = []
         with track("rl-repair: looking for errors", len(ids), "problems") as advance:
             for part, names in enumerate(batched(ids, PROBLEMS_AT_ONCE)):
                 chosen = problems.many(names)
                 without_need = self._text_only_solvable(chosen, part)
-                solvable += sorted(without_need)
+                for name in sorted(without_need):
+                    self.step.drop(name, "text_only_solvable")
                 drafts += self._drafts([problem for problem in chosen if problem.problem_id not in without_need], part)
                 advance(len(chosen))
-        self.step.write_table(DROPPED, [{"problem_id": name, "reason": "text_only_solvable"} for name in solvable])
         self.step.tally.rows_in = len(ids)
-        self.step.tally.dropped["text_only_solvable"] = len(solvable)
         return drafts
 
     def _drafts(self, problems: Sequence[Problem], part: int) -> list[Draft]:

@@ -294,7 +294,17 @@ DROPPED = TableSpec(
     "dropped",
     "df import-problems, df rl-repair",
     "you",
-    (_PROBLEM_ID, Column("reason", pa.string(), "`text_only_solvable`, or why a row could not be imported")),
+    (
+        _PROBLEM_ID,
+        Column("reason", pa.string(), "`text_only_solvable`, or why a row could not be imported"),
+        Column(
+            "detail",
+            pa.string(),
+            "value, place and remedy",
+            null="the reason says it all; a file may lack the column",
+            optional=True,
+        ),
+    ),
 )
 
 VALUES = TableSpec(

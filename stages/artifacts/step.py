@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from stages import processes
-from stages.artifacts.columns import TableSpec
+from stages.artifacts.columns import DROPPED, TableSpec
 from stages.artifacts.fingerprint import MANIFEST, file_sha256, fingerprint
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.store import PARTIAL, write_rows, write_tables
@@ -69,6 +69,8 @@ class Tally:
     rows_out: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
+    dropped_rows: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of `dropped`."""
 
 
 class Step:
@@ -147,10 +149,17 @@ class Step:
         if processes.is_main():
             write_rows(self.out / f"{spec.name}.parquet", spec, rows)
 
+    def drop(self, problem_id: str, reason: str, detail: str | None = None) -> None:
+        """Count a problem that is left out, and list it in `dropped`: the reason in a word, and what a user can do."""
+        self.tally.dropped[reason] += 1
+        self.tally.dropped_rows.append({"problem_id": problem_id, "reason": reason, "detail": detail})
+
     def finish(self) -> None:
-        """Write the manifest, which makes the step complete."""
+        """Write `dropped`, if `drop` has rows for it, and the manifest, which makes the step complete."""
         if not processes.is_main():
             return
+        if self.tally.dropped_rows:
+            self.write_table(DROPPED, self.tally.dropped_rows)
         self.ledger.close()
         files = sorted(file for file in self.out.rglob("*") if file.is_file() and not self._is_bookkeeping(file))
         self.manifest = self.plan | {
@@ -193,7 +202,8 @@ class Step:
         self._shards = progress["shards"]
         self.ledger.device_seconds.update(progress["device_seconds"])
         tally = progress["tally"]
-        self.tally = Tally(tally["rows_in"], tally["rows_out"], Counter(tally["dropped"]), Counter(tally["counts"]))
+        dropped, counts = Counter(tally["dropped"]), Counter(tally["counts"])
+        self.tally = Tally(tally["rows_in"], tally["rows_out"], dropped, counts, tally["dropped_rows"])
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

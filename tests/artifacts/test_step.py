@@ -119,6 +119,23 @@ def test_the_manifests_checksums_are_the_files(tmp_path, source):
         assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
+def test_a_dropped_problem_is_counted_and_listed_after_a_resume_too(tmp_path, source):
+    out = tmp_path / "out"
+    stopped = Step.open(out, plan(source))
+    stopped.drop("p0", "text_only_solvable")
+    write_shard(stopped, 0)
+    stopped.drop("p1", "lost with the shard that was not finished")
+    resumed = Step.open(out, plan(source))
+    resumed.drop("p2", "image_undecodable", "p2 image 0: no bytes; embed the image")
+    resumed.finish()
+
+    assert resumed.manifest["dropped"] == {"unscored": 1, "text_only_solvable": 1, "image_undecodable": 1}
+    assert list(iterate_rows(out / "dropped.parquet", DROPPED)) == [
+        {"problem_id": "p0", "reason": "text_only_solvable", "detail": None},
+        {"problem_id": "p2", "reason": "image_undecodable", "detail": "p2 image 0: no bytes; embed the image"},
+    ]
+
+
 def test_what_an_interrupted_write_left_is_not_output(tmp_path, source):
     out = tmp_path / "out"
     step = Step.open(out, plan(source))
