@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
-from stages.artifacts.columns import IMAGE, PROBLEMS, TableSpec
+from stages.artifacts.bad_rows import BadRow, OnBadRow, refuse
+from stages.artifacts.columns import IMAGE, PROBLEMS, TableSpec, null_message
 from stages.artifacts.store import parquet_files
-from stages.errors import DataError
+from stages.errors import DataError, RowError
 
 PROBLEMS_AT_ONCE = 256
 """How many problems a stage holds that works through all of them."""
@@ -45,7 +47,7 @@ class EncodedImages(Sequence[Image.Image]):
         """The decoded image, in RGB.
 
         Raises:
-            DataError: it is null or cannot be decoded.
+            RowError: `image_missing`, `image_undecodable`.
         """
         return _decode(self._encoded[index], f"{self._place} {index}")
 
@@ -63,13 +65,16 @@ class Video:
         """Its frames.
 
         Raises:
-            DataError: they differ in size.
+            RowError: `image_missing`, `image_undecodable`, `frames_differ`.
         """
         frames = list(self.frames)
         for index, frame in enumerate(frames):
             if frame.size != frames[0].size:
                 found, first = (f"{width}x{height}" for width, height in (frame.size, frames[0].size))
-                raise DataError(f"{self.place} frame {index}: {found} pixels, frame 0 has {first}; give them one size")
+                raise RowError(
+                    "frames_differ",
+                    f"{self.place} frame {index}: {found} pixels, frame 0 has {first}; give them one size",
+                )
         return frames
 
 
@@ -112,25 +117,45 @@ class Problem:
         return row | self.extra
 
 
+class _Place(NamedTuple):
+    """Where a problem's row lies."""
+
+    file: Path
+    group: int
+    in_group: int
+    """Row of its row group."""
+    row: int
+    """Row of its file."""
+
+
 class ProblemSet:
     """Random access to problems by id; one row group of images in memory at a time."""
 
-    def __init__(self, path: Path, spec: TableSpec = PROBLEMS) -> None:
+    def __init__(self, path: Path, spec: TableSpec = PROBLEMS, on_bad_row: OnBadRow = "fail") -> None:
         """Index the file or folder.
 
+        Bad rows, which are refused unless they are dropped: a null outside the images (`null_<column>`), an id that
+        stands twice (`duplicate_id`), no rate above 0 (`no_frame_rate`).
+
         Raises:
-            DataError: wrong columns, a null outside the images, an id that stands twice, or no rate above 0.
+            DataError: wrong columns, a bad row, or no rows.
         """
+        self.path = path
+        self.bad: list[BadRow] = []
         self._spec = spec
-        self._rows: dict[str, tuple[Path, int, int]] = {}
+        self._rows: dict[str, _Place] = {}
         for file in parquet_files(path, spec):
             self._index(file)
-        if not self._rows:
+        if not self._rows and not self.bad:
             raise DataError(f"{path}: no rows in it; {spec.name} is written by {spec.producer}")
+        refuse(self.bad, on_bad_row, path, left=len(self._rows))
         self._read_group = lru_cache(maxsize=4)(self._read_group_uncached)
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def __contains__(self, problem_id: str) -> bool:
+        return problem_id in self._rows
 
     def __iter__(self) -> Iterator[Problem]:
         return (self[problem_id] for problem_id in self._rows)
@@ -144,11 +169,15 @@ class ProblemSet:
 
         Raises:
             DataError: no such problem.
+            RowError: `null_images`.
         """
         if problem_id not in self._rows:
             raise DataError(f"no problem {problem_id}; give the problems that the other inputs were made from")
-        file, group, index = self._rows[problem_id]
-        return problem_of_row(self._read_group(file, group)[index], f"{file} problem {problem_id}")
+        place = self._rows[problem_id]
+        row = self._read_group(place.file, place.group)[place.in_group]
+        if row["images"] is None or None in row["images"]:
+            raise RowError("null_images", null_message(f"{place.file} row {place.row}", "images"))
+        return problem_of_row(row, f"{place.file} problem {problem_id}")
 
     def draw(self, count: int | None, seed: int) -> list[str]:
         """Ids of `count` problems drawn without replacement, or of all in order."""
@@ -158,9 +187,25 @@ class ProblemSet:
 
     def many(self, problem_ids: Sequence[str]) -> list[Problem]:
         """These problems in this order; they are read in the order of the file."""
-        in_file = sorted(set(problem_ids) & self._rows.keys(), key=self._rows.__getitem__)
-        found = {problem_id: self[problem_id] for problem_id in in_file}
+        found = {problem_id: self[problem_id] for problem_id in self.in_file_order(problem_ids)}
         return [found[name] if name in found else self[name] for name in problem_ids]
+
+    def in_file_order(self, problem_ids: Iterable[str]) -> list[str]:
+        """Those of the ids that are there."""
+        return sorted(self._rows.keys() & set(problem_ids), key=self._rows.__getitem__)
+
+    def only(self, problem_ids: Sequence[str], bad: Sequence[BadRow], on_bad_row: OnBadRow) -> ProblemSet:
+        """These problems in this order, the bad ones refused or left out.
+
+        Raises:
+            DataError: one is bad and bad rows are refused, or none is left.
+        """
+        excluded = {row.problem_id for row in bad}
+        chosen = copy.copy(self)
+        chosen.bad = [*self.bad, *bad]
+        chosen._rows = {name: self._rows[name] for name in problem_ids if name not in excluded}
+        refuse(chosen.bad, on_bad_row, self.path, left=len(chosen))
+        return chosen
 
     def _index(self, file: Path) -> None:
         parquet = pq.ParquetFile(file)
@@ -168,24 +213,34 @@ class ProblemSet:
         first_row = 0
         for group in range(parquet.num_row_groups):
             table = self._spec.with_optional(parquet.read_row_group(group, columns=light))
-            self._spec.check_nulls(table, str(file), first_row)
-            first_row += len(table)
+            nulls = self._spec.nulls(table)
             ids, rates = table["problem_id"].to_pylist(), table["fps"].to_pylist()
             for index, (problem_id, fps) in enumerate(zip(ids, rates, strict=True)):
-                if fps is not None and not 0 < fps < math.inf:
-                    raise DataError(f"{file} problem {problem_id}: fps is {fps}; give the frames' rate, per second")
-                if problem_id in self._rows:
-                    raise DataError(
-                        f"{file}: problem_id {problem_id} stands twice; ids join the artifacts, make them unique"
-                    )
-                self._rows[problem_id] = (file, group, index)
+                place = _Place(file, group, index, first_row + index)
+                try:
+                    self._add(place, problem_id, fps, nulls.get(index))
+                except RowError as error:
+                    self.bad.append(BadRow.of(problem_id or f"row {place.row}", error))
+            first_row += len(table)
+
+    def _add(self, place: _Place, problem_id: str, fps: float | None, null_column: str | None) -> None:
+        if null_column is not None:
+            raise RowError(f"null_{null_column}", null_message(f"{place.file} row {place.row}", null_column))
+        if fps is not None and not 0 < fps < math.inf:
+            raise RowError(
+                "no_frame_rate",
+                f"{place.file} problem {problem_id}: fps is {fps}; give the frames' rate, per second",
+            )
+        if problem_id in self._rows:
+            raise RowError(
+                "duplicate_id",
+                f"{place.file}: problem_id {problem_id} stands twice; ids join the artifacts, make them unique",
+            )
+        self._rows[problem_id] = place
 
     def _read_group_uncached(self, file: Path, group: int) -> list[dict[str, Any]]:
-        parquet = pq.ParquetFile(file)
-        first_row = sum(parquet.metadata.row_group(earlier).num_rows for earlier in range(group))
         names = [column.name for column in self._spec.columns]
-        table = self._spec.with_optional(parquet.read_row_group(group, columns=names))
-        self._spec.check_nulls(table, str(file), first_row)
+        table = self._spec.with_optional(pq.ParquetFile(file).read_row_group(group, columns=names))
         rows: list[dict[str, Any]] = table.to_pylist()
         return rows
 
@@ -207,11 +262,15 @@ def _video(frames: list[dict[str, Any]] | None, fps: float | None, place: str) -
 
 def _decode(image: dict[str, Any] | None, place: str) -> Image.Image:
     if image is None or not image.get("bytes"):
-        raise DataError(f"{place}: no bytes; embed the image in the file (datasets: cast_column(..., Image()))")
+        raise RowError(
+            "image_missing", f"{place}: no bytes; embed the image in the file (datasets: cast_column(..., Image()))"
+        )
     try:
         return _to_rgb(ImageOps.exif_transpose(Image.open(io.BytesIO(image["bytes"]))))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{place}: cannot be decoded ({error}); replace it or drop the row") from error
+    except Exception as error:  # PIL's readers raise anything on broken bytes
+        raise RowError(
+            "image_undecodable", f"{place}: cannot be decoded ({error}); replace it or drop the row"
+        ) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from stages import processes
+from stages.artifacts.bad_rows import BadRow
 from stages.artifacts.columns import DROPPED, TableSpec
 from stages.artifacts.fingerprint import MANIFEST, file_sha256, fingerprint
 from stages.artifacts.ledger import CostLedger
@@ -41,6 +42,8 @@ class Plan:
     """The recipe's sections that the step reads."""
     seed: int
     inputs: Mapping[str, Path]
+    dropped: Sequence[BadRow] = ()
+    """Rows of the inputs that are left out, which those and the recipe decide."""
 
     def record(self) -> dict[str, Any]:
         """The plan with the fingerprints of its inputs, as JSON.
@@ -52,13 +55,14 @@ class Plan:
             if _read_plan(path) is not None:
                 read_manifest(path)
         inputs = {name: {"path": str(path), "sha256": fingerprint(path)} for name, path in self.inputs.items()}
-        return {
+        record = {
             "schema_version": SCHEMA_VERSION,
             "step": self.step,
             "recipe": json.loads(json.dumps(self.recipe)),
             "seed": self.seed,
             "inputs": inputs,
         }
+        return record | ({"dropped": dict(Counter(row.reason for row in self.dropped))} if self.dropped else {})
 
 
 @dataclass
@@ -100,6 +104,8 @@ class Step:
         _refuse_inputs_inside(out, plan)
         record = plan.record()
         step = cls(out, record, CostLedger(devices))
+        for row in plan.dropped:
+            step.drop(*row)
         existing = _read_plan(out)
         if existing is None:
             if out.exists() and not (out.is_dir() and _is_empty(out)):
@@ -220,6 +226,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder}: schema version {manifest['schema_version']}, this is {SCHEMA_VERSION}; run its command again"
         )
     return manifest
+
+
+def recorded_vocabulary(folder: Path) -> dict[str, Any]:
+    """`vocabulary` in a plan: whose token ids a step's output holds; nothing where no manifest tells."""
+    recipe = read_manifest(folder)["recipe"] if (folder / MANIFEST).is_file() else {}
+    return {name: recipe[name] for name in ("vocabulary",) if name in recipe}
 
 
 def model_folder(path: Path) -> Path:
