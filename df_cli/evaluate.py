@@ -17,8 +17,9 @@ def evaluate(
     recipe: Recipe,
     problems: options.Problems,
     model: Annotated[Path, typer.Option("--model", help="A checkpoint, or the output of a training step.")],
+    on_bad_row: options.OnBadRow = "fail",
 ) -> Stage:
     """Score a model: greedy, sampled, and with the image removed."""
     from stages.evaluate import Evaluate
 
-    return Evaluate(recipe, problems, model)
+    return Evaluate(recipe, problems, model, on_bad_row)

@@ -51,6 +51,14 @@ SaveEvery = Annotated[
 Engine = Annotated[
     Literal["auto", "transformers", "vllm"] | None, typer.Option(help="What generates: short for --set engine.name=.")
 ]
+OnBadRow = Annotated[
+    Literal["fail", "drop"],
+    typer.Option(
+        "--on-bad-row",
+        help="fail: name the bad rows of the inputs and write nothing; drop: leave them out, counted by reason and "
+        "listed in dropped.parquet.",
+    ),
+]
 _problems = typer.Option("--problems", help="Problems, a Parquet file or a folder of shards.")
 _policy = typer.Option("--policy", help="Policy: a checkpoint, or a train-policy output.")
 _repair_model = typer.Option("--repair-model", help="Repair model: a checkpoint, or an sft-repair or rl-repair output.")

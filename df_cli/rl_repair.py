@@ -21,8 +21,9 @@ def rl_repair(
     repair_set: Annotated[
         Path | None, typer.Option("--repair-set", help="Repair set, whose held-out tenth is repaired at the end.")
     ] = None,
+    on_bad_row: options.OnBadRow = "fail",
 ) -> Stage:
     """Train the repair model by reinforcement: right answer, few edits, needs the image (eq. 2-4)."""
     from stages.s2_rl_repair import RlRepair
 
-    return RlRepair(recipe, problems, policy, repair_model, repair_set)
+    return RlRepair(recipe, problems, policy, repair_model, repair_set, on_bad_row)

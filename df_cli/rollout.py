@@ -8,8 +8,10 @@ from stages.recipe import Recipe
 
 
 @stage_command(generates=True)
-def rollout(recipe: Recipe, problems: options.Problems, policy: options.Policy) -> Stage:
+def rollout(
+    recipe: Recipe, problems: options.Problems, policy: options.Policy, on_bad_row: options.OnBadRow = "fail"
+) -> Stage:
     """Sample the policy's answers and score them (eq. 11)."""
     from stages.s3_rollout import Rollout
 
-    return Rollout(recipe, problems, policy)
+    return Rollout(recipe, problems, policy, on_bad_row)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import METRICS, REPAIR_SET
 from stages.artifacts.problems import Problem, ProblemSet
-from stages.artifacts.step import MODEL, Plan, Step, Tally
+from stages.artifacts.step import MODEL, Plan, Step
 from stages.batching import batched
-from stages.engines.loading import check_model, embedded_engine, open_model
+from stages.engines.loading import embedded_engine, open_codec, open_model
 from stages.model.batches import encode_prompt
 from stages.prefetch import prefetch
 from stages.progress import track
@@ -21,6 +23,7 @@ from stages.recipe import Recipe
 from stages.scoring.references import References
 from stages.scoring.repairs import Repairer
 from stages.scoring.rewards import check_reward, open_reward
+from stages.scoring.usable import ProblemCheck
 from stages.sections import SAMPLING_FIELDS
 from stages.seeds import Purpose, derive_seed
 from stages.training.checkpoints import SAVE_EVERY, Checkpoints
@@ -45,29 +48,35 @@ class SftRepair:
     recipe: Recipe
     repair_set: Path
     model: Path
+    on_bad_row: OnBadRow = "fail"
+
+    @cached_property
+    def usable(self) -> ProblemSet:
+        """The repair set, every row looked at."""
+        rows = ProblemSet(self.repair_set, REPAIR_SET, self.on_bad_row)
+        check = ProblemCheck(self.recipe, open_codec(self.model, self.recipe), repairs=True)
+        return check.usable(rows, rows.ids, self.on_bad_row)
 
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
         check_trackers(self.recipe.tracking)
-        ProblemSet(self.repair_set, REPAIR_SET)
-        check_model(self.model, self.recipe.model)
         sections = ("model", "prompt", "reward", "sft", "trainer")
         # Its held-out repairs come from the weights in training, whatever the recipe's engine.
         batches = {"rows_per_batch", "tokens_per_batch"}
         recipe = self.recipe.subset(*sections, engine=batches, rollout=SAMPLING_FIELDS)
         inputs = {"repair_set": self.repair_set, "model": self.model}
-        return Plan("sft-repair", recipe, self.recipe.seed, inputs)
+        return Plan("sft-repair", recipe, self.recipe.seed, inputs, self.usable.bad)
 
     def run(self, step: Step) -> None:
         recipe, ledger = self.recipe, step.ledger
-        repair_set = ProblemSet(self.repair_set, REPAIR_SET)
+        repair_set = self.usable
         split = split_repair_set(repair_set, recipe.sft.heldout_share)
         with open_trackers(recipe.tracking, step.out, step.plan["recipe"]) as trackers:
             with ledger.phase("load"):
                 vlm = open_model(self.model, recipe, master_weights=True)
                 trainer = Trainer(vlm, recipe.sft.optimizer, temperature=1.0, machine=recipe.trainer, seed=recipe.seed)
             log = MetricsLog(trackers)
-            step.tally = Tally()  # the data are read, and counted, from the start
+            step.count_anew()  # the data are read from the start
             checkpoints = Checkpoints(step, {MODEL: trainer}, log, every=SAVE_EVERY)
             with open_reward(recipe.reward) as reward:
                 repairer = Repairer(embedded_engine(vlm, recipe), recipe.prompt, reward, ledger)

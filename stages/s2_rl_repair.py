@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import DRAFTS, EPISODES, METRICS, REPAIR_SET
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
 from stages.artifacts.step import CHECKPOINTS, MODEL, Plan, Step
@@ -19,7 +21,8 @@ from stages.core.objectives import has_critic
 from stages.core.selection import is_correct
 from stages.core.values import CriticSettings
 from stages.engines.loading import (
-    check_model,
+    check_same_tokens,
+    open_codec,
     open_engine,
     open_model,
     open_sampler,
@@ -38,6 +41,7 @@ from stages.scoring.references import References
 from stages.scoring.repair_reward import c1_gate, repair_reward
 from stages.scoring.repairs import Attempt, Draft, Repairer
 from stages.scoring.rewards import check_reward, open_reward
+from stages.scoring.usable import ProblemCheck
 from stages.scoring.wrong_answers import wrong_answers
 from stages.sections import MARK_FIELDS, SAMPLING_FIELDS
 from stages.seeds import Purpose, derive_seed
@@ -63,16 +67,33 @@ class RlRepair:
     repair_model: Path
     repair_set: Path | None = None
     """Its held-out tenth is repaired at the end."""
+    on_bad_row: OnBadRow = "fail"
+
+    @cached_property
+    def usable(self) -> ProblemSet:
+        """The problems that are drawn, each looked at."""
+        problems = ProblemSet(self.problems, on_bad_row=self.on_bad_row)
+        drawn = problems.draw(self.recipe.repair_rl.problems, derive_seed(self.recipe.seed, Purpose.RL_PROBLEMS))
+        return self._check.usable(problems, drawn, self.on_bad_row)
+
+    @cached_property
+    def usable_repair_set(self) -> ProblemSet | None:
+        """The repair set, every row looked at: which of them are held out depends on all."""
+        if self.repair_set is None:
+            return None
+        rows = ProblemSet(self.repair_set, REPAIR_SET, self.on_bad_row)
+        return self._check.usable(rows, rows.ids, self.on_bad_row)
+
+    @cached_property
+    def _check(self) -> ProblemCheck:
+        codec = open_codec(self.policy, self.recipe)
+        check_same_tokens(self.policy, codec, self.repair_model, open_codec(self.repair_model, self.recipe))
+        return ProblemCheck(self.recipe, codec, repairs=True)
 
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
         check_auditor(self.recipe.audit)
         check_trackers(self.recipe.tracking)
-        ProblemSet(self.problems)
-        if self.repair_set is not None:
-            ProblemSet(self.repair_set, REPAIR_SET)
-        check_model(self.policy, self.recipe.model)
-        check_model(self.repair_model, self.recipe.model)
         check_objective(self.recipe.repair_rl.objective, self.recipe.rollout)
         if self.recipe.repair_rl.objective.algorithm == "dpo":
             raise RecipeError(
@@ -86,9 +107,11 @@ class RlRepair:
             "policy": self.policy,
             "repair_model": self.repair_model,
         }
-        if self.repair_set is not None:
+        bad = self.usable.bad
+        if self.repair_set is not None and self.usable_repair_set is not None:
             inputs["repair_set"] = self.repair_set
-        return Plan("rl-repair", recipe, self.recipe.seed, inputs)
+            bad = [*bad, *self.usable_repair_set.bad]
+        return Plan("rl-repair", recipe, self.recipe.seed, inputs, bad)
 
     def run(self, step: Step) -> None:
         recipe = self.recipe
@@ -102,7 +125,7 @@ class RlRepair:
                 sampler = open_sampler(vlm, self.repair_model, recipe)
                 repairer = Repairer(sampler, recipe.prompt, reward, step.ledger)
                 trainer = self._trainer(vlm)
-            drafts = ErrorSource(recipe, policy, step).errors(ProblemSet(self.problems))
+            drafts = ErrorSource(recipe, policy, step).errors(self.usable)
             if not drafts:
                 raise DataError(
                     f"{self.problems}: no error to repair ({dict(step.tally.dropped)}); "
@@ -118,9 +141,9 @@ class RlRepair:
                     loop.iterate(iteration, loop.draw(drafts, iteration))
                     checkpoints.advance()
                     advance(1)
-            if self.repair_set is not None:
+            if self.usable_repair_set is not None:
                 with loop.sampling():
-                    repair_heldout(repairer, ProblemSet(self.repair_set, REPAIR_SET), recipe, step)
+                    repair_heldout(repairer, self.usable_repair_set, recipe, step)
         with step.ledger.phase("save"):
             trainer.save(step.out, step.out / MODEL)
             step.write_table(EPISODES, loop.episodes)

@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from stages import processes
+from stages.artifacts.bad_rows import BadRow
 from stages.artifacts.columns import DROPPED, TableSpec
 from stages.artifacts.fingerprint import MANIFEST, file_sha256, fingerprint
 from stages.artifacts.ledger import CostLedger
@@ -53,6 +54,8 @@ class Plan:
     """The recipe's sections that the step reads."""
     seed: int
     inputs: Mapping[str, Path]
+    dropped: Sequence[BadRow] = ()
+    """Rows of the inputs that are left out, which those and the recipe decide."""
 
     def record(self) -> dict[str, Any]:
         """The plan with the fingerprints of its inputs, as JSON; they are read when it is first asked for.
@@ -68,13 +71,14 @@ class Plan:
             if _read_plan(path) is not None:
                 read_manifest(path)
         inputs = {name: {"path": str(path), "sha256": fingerprint(path)} for name, path in self.inputs.items()}
-        return {
+        record = {
             "schema_version": SCHEMA_VERSION,
             "step": self.step,
             "recipe": json.loads(json.dumps(self.recipe)),
             "seed": self.seed,
             "inputs": inputs,
         }
+        return record | ({"dropped": dict(Counter(row.reason for row in self.dropped))} if self.dropped else {})
 
 
 @dataclass
@@ -104,6 +108,7 @@ class Step:
         self.requests = Requests()
         self._files: dict[str, dict[str, Any]] = {}
         self._checkpoint: str | None = None
+        self._bad_rows: Sequence[BadRow] = ()
 
     @classmethod
     def finished(cls, out: Path, plan: Plan) -> Step | None:
@@ -130,6 +135,8 @@ class Step:
         _refuse_inputs_inside(out, plan)
         record = plan.record()
         step = cls(out, record, CostLedger(devices))
+        step._bad_rows = plan.dropped
+        step.count_anew()
         existing = _read_plan(out)
         if existing is None:
             if out.exists() and not (out.is_dir() and _is_empty(out)):
@@ -220,6 +227,12 @@ class Step:
                 f"{self.out}: stopped ({reason}), what was done is saved; give the same command again to go on",
                 exit_code,
             )
+
+    def count_anew(self) -> None:
+        """Forget what a stopped run counted, where what it read is read again."""
+        self.tally = Tally()
+        for row in self._bad_rows:
+            self.drop(*row)
 
     def drop(self, problem_id: str, reason: str, detail: str | None = None) -> None:
         """Count a problem that is left out, and list it in `dropped`: the reason in a word, and what a user can do."""
@@ -317,6 +330,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder}: schema version {manifest['schema_version']}, this is {SCHEMA_VERSION}; run its command again"
         )
     return manifest
+
+
+def recorded_vocabulary(folder: Path) -> dict[str, Any]:
+    """`vocabulary` in a plan: whose token ids a step's output holds; nothing where no manifest tells."""
+    recipe = read_manifest(folder)["recipe"] if (folder / MANIFEST).is_file() else {}
+    return {name: recipe[name] for name in ("vocabulary",) if name in recipe}
 
 
 def model_folder(path: Path) -> Path:
