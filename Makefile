@@ -2,6 +2,7 @@
 # make ablate  the recipe's variants, compared, in runs/<recipe>-ablation; takes the same variables
 # make test    every test but those that need vLLM
 # make test-vllm  those, on a CPU with AVX-512, in an environment of their own
+# make test-faults  every stage killed at every moment of its run, and started again
 # make check   formatting, lint, types, import layers
 # make bench   the training step beside TRL's, the loss's memory, masks per second; tables and plots in runs/bench
 #
@@ -53,7 +54,7 @@ ifneq ($(filter all,$(or $(MAKECMDGOALS),all)),)
 $(shell mkdir -p '$(RUN)' && echo "$(SETTINGS)" | cmp -s - '$(RUN)/settings' || echo "$(SETTINGS)" > '$(RUN)/settings')
 endif
 
-.PHONY: all ablate test test-vllm check bench clean
+.PHONY: all ablate test test-vllm test-faults check bench clean
 
 all: $(RUN)/summary.parquet
 
@@ -100,6 +101,9 @@ test: .venv/installed-dev
 # Compiling takes longer than what is compiled there.
 test-vllm: .venv-vllm/installed
 	TORCHDYNAMO_DISABLE=1 .venv-vllm/bin/pytest -m vllm
+
+test-faults: .venv/installed-dev
+	$(BIN)/pytest -m faults
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .
