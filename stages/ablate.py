@@ -15,6 +15,7 @@ from typing import Any
 from stages.ablation import BASE, VariantRun, ablation_rows
 from stages.artifacts.columns import ABLATION
 from stages.artifacts.fingerprint import MANIFEST
+from stages.artifacts.lock import lock_output
 from stages.artifacts.step import read_manifest
 from stages.artifacts.store import write_rows
 from stages.errors import DifferenceFeedbackError, StepError
@@ -65,14 +66,16 @@ class Ablation:
 
         Raises:
             RecipeError: the recipe or a variant of it is not valid.
+            ArtifactError: another ablation writes to `out`.
         """
         recipe = load_recipe(self.recipe, self.assignments)
         for variant in recipe.ablate.variants.values():
             self.recipe_with(variant.set)
-        (self.out / LOGS).mkdir(parents=True, exist_ok=True)
-        runs = [run for seed in recipe.ablate.seeds for run in self._with_seed(seed, recipe)]
-        rows = ablation_rows(runs, recipe.ablate.baseline, recipe.reward.threshold)
-        write_rows(self.out / f"{ABLATION.name}.parquet", ABLATION, rows)
+        with lock_output(self.out):
+            (self.out / LOGS).mkdir(exist_ok=True)
+            runs = [run for seed in recipe.ablate.seeds for run in self._with_seed(seed, recipe)]
+            rows = ablation_rows(runs, recipe.ablate.baseline, recipe.reward.threshold)
+            write_rows(self.out / f"{ABLATION.name}.parquet", ABLATION, rows)
         return rows
 
     def recipe_with(self, assignments: Sequence[str]) -> Recipe:

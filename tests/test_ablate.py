@@ -12,6 +12,7 @@ import yaml
 
 from stages.ablation import VariantRun, ablation_rows
 from stages.artifacts.columns import ABLATION, SAMPLES, SCORES
+from stages.artifacts.lock import lock_output
 from stages.artifacts.step import read_manifest
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.errors import RecipeError
@@ -194,3 +195,13 @@ def test_the_papers_variants_are_recipes_that_differ_from_the_baseline(name):
 def test_names_that_no_variant_has_are_refused(assignment, message):
     with pytest.raises(RecipeError, match=message):
         load_recipe("digits", [assignment])
+
+
+def test_a_second_ablation_in_the_folder_is_told_of_the_first(tmp_path, digits):
+    with lock_output(tmp_path):
+        command = [sys.executable, "-m", "df_cli", "ablate", "--train", str(digits / "problems_train.parquet")]
+        command += ["--test", str(digits / "problems_test.parquet"), "--base", str(digits / "base")]
+        command += ["--repair-set", str(digits / "repair_set.parquet"), "--out", str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "has been writing here since" in done.stderr

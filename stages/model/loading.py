@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from stages import processes
 from stages.errors import ModelError
@@ -108,28 +109,19 @@ def load_codec(
     """What `load_model` with the same arguments knows about prompts and responses, without the weights.
 
     Raises:
-        ModelError: as `load_model`.
+        ModelError: as `load_model`; configuration or processor cannot be read; it is no image-text-to-text model; its
+            processor is another model's; or no end token is named.
     """
     check_model_folder(path)
     check_trusted(path, trust_remote_code)
+    config = _load_config(path, trust_remote_code)
     processor = _load_processor(path, min_pixels, max_pixels, trust_remote_code, image_cache)
-    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    _check_image_token(path, config, processor)
     try:
         generation_config = GenerationConfig.from_pretrained(path)
     except OSError:
         generation_config = GenerationConfig.from_model_config(config)
     return _make_codec(processor, config, generation_config)
-
-
-def load_tokenizer(path: Path | str, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of the checkpoint at `path`, without its weights.
-
-    Raises:
-        ModelError: as `check_model_folder` and `check_trusted`.
-    """
-    check_model_folder(path)
-    check_trusted(path, trust_remote_code)
-    return AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code).tokenizer
 
 
 def wrap_model(model: Any, processor: Any, autocast_dtype: torch.dtype | None = None) -> VisionLanguageModel:
@@ -189,12 +181,53 @@ def _load_processor(
     image_cache: Path | None,
 ) -> Any:
     pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-    processor = AutoProcessor.from_pretrained(
-        path, trust_remote_code=trust_remote_code, **{k: v for k, v in pixels.items() if v is not None}
-    )
+    try:
+        processor = AutoProcessor.from_pretrained(
+            path, trust_remote_code=trust_remote_code, **{k: v for k, v in pixels.items() if v is not None}
+        )
+    except Exception as error:  # whatever the files make its classes raise
+        raise ModelError(
+            f"{path}: its processor cannot be loaded ({_one_line(error)}); save the model's own beside the weights"
+        ) from error
+    if getattr(processor, "image_processor", None) is None:
+        raise ModelError(
+            f"{path}: its processor is a {type(processor).__name__}, which takes no images; save the model's own "
+            "beside the weights"
+        )
     if image_cache is not None:
         processor.image_processor = CachedImageProcessor(processor.image_processor, image_cache)
     return processor
+
+
+def _load_config(path: Path | str, trust_remote_code: bool) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception as error:  # whatever the file makes its classes raise
+        raise ModelError(
+            f"{path}: its config.json cannot be read ({_one_line(error)}); save the checkpoint again"
+        ) from error
+    own_code = "AutoModelForImageTextToText" in getattr(config, "auto_map", {})
+    if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and not own_code:
+        raise ModelError(
+            f"{path}: {config.model_type} is not an image-text-to-text model that transformers knows; take a "
+            "vision-language checkpoint, as Qwen2.5-VL or InternVL"
+        )
+    return config
+
+
+def _check_image_token(path: Path | str, config: Any, processor: Any) -> None:
+    """What the processor puts into a prompt for an image must be what the model replaces by the image."""
+    given, wanted = (getattr(holder, "image_token_id", None) for holder in (processor, config))
+    if isinstance(given, int) and isinstance(wanted, int) and given != wanted:
+        raise ModelError(
+            f"{path}: its {type(processor).__name__} writes token {given} for an image, the {config.model_type} model "
+            f"reads token {wanted}; save the model's own processor beside the weights"
+        )
+
+
+def _one_line(error: Exception) -> str:
+    """Its first sentence or so: transformers writes paragraphs."""
+    return " ".join(str(error).split())[:200]
 
 
 def _make_codec(processor: Any, config: Any, generation_config: GenerationConfig) -> Codec:

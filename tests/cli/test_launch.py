@@ -1,9 +1,12 @@
 """Commands in the two processes of one `accelerate launch`."""
 
+import os
+
 import pytest
 
 from launching import launch
 from stages.artifacts.columns import GROUPS, ROLLOUTS
+from stages.artifacts.lock import lock_output
 from stages.artifacts.step import read_manifest
 from stages.artifacts.store import iterate_rows, write_rows
 
@@ -41,6 +44,14 @@ def test_an_error_of_the_main_process_ends_both(rollout, tmp_path):
     assert done.returncode != 0
     assert "not an empty folder and not made by df" in done.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_both_processes_end_where_another_writes_the_folder(rollout, tmp_path):
+    with lock_output(tmp_path / "out"):
+        done = rollout(tmp_path / "out")
+    assert done.returncode != 0
+    assert f"out: process {os.getpid()} on " in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_pairs_are_realigned_by_one_of_two_processes(tmp_path):

@@ -11,12 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import dynamic_module_utils
 
-from stages.engines.loading import check_model
 from stages.errors import ModelError
-from stages.model.loading import load_codec, load_model, load_tokenizer
-from stages.sections import ModelSection
+from stages.model.loading import load_codec, load_model
 
-LOADERS = (load_model, load_codec, load_tokenizer)
+LOADERS = (load_model, load_codec)
 CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json")
 
 
@@ -70,9 +68,9 @@ def bring_weights(checkpoint, mark, name):
 
 
 def refusals(checkpoint):
-    """What each way to use it says, the check before any compute included."""
+    """What each way to use it says; `load_codec` is the check before any compute."""
     messages = set()
-    for use in (*LOADERS, lambda path: check_model(path, ModelSection())):
+    for use in LOADERS:
         with pytest.raises(ModelError) as error:
             use(checkpoint)
         messages.add(str(error.value))
@@ -100,7 +98,6 @@ def test_code_named_inside_is_refused_too(checkpoint, mark):
 
 def test_code_that_the_recipe_trusts_runs(checkpoint, mark):
     bring_code(checkpoint, mark)
-    check_model(checkpoint, ModelSection(trust_remote_code=True))
     with pytest.raises(AttributeError):  # `Own` is no configuration: it was imported, and that is all it is for
         load_codec(checkpoint, trust_remote_code=True)
     assert mark.exists()
@@ -123,7 +120,6 @@ def test_pickles_alone_are_refused_unread(checkpoint, mark, names):
 def test_pickles_beside_safetensors_are_left_alone(checkpoint, mark, tiny_vlm):
     for name in ("pytorch_model.bin", "training_args.bin"):
         bring_weights(checkpoint, mark, name)
-    check_model(checkpoint, ModelSection())
     loaded = load_model(checkpoint)
     assert torch.equal(loaded.model.lm_head.weight, tiny_vlm.model.lm_head.weight)
     assert not mark.exists()
