@@ -550,3 +550,33 @@ def test_a_bad_model_is_refused_before_it_is_loaded(name, folder, df):
 def test_every_command_refuses_a_language_model(command, folder, df):
     text_model(folder)
     refused(df, folder, ["model: llama is not an image-text-to-text model"], line(command))
+
+
+@pytest.mark.parametrize(("reward", "counted"), [(1.0, "problems all correct"), (0.0, "problems none correct")])
+def test_groups_without_a_contrast_are_made_counted_and_not_trained_on(reward, counted, folder, df):
+    """A group of one, right or wrong, is no error of df build-masks; nothing can be learned from it."""
+    write(folder, "rollouts", [ROLLOUT | {"reward": reward}])
+    code, out, _ = df(line("siblings"))
+    assert code == 0
+    assert f"{counted} " in " ".join(out.split())
+    told = [
+        f"out: no group has anything to train on ({{'{'all_correct' if reward else 'no_repaired_error'}': 1}}); raise"
+    ]
+    refused(df, folder, told, "train-policy --groups out --problems problems.parquet --policy model --out next")
+
+
+LEAVING = {"up": "../outside.png", "absolute": None, "link": "link.png", "linked folder": "up/outside.png"}
+
+
+@pytest.mark.parametrize("name", LEAVING)
+def test_an_image_outside_the_data_sets_folder_is_not_read(name, tmp_path, df, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outside = tmp_path / "outside.png"
+    outside.write_bytes(PROBLEM["images"][0]["bytes"])
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "link.png").symlink_to(outside)
+    (tmp_path / "set" / "up").symlink_to(tmp_path)
+    row = {"question": "Sum?", "images": [LEAVING[name] or str(outside)], "answer": "7"}
+    (tmp_path / "set" / "data.jsonl").write_text(json.dumps(row) + "\n")
+    told = ["set/data.jsonl: no row of 1 fits: image_outside_folder 1"]
+    refused(df, tmp_path, told, "import-problems set/data.jsonl --out out")
