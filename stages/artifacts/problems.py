@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
 from stages.artifacts.columns import IMAGE, PROBLEMS, TableSpec
-from stages.artifacts.store import parquet_files
+from stages.artifacts.store import open_parquet, parquet_files, read_group, reading
 from stages.errors import DataError
 
 PROBLEMS_AT_ONCE = 256
@@ -163,11 +162,13 @@ class ProblemSet:
         return [found[name] if name in found else self[name] for name in problem_ids]
 
     def _index(self, file: Path) -> None:
-        parquet = pq.ParquetFile(file)
         light = [column.name for column in self._spec.columns if column.type != pa.list_(IMAGE)]
         first_row = 0
+        with reading(file):
+            parquet = open_parquet(file)
         for group in range(parquet.num_row_groups):
-            table = self._spec.with_optional(parquet.read_row_group(group, columns=light))
+            with reading(file):
+                table = self._spec.with_optional(read_group(parquet, group, light))
             self._spec.check_nulls(table, str(file), first_row)
             first_row += len(table)
             ids, rates = table["problem_id"].to_pylist(), table["fps"].to_pylist()
@@ -181,10 +182,11 @@ class ProblemSet:
                 self._rows[problem_id] = (file, group, index)
 
     def _read_group_uncached(self, file: Path, group: int) -> list[dict[str, Any]]:
-        parquet = pq.ParquetFile(file)
-        first_row = sum(parquet.metadata.row_group(earlier).num_rows for earlier in range(group))
         names = [column.name for column in self._spec.columns]
-        table = self._spec.with_optional(parquet.read_row_group(group, columns=names))
+        with reading(file):
+            parquet = open_parquet(file)
+            table = self._spec.with_optional(read_group(parquet, group, names))
+            first_row = sum(parquet.metadata.row_group(earlier).num_rows for earlier in range(group))
         self._spec.check_nulls(table, str(file), first_row)
         rows: list[dict[str, Any]] = table.to_pylist()
         return rows

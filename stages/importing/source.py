@@ -13,19 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import DatasetBuilder, Features, Value, load_dataset_builder
 from datasets.exceptions import DatasetsError
 from datasets.packaged_modules.json.json import JsonConfig
 from datasets.packaged_modules.parquet.parquet import ParquetConfig
 
 from stages.artifacts.fingerprint import file_sha256
+from stages.artifacts.store import read_tables
 from stages.errors import DataError
 
 _READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
 ROWS_AT_ONCE = 64
 """Rows of a Parquet file in memory."""
-_BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -103,9 +102,8 @@ class _ParquetRows:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for file in self.files:
-            parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
-            for batch in parquet.iter_batches(ROWS_AT_ONCE):
-                yield from batch.to_pylist()
+            for table in read_tables(Path(file), ROWS_AT_ONCE):
+                yield from table.to_pylist()
 
 
 def _builder(name: str, path: Path, config_name: str | None) -> DatasetBuilder:

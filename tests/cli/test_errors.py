@@ -44,6 +44,7 @@ GROUP = {
     "finish_reason": "stop",
 }
 MODEL_FILES = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "model.safetensors")
+NO_TENSORS = (2).to_bytes(8, "little") + b"{}"
 OPTIONS = {
     "repair-set sheet": "--problems problems.parquet --policy model",
     "sft-repair": "--repair-set repair_set.parquet --model model",
@@ -66,7 +67,7 @@ def workspace(tmp_path, monkeypatch):
     write_rows(tmp_path / "rollouts" / "rollouts-00000.parquet", ROLLOUTS, [ROLLOUT])
     write_rows(tmp_path / "groups" / "groups-00000.parquet", GROUPS, [GROUP])
     for name in MODEL_FILES:
-        (tmp_path / "model" / name).write_text("{}")
+        (tmp_path / "model" / name).write_bytes(NO_TENSORS if name.endswith(".safetensors") else b"{}")
     return tmp_path
 
 
