@@ -22,6 +22,7 @@ from df_cli.summarize import summarize
 from df_cli.system_df import meant_for_system, run_system_df
 from df_cli.train_policy import train_policy
 from stages.errors import DifferenceFeedbackError
+from stages.interruption import Stopped
 
 COMMANDS: dict[str, Callable[..., None] | typer.Typer] = {
     "import-problems": import_problems,
@@ -70,3 +71,6 @@ def main() -> None:
     except DifferenceFeedbackError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(1)
+    except Stopped as stop:
+        sys.stderr.write(f"{stop}\n")
+        sys.exit(stop.exit_code)

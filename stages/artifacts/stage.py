@@ -12,6 +12,7 @@ import torch
 from stages import processes
 from stages.artifacts.lock import lock_output
 from stages.artifacts.step import Plan, Step
+from stages.interruption import Requests
 
 
 class Stage(Protocol):
@@ -38,19 +39,25 @@ class Outcome:
     """False where the output was complete already."""
 
 
-def execute(stage: Stage, out: Path, *, overwrite: bool = False, dry_run: bool = False) -> Outcome:
+def execute(
+    stage: Stage, out: Path, *, overwrite: bool = False, dry_run: bool = False, requests: Requests | None = None
+) -> Outcome:
     """Plan a stage and run it unless its output is complete; a dry run touches nothing.
 
     Raises:
         DifferenceFeedbackError: whatever is wrong with inputs, recipe or output folder.
+        Stopped: the step was asked to stop before its end.
     """
-    plan = stage.plan()
-    if dry_run:
-        return Outcome(out, plan.record(), None, ran=False)
+    requests = requests or Requests()
     with ExitStack() as held:
+        held.enter_context(requests.heard())
+        plan = stage.plan()
+        if dry_run:
+            return Outcome(out, plan.record(), None, ran=False)
         step = processes.on_main(lambda: _open(out, plan, overwrite, held))
         if step.manifest is not None:
             return Outcome(out, step.plan, step.manifest, ran=False)
+        step.requests = requests
         stage.run(step)
         processes.wait()
     return Outcome(out, step.plan, step.manifest, ran=True)

@@ -33,6 +33,7 @@ LOWEST_TEMPERATURE = 0.01
 
 _SETTINGS = {
     "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",  # it would tell a server of every start
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork would share a CUDA that this process has asked about already
 }
 _CPU_SETTINGS = {
@@ -173,6 +174,7 @@ def _start(folder: Path, model: ModelSection, vllm: VllmSection) -> Any:
         return LLM(
             str(folder),
             dtype=model.dtype,
+            load_format="safetensors",
             trust_remote_code=model.trust_remote_code,
             mm_processor_kwargs={name: value for name, value in pixels.items() if value is not None} or None,
             tensor_parallel_size=vllm.tensor_parallel_size,
