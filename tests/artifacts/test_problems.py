@@ -279,3 +279,26 @@ def test_images_pass_on_as_they_lie_in_the_file_or_as_pngs(tmp_path):
     assert encoded_images(problem.images) == [jpeg]
     (png,) = encoded_images(list(problem.images))
     assert np.array_equal(Image.open(io.BytesIO(png["bytes"])), problem.images[0])
+
+
+def test_no_flipped_bit_changes_a_problem_unseen(tmp_path):
+    rows = [row(f"p{k}", image=saved(Image.new("RGB", (4, 4), (k, 0, 0)), "PNG")) for k in range(4)]
+    file, refused = tmp_path / "problems.parquet", 0
+    write_rows(file, PROBLEMS, rows)
+
+    def read():
+        problems = ProblemSet(file)
+        return [problem.as_row() | {"images": problem.images.encoded} for problem in problems]
+
+    expected, content = read(), file.read_bytes()
+    for k in range(0, len(content), 11):
+        flipped = bytearray(content)
+        flipped[k] ^= 1 << k % 8
+        file.write_bytes(flipped)
+        try:
+            found = read()
+        except DataError:
+            refused += 1
+        else:
+            assert found == expected, f"byte {k}"
+    assert refused > 100

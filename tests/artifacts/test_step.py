@@ -27,7 +27,7 @@ LOST = [{"problem_id": "p", "reason": "text_only_solvable"}]
 
 @pytest.fixture
 def source(tmp_path):
-    file = tmp_path / "input.parquet"
+    file = tmp_path / "input.txt"
     file.write_bytes(b"first")
     return file
 
@@ -222,7 +222,7 @@ def test_further_and_missing_inputs_are_named(tmp_path, source):
 
 def test_an_input_that_moved_is_the_same_input(tmp_path, source):
     complete(tmp_path / "out", plan(source))
-    moved = source.rename(tmp_path / "elsewhere.parquet")
+    moved = source.rename(tmp_path / "elsewhere.txt")
 
     assert Step.open(tmp_path / "out", plan(moved)).manifest is not None
 
