@@ -262,7 +262,8 @@ def test_without_a_key_none_is_sent(model, monkeypatch):
         ("http://h/v1", "DF_KEY", "  ", "environment variable DF_KEY is not set; export"),
         ("http://h/v1", "DF_KEY", "two words", "DF_KEY holds characters that no key has"),
         ("http://h/v1", KEY, None, "api_key_env is not the name of an environment variable"),
-        ("http://me:secret@h/v1", None, None, "base_url holds a user or a password"),
+        ("http://me:secret@h/v1", None, None, "base_url holds a user, a password or a query"),
+        (f"http://h/v1?key={KEY}", None, None, "base_url holds a user, a password or a query"),
     ],
 )
 def test_a_key_that_cannot_be_had_is_refused_unseen(monkeypatch, tmp_path, url, name, value, message):
