@@ -15,6 +15,7 @@ from stages.artifacts.step import Plan, Step
 from stages.batching import batched
 from stages.core.selection import is_correct
 from stages.engines.loading import open_codec, open_engine, recipe_sampling, with_engine
+from stages.errors import DataError
 from stages.model.codec import Codec
 from stages.progress import track
 from stages.recipe import Recipe
@@ -69,7 +70,16 @@ class Rollout:
                     groups = answerer.answer(chosen, section.samples_per_problem, sampling)
                     self._write(step, index, chosen, groups)
                 advance(len(shard) * section.samples_per_problem)
+        if not step.tally.rows_out:
+            raise DataError(f"{self.problems}: no rows left; {self._no_room('every')}")
         step.finish()
+
+    def _no_room(self, whose: str) -> str:
+        tokens = self.recipe.rollout.max_new_tokens
+        return (
+            f"{whose} prompt and rollout.max_new_tokens ({tokens}) are more than the model takes; lower it, or "
+            "model.max_pixels, or take shorter questions"
+        )
 
     def _write(self, step: Step, index: int, problems: Sequence[Problem], groups: Sequence[Sequence[Answer]]) -> None:
         rows = [
@@ -79,7 +89,9 @@ class Rollout:
         ]
         step.tally.rows_in += len(problems)
         step.tally.rows_out += len(rows)
-        step.tally.dropped["prompt_too_long"] += sum(not group for group in groups)
+        for problem, group in zip(problems, groups, strict=True):
+            if not group:
+                step.drop(problem.problem_id, "prompt_too_long", self._no_room(f"problem {problem.problem_id}: its"))
         step.tally.counts["unscored"] += sum(row["reward"] is None for row in rows)
         step.tally.counts["correct"] += sum(is_correct(row["reward"], self.recipe.reward.threshold) for row in rows)
         step.write_shards(index, {ROLLOUTS: rows})
