@@ -2,6 +2,7 @@
 # make ablate  the recipe's variants, compared, in runs/<recipe>-ablation; takes the same variables
 # make test    every test but those that need vLLM
 # make test-vllm  those, on a CPU with AVX-512, in an environment of their own
+# make test-faults  every stage killed at every moment of its run, and started again
 # make check   formatting, lint, types, import layers, uv.lock, known vulnerabilities of what it names
 # make lock    bring uv.lock up to date with pyproject.toml; make lock UPGRADE=--upgrade takes the newest versions
 # make bench   the training step beside TRL's, the loss's memory, masks per second; tables and plots in runs/bench
@@ -56,7 +57,7 @@ ifneq ($(filter all,$(or $(MAKECMDGOALS),all)),)
 $(shell mkdir -p '$(RUN)' && echo "$(SETTINGS)" | cmp -s - '$(RUN)/settings' || echo "$(SETTINGS)" > '$(RUN)/settings')
 endif
 
-.PHONY: all ablate test test-vllm check lock bench clean
+.PHONY: all ablate test test-vllm test-faults check lock bench clean
 
 all: $(RUN)/summary.parquet
 
@@ -103,6 +104,9 @@ test: .venv/installed-dev
 # Compiling takes longer than what is compiled there.
 test-vllm: .venv-vllm/installed
 	TORCHDYNAMO_DISABLE=1 .venv-vllm/bin/pytest -m vllm
+
+test-faults: .venv/installed-dev
+	$(BIN)/pytest -m faults
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .

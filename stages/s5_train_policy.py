@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from stages import processes
 from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import GROUPS, METRICS, VALUES
-from stages.artifacts.problems import ProblemSet
+from stages.artifacts.problems import PROBLEMS_AT_ONCE, ProblemSet
 from stages.artifacts.step import MODEL, Plan, Step
-from stages.artifacts.store import count_rows, iterate_rows, parquet_files
+from stages.artifacts.store import count_rows, iterate_rows, parquet_files, read_tables
 from stages.batching import batched
 from stages.core.objectives import has_critic
 from stages.core.values import CriticSettings
@@ -170,7 +169,8 @@ class TrainPolicy:
         """Raises DataError where no group has anything to train on."""
         reasons: Counter[str] = Counter()
         for shard in parquet_files(self.groups, GROUPS):
-            rows = pq.read_table(shard, columns=["problem_id", "role", "in_pair"]).to_pylist()
+            tables = read_tables(shard, PROBLEMS_AT_ONCE, ["problem_id", "role", "in_pair"])
+            rows = (row for table in tables for row in table.to_pylist())
             for problem_id, group in groupby(rows, key=lambda row: row["problem_id"]):
                 reason = left_out(list(group), self.recipe.train) if problem_id in self.usable else "bad_row"
                 if reason is None:

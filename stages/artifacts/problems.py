@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stages.artifacts.bad_rows import BadRow, OnBadRow, refuse
 from stages.artifacts.columns import IMAGE, PROBLEMS, TableSpec, null_message
 from stages.artifacts.ids import IdIndex, Ids
-from stages.artifacts.store import parquet_files
+from stages.artifacts.store import open_parquet, parquet_files, read_group, reading
 from stages.errors import DataError, RowError
 
 PROBLEMS_AT_ONCE = 256
@@ -163,7 +162,7 @@ class ProblemSet:
         self._index = IdIndex(pa.chunked_array(ids, type=pa.string()))
         self._leave_out_repeats()
         refuse(self.bad, on_bad_row, path, left=len(self))
-        self._open = lru_cache(maxsize=FILES_OPEN)(pq.ParquetFile)
+        self._open = lru_cache(maxsize=FILES_OPEN)(open_parquet)
         self._read_group = lru_cache(maxsize=4)(self._read_group_uncached)
 
     def __len__(self) -> int:
@@ -254,11 +253,13 @@ class ProblemSet:
 
     def _read_ids(self, file: Path) -> Iterator[tuple[pa.Array, NDArray[np.bool_]]]:
         """Those of each row group, and which of its rows can be used."""
-        parquet = pq.ParquetFile(file)
         light = [column.name for column in self._spec.columns if column.type != pa.list_(IMAGE)]
         first_row = 0
+        with reading(file):
+            parquet = open_parquet(file)
         for number in range(parquet.num_row_groups):
-            table = self._spec.with_optional(parquet.read_row_group(number, columns=light))
+            with reading(file):
+                table = self._spec.with_optional(read_group(parquet, number, light))
             ids, rates = table["problem_id"].combine_chunks(), table["fps"].to_pylist()
             bad = dict(self._bad_rows(ids, rates, self._spec.nulls(table), file, first_row))
             self.bad += [BadRow.of(ids[row].as_py() or f"row {first_row + row}", bad[row]) for row in sorted(bad)]
@@ -281,7 +282,8 @@ class ProblemSet:
     def _read_group_uncached(self, group: int) -> list[dict[str, Any]]:
         names = [column.name for column in self._spec.columns]
         file, number, _ = self._groups[group]
-        table = self._spec.with_optional(self._open(file).read_row_group(number, columns=names))
+        with reading(file):
+            table = self._spec.with_optional(read_group(self._open(file), number, names))
         rows: list[dict[str, Any]] = table.to_pylist()
         return rows
 
@@ -308,6 +310,11 @@ def _decode(image: dict[str, Any] | None, place: str) -> Image.Image:
         )
     try:
         return _to_rgb(ImageOps.exif_transpose(Image.open(io.BytesIO(image["bytes"]))))
+    except UnidentifiedImageError as error:  # its text holds an address
+        raise RowError(
+            "image_undecodable",
+            f"{place}: cannot be decoded (in no format that Pillow knows); replace it or drop the row",
+        ) from error
     except Exception as error:  # PIL's readers raise anything on broken bytes
         raise RowError(
             "image_undecodable", f"{place}: cannot be decoded ({error}); replace it or drop the row"
@@ -315,7 +322,12 @@ def _decode(image: dict[str, Any] | None, place: str) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """As a viewer shows it: transparent parts on white, 16-bit greys scaled. PIL would blacken and clip them."""
+    """As a viewer shows it: transparent parts on white, 16-bit greys scaled. PIL would blacken and clip them.
+
+    Raises ValueError for 32-bit greys.
+    """
+    if image.mode in ("I", "F"):
+        raise ValueError("nobody knows which of its 32-bit values is white; save it with 8 or 16 bits")
     if image.has_transparency_data:
         opaque = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert("RGB")

@@ -25,9 +25,10 @@ from stages import processes
 from stages.artifacts.bad_rows import BadRow
 from stages.artifacts.columns import DROPPED, TableSpec
 from stages.artifacts.fingerprint import MANIFEST, file_sha256, fingerprint
+from stages.artifacts.integrity import check_files
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.lock import LOCK
-from stages.artifacts.store import PARTIAL, write_rows, write_tables
+from stages.artifacts.store import PARTIAL, check_parquet, write_rows, write_tables
 from stages.errors import ArtifactError
 from stages.interruption import Requests, Stopped
 
@@ -61,15 +62,15 @@ class Plan:
         """The plan with the fingerprints of its inputs, as JSON; they are read when it is first asked for.
 
         Raises:
-            ArtifactError: an input is a step that is not complete.
+            ArtifactError: an input is a step that is not complete, or not what its manifest says.
+            DataError: an input is a Parquet file that cannot be read.
         """
         return dict(self._record)
 
     @cached_property
     def _record(self) -> dict[str, Any]:
         for path in self.inputs.values():
-            if _read_plan(path) is not None:
-                read_manifest(path)
+            _check_input(path)
         inputs = {name: {"path": str(path), "sha256": fingerprint(path)} for name, path in self.inputs.items()}
         record = {
             "schema_version": SCHEMA_VERSION,
@@ -112,14 +113,18 @@ class Step:
 
     @classmethod
     def finished(cls, out: Path, plan: Plan) -> Step | None:
-        """The step if its output is there, complete and made from the same plan; nothing is written."""
+        """The step if its output is there, complete and made from the same plan; nothing is written.
+
+        Raises:
+            ArtifactError: the output is not what its manifest says.
+        """
         record = plan.record()
         existing = _read_plan(out)
         complete = (out / MANIFEST).is_file() and not (out / PROGRESS).is_file()
         if existing is None or not complete or _differences(existing, record):
             return None
         step = cls(out, record, CostLedger())
-        step.manifest = _read_json(out / MANIFEST)
+        step.manifest = _checked_manifest(out)
         return step
 
     @classmethod
@@ -154,7 +159,7 @@ class Step:
                 f"{out}: made with other {', '.join(changed)}; give --overwrite to replace it, or another --out"
             )
         if complete:
-            step.manifest = _read_json(out / MANIFEST)
+            step.manifest = _checked_manifest(out)
             step._tidy()
             return step
         damaged = step._resume()
@@ -320,16 +325,45 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a complete step.
 
     Raises:
-        ArtifactError: the folder has none, so the step is not complete.
+        ArtifactError: the folder has none, so the step is not complete, or one of another version or of no step.
     """
     manifest = _read_json(folder / MANIFEST)
     if manifest is None:
         raise ArtifactError(f"{folder}: no {MANIFEST}, so this step is not complete; run its command again")
-    if manifest["schema_version"] != SCHEMA_VERSION:
+    version = manifest.get("schema_version")
+    if not isinstance(version, int) or not isinstance(manifest.get("files"), dict):
+        raise ArtifactError(f"{folder / MANIFEST}: not a step's; run the command that made it again with --overwrite")
+    if version != SCHEMA_VERSION:
+        update = "update df, or " if version > SCHEMA_VERSION else ""
         raise ArtifactError(
-            f"{folder}: schema version {manifest['schema_version']}, this is {SCHEMA_VERSION}; run its command again"
+            f"{folder}: schema version {version}, this is {SCHEMA_VERSION}; {update}run its command again with "
+            "--overwrite"
         )
     return manifest
+
+
+def _checked_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a complete step, whose files are what it says."""
+    manifest = read_manifest(folder)
+    check_files(folder, manifest["files"])
+    return manifest
+
+
+def _check_input(path: Path) -> None:
+    """What is read of a step, its folder or something in that, has to be what its manifest says; other Parquet whole.
+
+    Raises:
+        ArtifactError: a step that is not complete, or a file of one that is missing or changed.
+        DataError: a Parquet file that cannot be read.
+    """
+    if _read_plan(path) is not None:
+        _checked_manifest(path)
+    elif (path.parent / MANIFEST).is_file() and _read_plan(path.parent) is not None:
+        check_files(path.parent, read_manifest(path.parent)["files"], path.name)
+    else:
+        for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
+            if file.suffix == ".parquet" and file.is_file():
+                check_parquet(file)
 
 
 def recorded_vocabulary(folder: Path) -> dict[str, Any]:
@@ -375,11 +409,8 @@ def _clear(out: Path) -> None:
 
 def _read_plan(folder: Path) -> dict[str, Any] | None:
     """The plan of a step's folder; None where there is none, or somebody else's file of that name."""
-    try:
-        plan = _read_json(folder / PLAN)
-    except ValueError:
-        return None
-    return plan if isinstance(plan, dict) and {"schema_version", "step", "inputs"} <= plan.keys() else None
+    plan = _read_json(folder / PLAN)
+    return plan if plan is not None and {"schema_version", "step", "inputs"} <= plan.keys() else None
 
 
 def _entry(file: Path) -> dict[str, Any]:
@@ -414,8 +445,12 @@ def _versions() -> dict[str, str]:
 def _read_json(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return value
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        remedy = f"if df made {path.parent}, delete it and run its command again"
+        raise ArtifactError(f"{path}: not JSON ({error}); {remedy}") from error
+    return value if isinstance(value, dict) else {}
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

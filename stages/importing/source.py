@@ -12,7 +12,6 @@ from itertools import count, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import pyarrow.parquet as pq
 import yaml
 from datasets import DatasetBuilder, Features, Value, config, load_dataset_builder
 from datasets.packaged_modules.json.json import JsonConfig
@@ -20,6 +19,7 @@ from datasets.packaged_modules.parquet.parquet import ParquetConfig
 from huggingface_hub import DatasetCard
 
 from stages.artifacts.fingerprint import file_sha256
+from stages.artifacts.store import read_tables
 from stages.errors import DataError
 from stages.nested import named, texts
 
@@ -28,7 +28,6 @@ config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would tell a server of every file
 _READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
 ROWS_AT_ONCE = 64
 """Rows of a Parquet file in memory."""
-_BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -106,9 +105,8 @@ class _ParquetRows:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for file in self.files:
-            parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
-            for batch in parquet.iter_batches(ROWS_AT_ONCE):
-                yield from batch.to_pylist()
+            for table in read_tables(Path(file), ROWS_AT_ONCE):
+                yield from table.to_pylist()
 
 
 def _builder(name: str, path: Path, config_name: str | None) -> DatasetBuilder:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -19,6 +22,8 @@ from stages.model.tree_attention import use_tree_attention
 from stages.model.trust import check_trusted
 from stages.model.video_positions import continue_behind_videos
 
+WEIGHTS = "model.safetensors"
+_COPY = "fetch or copy the model folder again"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # Where configurations, processors and tokenizers of the supported families keep the ids that stand for pixels.
@@ -140,10 +145,10 @@ def wrap_model(model: Any, processor: Any, autocast_dtype: torch.dtype | None = 
 
 
 def check_model_folder(path: Path | str) -> None:
-    """Refuse a local model folder that misses a part; a hub name passes.
+    """Refuse a local model folder that misses a part, or has one that is cut off; a hub name passes.
 
     Raises:
-        ModelError: names the missing file.
+        ModelError: names the file.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -163,6 +168,43 @@ def check_model_folder(path: Path | str) -> None:
             f"{path}: no *.safetensors file{others and f', only {others}'}; other formats can run code and are not "
             "read: load the model where you trust it and save it again with save_pretrained"
         )
+    for file in folder.glob("*.json"):
+        _read_json(file)
+    weights = {file.name: _tensors(file) for file in sorted(folder.glob("*.safetensors"))}
+    if WEIGHTS not in weights:
+        _check_shards(folder, weights)
+
+
+def _check_shards(folder: Path, weights: Mapping[str, Set[str]]) -> None:
+    """Every tensor of the index lies in the file that it names; `weights` are the names of the tensors by file."""
+    index = folder / f"{WEIGHTS}.index.json"
+    if not index.is_file():
+        raise ModelError(f"{folder}: neither {WEIGHTS} nor {index.name}; {_COPY}")
+    named = _read_json(index).get("weight_map")
+    if not isinstance(named, dict) or not named:
+        raise ModelError(f"{index}: no weight_map; {_COPY}")
+    for tensor, file in named.items():
+        if file not in weights:
+            raise ModelError(f"{folder}: {file} is missing, which {index.name} names; {_COPY}")
+        if tensor not in weights[file]:
+            raise ModelError(f"{folder / file}: no tensor {tensor}, which {index.name} places there; {_COPY}")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ModelError(f"{file}: not JSON ({error}); {_COPY}") from error
+    return value if isinstance(value, dict) else {}
+
+
+def _tensors(file: Path) -> Set[str]:
+    """Names of its tensors; a file whose length is not what its header says is cut off."""
+    try:
+        with safe_open(file, framework="np") as tensors:
+            return frozenset(tensors.keys())
+    except SafetensorError as error:
+        raise ModelError(f"{file}: not a whole safetensors file ({error}); {_COPY}") from error
 
 
 def _device_map(trained: bool) -> str | dict[str, torch.device]:

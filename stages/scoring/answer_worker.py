@@ -7,9 +7,10 @@ out, ``"ready"``, says that the imports are done. A request is ``{"gold": latex,
 Math-Verify compares, gold first (it is asymmetric), what its own LaTeX grammar makes of the whole strings. Neither
 its extraction, which evaluates Python expressions, nor its time-outs, which need the main thread and raise a
 BaseException, take part.
-Time is the parent's to bound, by kill; memory is bounded here.
+Time is the parent's to bound, by kill; memory is bounded here, and ``code_guard`` keeps texts from becoming code.
 """
 
+import functools
 import json
 import logging
 import os
@@ -17,6 +18,8 @@ import resource
 import signal
 import sys
 from typing import Any
+
+from stages.scoring import code_guard
 
 
 def main(memory_mb: int, alarm_s: float) -> None:
@@ -31,13 +34,17 @@ def main(memory_mb: int, alarm_s: float) -> None:
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
     from math_verify import verify
     from math_verify.grader import should_treat_as_complex
+    from sympy.core.cache import clear_cache
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     # units=False: a unit that is dropped makes 12 cm equal 12 miles.
     notation = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, boxed="none")
 
     case_sensitive = ConversionConfig(lowercase_symbols=False)
+    code_guard.install()
 
+    # Parsing is nearly all of the time, and the responses of a group share their gold.
+    @functools.lru_cache(maxsize=16)
     def parse(latex: str) -> Any:
         try:
             return latex2sympy(
@@ -67,6 +74,8 @@ def main(memory_mb: int, alarm_s: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, alarm_s)
         verdict = compare(request["gold"], request["response"])
         signal.setitimer(signal.ITIMER_REAL, 0)
+        # What sympy keeps of one comparison would count against the memory of the next.
+        clear_cache()
         print(json.dumps(verdict), file=replies)
 
 
