@@ -45,7 +45,7 @@ class Rollout:
         return open_codec(self.policy, self.recipe)
 
     def plan(self) -> Plan:
-        check_reward(self.recipe.reward)
+        check_reward(self.recipe.reward, needed=False)
         recipe = with_engine(self.recipe).subset("model", "engine", "prompt", "reward", "rollout")
         inputs = {"problems": self.problems, "policy": self.policy}
         vocabulary = {"vocabulary": self._codec.vocabulary_sha256}
