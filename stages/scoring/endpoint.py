@@ -191,19 +191,25 @@ class ServedModel(Generic[ReplyT]):
             attempt += 1
 
     async def _try(self, client: AsyncOpenAI, question: _Question, invalid: int) -> str:
+        """Once.
+
+        What it raises has no context: there, a request would carry the key into whatever looks at exceptions.
+        """
         section = self._section
+        failure: Exception
         try:
             async with asyncio.timeout(section.timeout_s):  # the client's own starts again with every byte
                 response = await client.chat.completions.with_raw_response.create(**self._request(question, invalid))
             return self._valid(response.text)
         except (TimeoutError, APITimeoutError):
-            raise _Failure(f"no reply within {section.timeout_s:g} s", "later") from None
+            failure = _Failure(f"no reply within {section.timeout_s:g} s", "later")
         except APIConnectionError as error:
-            raise _Failure(f"no connection: {_safe(str(error.__cause__ or error))}", "later") from None
+            failure = _Failure(f"no connection: {_safe(str(error.__cause__ or error))}", "later")
         except APIStatusError as error:
-            raise self._refusal(error) from None
+            failure = self._refusal(error)
         except ValidationError as error:
-            raise _Failure(f"an invalid reply: {_safe(_first_line(error))}", "at_once") from None
+            failure = _Failure(f"an invalid reply: {_safe(_first_line(error))}", "at_once")
+        raise failure
 
     def _request(self, question: _Question, invalid: int) -> dict[str, Any]:
         """The request's body; after an invalid reply it samples, with another seed, or it would get the same one."""
