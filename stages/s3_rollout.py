@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from stages.artifacts.step import Plan, Step
 from stages.batching import batched
 from stages.core.selection import is_correct
 from stages.engines.loading import check_model, open_engine, recipe_sampling, with_engine
-from stages.progress import track
+from stages.progress import Advance, track
 from stages.recipe import Recipe
-from stages.scoring.answering import Answer, Answerer
+from stages.scoring.answering import Answer, Answerer, Shard
 from stages.scoring.rewards import check_reward, open_reward
 from stages.seeds import Purpose, derive_seed
 
@@ -39,7 +39,6 @@ class Rollout:
         recipe, section = self.recipe, self.recipe.rollout
         problems = ProblemSet(self.problems)
         ids = problems.draw(section.problems, derive_seed(recipe.seed, Purpose.ROLLOUT_PROBLEMS))
-        per_shard = max(1, section.rows_per_shard // section.samples_per_problem)
         with step.ledger.phase("load"):
             engine = open_engine(self.policy, recipe)
         with (
@@ -47,14 +46,20 @@ class Rollout:
             track("rollout", len(ids) * section.samples_per_problem, "responses") as advance,
         ):
             answerer = Answerer(engine, recipe.prompt, reward, step.ledger)
-            for index, shard in enumerate(batched(ids, per_shard)):
-                if not step.has_shard(ROLLOUTS, index):
-                    sampling = recipe_sampling(recipe, Purpose.ROLLOUTS, index)
-                    chosen = problems.many(shard)
-                    groups = answerer.answer(chosen, section.samples_per_problem, sampling)
-                    self._write(step, index, chosen, groups)
-                advance(len(shard) * section.samples_per_problem)
+            shards = self._shards(step, problems, ids, advance)
+            for shard, groups in answerer.answer_each(shards, section.samples_per_problem):
+                self._write(step, shard.index, shard.problems, groups)
+                advance(len(shard.problems) * section.samples_per_problem)
         step.finish()
+
+    def _shards(self, step: Step, problems: ProblemSet, ids: Sequence[str], advance: Advance) -> Iterator[Shard]:
+        """Those that no stopped run has finished."""
+        samples = self.recipe.rollout.samples_per_problem
+        for index, names in enumerate(batched(ids, max(1, self.recipe.rollout.rows_per_shard // samples))):
+            if step.has_shard(ROLLOUTS, index):
+                advance(len(names) * samples)
+            else:
+                yield Shard(index, problems.many(names), recipe_sampling(self.recipe, Purpose.ROLLOUTS, index))
 
     def _write(self, step: Step, index: int, problems: Sequence[Problem], groups: Sequence[Sequence[Answer]]) -> None:
         rows = [
