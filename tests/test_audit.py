@@ -290,7 +290,7 @@ BAD_LABELS = {
     "column": ("labels.csv", "episode_id,verdict\n0/p00/1/2,clean\n",
         r"labels\.csv: no column label \(.*it has episode_id, verdict\. audit_labels is written by df audit-sample"),
     "semicolons": ("labels.csv", "episode_id;label\n0/p00/1/2;clean\n",
-        r"no column episode_id .*it has episode_id;label\."),
+        r"no column episode_id .*it has episode_id;label, of which the nearest is episode_id;label\."),
     "ragged": ("labels.csv", "episode_id,label\n0/p00/1/2,clean,extra\n",
         r"labels\.csv: not a readable CSV file \(.*Expected 2 columns, got 3.*save it as CSV with commas"),
     "encoding": ("labels.csv", "episode_id,label\n0/p00/1/2,caf\xe9\n".encode("latin-1"),
