@@ -176,8 +176,8 @@ class RewardSection(Section):
 
     name: str = Field(
         "math",
-        description="`math` (final answer by rule), `judge` (a served model, see `reward.judge`) or a function of "
-        "yours, `module:function`.",
+        description="`math` (final answer by rule), `judge` (a served model, see `reward.judge`), a function of "
+        "yours, `module:function`, or, for `df rollout` alone, `none`: every reward is null.",
     )
     judge: EndpointSection | None = Field(
         None, description="The served judge: `{base_url, model, api_key_env, …}`; needed by `judge` alone."

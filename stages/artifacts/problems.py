@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stages.artifacts.bad_rows import BadRow, OnBadRow, refuse
 from stages.artifacts.columns import IMAGE, PROBLEMS, TableSpec, null_message
@@ -310,6 +310,11 @@ def _decode(image: dict[str, Any] | None, place: str) -> Image.Image:
         )
     try:
         return _to_rgb(ImageOps.exif_transpose(Image.open(io.BytesIO(image["bytes"]))))
+    except UnidentifiedImageError as error:  # its text holds an address
+        raise RowError(
+            "image_undecodable",
+            f"{place}: cannot be decoded (in no format that Pillow knows); replace it or drop the row",
+        ) from error
     except Exception as error:  # PIL's readers raise anything on broken bytes
         raise RowError(
             "image_undecodable", f"{place}: cannot be decoded ({error}); replace it or drop the row"
@@ -317,7 +322,12 @@ def _decode(image: dict[str, Any] | None, place: str) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """As a viewer shows it: transparent parts on white, 16-bit greys scaled. PIL would blacken and clip them."""
+    """As a viewer shows it: transparent parts on white, 16-bit greys scaled. PIL would blacken and clip them.
+
+    Raises ValueError for 32-bit greys.
+    """
+    if image.mode in ("I", "F"):
+        raise ValueError("nobody knows which of its 32-bit values is white; save it with 8 or 16 bits")
     if image.has_transparency_data:
         opaque = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert("RGB")

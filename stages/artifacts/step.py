@@ -28,7 +28,7 @@ from stages.artifacts.integrity import check_files
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.lock import LOCK
 from stages.artifacts.store import check_parquet, write_rows, write_tables
-from stages.artifacts.writing import PARTIAL, replace, write_text, writing
+from stages.artifacts.writing import PARTIAL, replace, to_disk, write_text, writing
 from stages.errors import ArtifactError
 from stages.interruption import Requests, Stopped
 
@@ -218,6 +218,10 @@ class Step:
             write(folder)
         processes.wait()
         if processes.is_main():
+            with writing(folder):
+                for file in folder.rglob("*"):
+                    if file.is_file():
+                        to_disk(file)
             self._note_progress()
             if last is not None:
                 shutil.rmtree(last)

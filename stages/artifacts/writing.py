@@ -63,9 +63,14 @@ def replace(written: Path, path: Path) -> None:
         ArtifactError: as `writing`.
     """
     with writing(path):
-        with written.open("rb") as file:
-            os.fsync(file.fileno())
+        to_disk(written)
         os.replace(written, path)
+
+
+def to_disk(file: Path) -> None:
+    """Wait until what was written of a file is on the disk, where a loss of power leaves it."""
+    with file.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 def write_text(path: Path, text: str) -> None:

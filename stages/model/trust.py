@@ -58,16 +58,23 @@ def _read(path: Path | str, name: str) -> Any:
     """The JSON of a local checkpoint's file, or of one on the hub; None where there is none.
 
     Raises:
-        ModelError: it is not JSON.
+        ModelError: it is not JSON, or there is no such checkpoint on the hub.
     """
     file = Path(path) / name
     if not Path(path).is_dir():
-        found = cached_file(
-            str(path),
-            name,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+        try:
+            found = cached_file(
+                str(path),
+                name,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            )
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(
+                f"{path}: no such model folder, nor to be had from the hub ({reason}); give a folder with config.json "
+                "or a hub name org/model"
+            ) from error
         file = Path(found or "")
     if not file.is_file():
         return None

@@ -1,4 +1,4 @@
-"""Task rewards by name: ``math``, a served ``judge``, or a user's own ``module:function``."""
+"""Task rewards by name: ``math``, a served ``judge``, a user's own ``module:function``, or ``none``."""
 
 import importlib
 import numbers
@@ -7,16 +7,20 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from stages.errors import DataError, RecipeError
-from stages.processes import spread
+from stages.processes import join, own
 from stages.scoring.answers import AnswerScorer
 from stages.sections import RewardSection
 
 Problem = Mapping[str, Any]
 RewardFunction = Callable[[str, Problem], float | None]
+NONE = "none"
 
 
 class Reward(Protocol):
     """Scores responses; a context manager that releases what scoring holds (worker processes), by default nothing."""
+
+    waits: bool = False
+    """Whether scoring waits for a server: it may then run in another thread while this one generates."""
 
     def score_many(self, responses: Sequence[str], problems: Sequence[Problem]) -> list[float | None]:
         """Per response the task reward in [0, 1], or None where it cannot be scored; order kept."""
@@ -33,8 +37,13 @@ class Reward(Protocol):
 
 def score_all(reward: Reward, responses: Sequence[str], problems: Sequence[Problem]) -> list[float | None]:
     """`score_many` with the responses shared among the processes of a run; all get every reward."""
-    pairs = list(zip(responses, problems, strict=True))
-    return spread(pairs, lambda share: reward.score_many([r for r, _ in share], [p for _, p in share]))
+    return join(score_own(reward, responses, problems))
+
+
+def score_own(reward: Reward, responses: Sequence[str], problems: Sequence[Problem]) -> list[float | None]:
+    """`score_many` of this process's share of the responses alone."""
+    share = own(list(zip(responses, problems, strict=True)))
+    return reward.score_many([response for response, _ in share], [problem for _, problem in share])
 
 
 def open_reward(section: RewardSection) -> Reward:
@@ -54,27 +63,33 @@ def open_reward(section: RewardSection) -> Reward:
         raise RecipeError(f"reward.name: {error}") from error
 
 
-def check_reward(section: RewardSection) -> None:
-    """Refuse a reward that cannot be had, before any compute.
+def check_reward(section: RewardSection, *, needed: bool = True) -> None:
+    """Refuse a reward that cannot be had, or none where one is `needed`, before any compute.
 
     Raises:
         RecipeError: it cannot be had.
     """
+    if needed and section.name == NONE:
+        raise RecipeError("reward.name is none, which df rollout alone can do without; take math, judge or your own")
     with open_reward(section):
         pass
 
 
 def load_reward(name: str, **options: Any) -> Reward:
-    """The reward ``math`` (options: those of AnswerScorer) or ``module:function``, which takes no options.
+    """The reward ``math`` (options: those of AnswerScorer), ``none`` or ``module:function``, which take no options.
 
     The function is called as ``function(response, problem)`` and returns None or a number in [0, 1].
-    Raises ValueError when the name is neither or cannot be imported.
+    Raises ValueError when the name is none of these or cannot be imported.
     """
     if name == "math":
         return MathReward(**options)
+    if name == NONE and not options:
+        return NoReward()
     module_name, colon, function_name = name.partition(":")
     if not (module_name and colon):
-        raise ValueError(f"reward {name!r} is unknown; use 'math' or your own 'module:function' (a recipe: or 'judge')")
+        raise ValueError(
+            f"reward {name!r} is unknown; use 'math' or your own 'module:function' (or 'none'; a recipe: or 'judge')"
+        )
     if options:
         raise ValueError(f"reward {name!r} takes no options, got {sorted(options)}; set them in its module")
     try:
@@ -109,6 +124,13 @@ class MathReward(Reward):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._scorer.close()
+
+
+class NoReward(Reward):
+    """Scores nothing: every reward is null, for whoever fills it in elsewhere."""
+
+    def score_many(self, responses: Sequence[str], problems: Sequence[Problem]) -> list[float | None]:
+        return [None for _ in zip(responses, problems, strict=True)]
 
 
 class FunctionReward(Reward):

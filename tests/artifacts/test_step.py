@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from stages.artifacts.bad_rows import BadRow
 from stages.artifacts.columns import DROPPED, METRICS
 from stages.artifacts.fingerprint import MANIFEST, fingerprint
 from stages.artifacts.stage import execute
@@ -135,6 +137,21 @@ def test_a_dropped_problem_is_counted_and_listed_after_a_resume_too(tmp_path, so
         {"problem_id": "p0", "reason": "text_only_solvable", "detail": None},
         {"problem_id": "p2", "reason": "image_undecodable", "detail": "p2 image 0: no bytes; embed the image"},
     ]
+
+
+def test_rows_that_the_plan_drops_are_counted_once_however_often_it_is_resumed(tmp_path, source):
+    out = tmp_path / "out"
+    dropping = replace(plan(source), dropped=[BadRow("p0", "null_answer", "row 0: answer is null")])
+    Step.open(out, dropping)
+    write_shard(Step.open(out, dropping), 0)
+    step = Step.open(out, dropping)
+    step.finish()
+
+    assert step.manifest["dropped"] == {"null_answer": 1, "unscored": 1}
+    (row,) = iterate_rows(out / "dropped.parquet", DROPPED)
+    assert row == {"problem_id": "p0", "reason": "null_answer", "detail": "row 0: answer is null"}
+    with pytest.raises(ArtifactError, match=r"out: made with other dropped; give --overwrite"):
+        Step.open(out, plan(source))
 
 
 def test_what_an_interrupted_write_left_is_not_output(tmp_path, source):

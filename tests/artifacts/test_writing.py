@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from stages.artifacts.columns import METRICS
 from stages.artifacts.fingerprint import MANIFEST
 from stages.artifacts.stage import execute
-from stages.artifacts.step import PLAN, Plan, Step
+from stages.artifacts.step import CHECKPOINTS, PLAN, PROGRESS, Plan, Step
 from stages.artifacts.store import parquet_files, write_rows
 from stages.artifacts.writing import PARTIAL, writing
 from stages.errors import ArtifactError, DataError
@@ -198,16 +198,18 @@ def test_what_reading_and_others_code_raise_is_left_alone(tmp_path):
         parquet_files(tmp_path / "metrics.parquet", METRICS)
 
 
-def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+def test_a_file_is_on_the_disk_before_it_counts(tmp_path, monkeypatch):
     """A machine that loses its power must not keep the name of an empty file."""
     calls = []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda file: (calls.append(os.readlink(f"/proc/self/fd/{file}")), fsync(file)))
     monkeypatch.setattr(os, "replace", lambda old, new: (calls.append(str(new)), replace(old, new)))
     write_rows(tmp_path / "metrics.parquet", METRICS, ROWS)
-    Step.open(tmp_path / "out", Work().plan())
-    files = [str(tmp_path / "metrics.parquet"), str(tmp_path / "out" / PLAN)]
-    assert calls == [call for file in files for call in (file + PARTIAL, file)]
+    step = Step.open(tmp_path / "out", Work().plan())
+    step.save_checkpoint(lambda folder: (folder / "state.json").write_text("{}"))
+    table, plan, progress = (str(tmp_path / name) for name in ("metrics.parquet", f"out/{PLAN}", f"out/{PROGRESS}"))
+    state = str(tmp_path / "out" / CHECKPOINTS / "000000" / "state.json")
+    assert calls == [table + PARTIAL, table, plan + PARTIAL, plan, state, progress + PARTIAL, progress]
 
 
 def test_an_error_that_the_system_has_no_number_for_is_told_in_its_words(tmp_path):
