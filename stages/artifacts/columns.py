@@ -323,11 +323,11 @@ EPISODES = TableSpec(
 
 DROPPED = TableSpec(
     "dropped",
-    "df import-problems, df rl-repair",
+    "df import-problems, and every command that leaves a problem out",
     "you",
     (
         _PROBLEM_ID,
-        Column("reason", pa.string(), "`text_only_solvable`, or why a row could not be imported"),
+        Column("reason", pa.string(), "`text_only_solvable`, or why a row could not be imported or used"),
         Column(
             "detail",
             pa.string(),

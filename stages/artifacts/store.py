@@ -14,9 +14,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.artifacts.columns import TableSpec
+from stages.batching import batched
 from stages.errors import DataError
 
 ROWS_PER_GROUP = 256
+ROWS_AT_ONCE = 4096
+"""Rows that become a table together."""
 _BUFFER_BYTES = 1 << 20
 PARTIAL = ".partial"
 """Ends the name of a file that is still being written."""
@@ -28,7 +31,8 @@ def write_rows(path: Path, spec: TableSpec, rows: Sequence[Mapping[str, Any]]) -
     Raises:
         DataError: a row has a null where the spec has none.
     """
-    write_tables(path, spec, [pa.Table.from_pylist(list(rows), schema=spec.schema())])
+    schema = spec.schema()
+    write_tables(path, spec, (pa.Table.from_pylist(some, schema=schema) for some in batched(rows, ROWS_AT_ONCE)))
 
 
 def write_tables(path: Path, spec: TableSpec, tables: Iterable[pa.Table]) -> int:

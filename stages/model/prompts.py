@@ -39,7 +39,7 @@ def policy_prompt(
     Raises:
         ModelError: there is a video, and the model takes none.
     """
-    text = _render(processor, images, video, _join(question, style.instruction))
+    text = _render(processor, len(images), video, _join(question, style.instruction))
     return Prompt(text, tuple(images), video=video)
 
 
@@ -69,7 +69,7 @@ def repair_prompt(
     for name, text in (("question", question), ("reference", reference or "")):
         if DRAFT_MARK in text:
             raise DataError(f"{name} {text[:60]!r} holds the private-use character U+E000; take it out")
-    head, tail = _render(processor, images, video, _join(*parts)).split(DRAFT_MARK)
+    head, tail = _render(processor, len(images), video, _join(*parts)).split(DRAFT_MARK)
     return Prompt(head, tuple(images), tuple(draft_ids), tail, video)
 
 
@@ -82,8 +82,8 @@ def _join(*parts: str) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _render(processor: Any, images: Sequence[Image.Image], video: Video | None, text: str) -> str:
-    content = [{"type": "image"} for _ in images] + [{"type": "video"} for _ in [video] if video]
+def _render(processor: Any, images: int, video: Video | None, text: str) -> str:
+    content = [{"type": "image"} for _ in range(images)] + [{"type": "video"} for _ in [video] if video]
     rendered = processor.apply_chat_template(
         [{"role": "user", "content": [*content, {"type": "text", "text": text}]}],
         add_generation_prompt=True,

@@ -24,7 +24,7 @@ TREE_ATTENTION = "difference_feedback_tree"
 class Tree:
     """A packed row as segments of consecutive tokens, in the order of the row.
 
-    Each is the path of (start, stop) spans that its last token attends to, from the root to itself.
+    Each is the path of segments, as (start, stop), that its last token attends to, from the root to itself.
     """
 
     paths: Sequence[Sequence[tuple[int, int]]]
@@ -50,15 +50,19 @@ def tree_attention(
     # Under autocast the rotary embedding leaves float32; attention itself computes in the layers' type.
     query, key = query.to(value.dtype), key.to(value.dtype)
     grouped = query.shape[1] != key.shape[1]
+    # Cut once: the gradient of each slice of the whole row would be as long as the row.
+    own = [path[-1] for path in tree.paths]
+    queries, keys, values = (whole.split([stop - start for start, stop in own], dim=2) for whole in (query, key, value))
+    number = {span: i for i, span in enumerate(own)}
     outputs = []
-    for path in tree.paths:
-        start, stop = path[-1]
-        keys = torch.cat([key[:, :, first:last] for first, last in path], dim=2)
-        values = torch.cat([value[:, :, first:last] for first, last in path], dim=2)
-        causal = causal_lower_right(stop - start, keys.shape[2])
+    for query_own, path in zip(queries, tree.paths, strict=True):
+        seen = [number[span] for span in path]
+        keys_seen = torch.cat([keys[i] for i in seen], dim=2)
+        values_seen = torch.cat([values[i] for i in seen], dim=2)
+        causal = causal_lower_right(query_own.shape[2], keys_seen.shape[2])
         outputs.append(
             scaled_dot_product_attention(
-                query[:, :, start:stop], keys, values, attn_mask=causal, scale=scaling, enable_gqa=grouped
+                query_own, keys_seen, values_seen, attn_mask=causal, scale=scaling, enable_gqa=grouped
             )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None

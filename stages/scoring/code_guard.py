@@ -6,7 +6,7 @@ and runs it: the name in ``\\text{a[0]}`` would be evaluated. An audit hook, whi
 
 import os
 import sys
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any
 
 GENERATED_NAMES = {
@@ -47,8 +47,9 @@ def _names(code: CodeType) -> set[str]:
 
 
 def _is_importing() -> bool:
-    frame = sys._getframe()
-    while frame := frame.f_back:
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
             return True
+        frame = frame.f_back
     return False

@@ -41,8 +41,8 @@ def statement_start(response: str) -> int | None:
 def gold_answer(answer: str) -> str | None:
     """The cleaned reference answer, freed of ``\\boxed{}``, ``$`` and ``####``; None where nothing scorable is left."""
     box = answer.rfind(r"\boxed{")
-    stated = _boxed(answer, box) if box >= 0 else answer.rpartition("####")[2].strip()
-    return clean(stated) or None if stated is not None and len(stated) <= MAX_ANSWER_CHARS else None
+    stated = _boxed(answer, box) if box >= 0 else answer.rpartition("####")[2]
+    return clean(stated) or None if stated is not None and len(stated.strip()) <= MAX_ANSWER_CHARS else None
 
 
 def _boxed(text: str, box: int) -> str | None:

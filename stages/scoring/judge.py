@@ -33,6 +33,8 @@ class JudgeReply(Reply):
 class JudgeReward(Reward):
     """Reward 1 for a response that most verdicts call correct, 0 for incorrect, None where neither has a majority."""
 
+    waits = True
+
     def __init__(self, section: RewardSection) -> None:
         """Raises RecipeError where no judge is named, or its key is not there; no request is sent."""
         if section.judge is None:

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from stages.errors import DataError, RecipeError
-from stages.processes import spread
+from stages.processes import join, own
 from stages.scoring.answers import AnswerScorer
 from stages.sections import RewardSection
 
@@ -18,6 +18,9 @@ NONE = "none"
 
 class Reward(Protocol):
     """Scores responses; a context manager that releases what scoring holds (worker processes), by default nothing."""
+
+    waits: bool = False
+    """Whether scoring waits for a server: it may then run in another thread while this one generates."""
 
     def score_many(self, responses: Sequence[str], problems: Sequence[Problem]) -> list[float | None]:
         """Per response the task reward in [0, 1], or None where it cannot be scored; order kept."""
@@ -34,8 +37,13 @@ class Reward(Protocol):
 
 def score_all(reward: Reward, responses: Sequence[str], problems: Sequence[Problem]) -> list[float | None]:
     """`score_many` with the responses shared among the processes of a run; all get every reward."""
-    pairs = list(zip(responses, problems, strict=True))
-    return spread(pairs, lambda share: reward.score_many([r for r, _ in share], [p for _, p in share]))
+    return join(score_own(reward, responses, problems))
+
+
+def score_own(reward: Reward, responses: Sequence[str], problems: Sequence[Problem]) -> list[float | None]:
+    """`score_many` of this process's share of the responses alone."""
+    share = own(list(zip(responses, problems, strict=True)))
+    return reward.score_many([response for response, _ in share], [problem for _, problem in share])
 
 
 def open_reward(section: RewardSection) -> Reward:

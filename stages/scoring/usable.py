@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,19 @@ from stages.batching import batched
 from stages.errors import RowError
 from stages.model.codec import Codec
 from stages.model.prompts import DRAFT_MARK, policy_prompt
+from stages.progress import track
 from stages.recipe import Recipe
 from stages.scoring.extraction import MAX_ANSWER_CHARS, gold_answer
 
 RESPONSES = ("error", "repair", "chosen", "rejected", "preferred")
 """Columns of a repair set, of preference data and of `problems` that hold whole responses."""
+
+_QUICK = 4 * PROBLEMS_AT_ONCE
+"""So many problems are looked at without telling how far it is."""
+
+
+def _quiet(_amount: int) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -63,9 +72,11 @@ class ProblemCheck:
         return chosen
 
     def _look(self, problems: ProblemSet, ids: Sequence[str]) -> Iterator[BadRow | None]:
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
+        told = track("looking at the problems", len(ids), "problems") if len(ids) > _QUICK else nullcontext(_quiet)
+        with ThreadPoolExecutor(os.cpu_count()) as threads, told as advance:
             for names in batched(ids, PROBLEMS_AT_ONCE):
                 yield from threads.map(self._look_at_pixels, [self._read(problems, name) for name in names])
+                advance(len(names))
 
     def _read(self, problems: ProblemSet, name: str) -> Problem | BadRow:
         try:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from stages import processes
+from stages.artifacts.columns import METRICS
 from stages.artifacts.step import MODEL, Step
+from stages.artifacts.store import iterate_rows, write_rows
 from stages.errors import ModelError
 from stages.training.metrics import MetricsLog
 from stages.training.trainer import Trainer
@@ -83,7 +85,8 @@ class Checkpoints:
             processes.wait()
             trainer.save_state(folder / name)
         if processes.is_main():
-            (folder / STATE).write_text(json.dumps({"done": self.done, "metrics": self.log.entries}))
+            write_rows(folder / f"{METRICS.name}.parquet", METRICS, self.log.rows)
+            (folder / STATE).write_text(json.dumps({"done": self.done, "logged": self.log.ends}))
             self.write_more(folder)
 
     def _load(self, folder: Path) -> None:
@@ -92,5 +95,4 @@ class Checkpoints:
         self._count_skipped()
         state = json.loads((folder / STATE).read_text())
         self.done = state["done"]
-        for step, metrics in state["metrics"]:
-            self.log.add(step, metrics)
+        self.log.replay(list(iterate_rows(folder / f"{METRICS.name}.parquet", METRICS)), state["logged"])

@@ -2,27 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from array import array
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from sys import intern
 from typing import Any
 
 from stages.training.tracking import Trackers
+
+
+class MetricRows(Sequence[dict[str, Any]]):
+    """Rows of `metrics` in 20 bytes each: a long run has millions."""
+
+    def __init__(self) -> None:
+        self._steps = array("i")
+        self._names: list[str] = []
+        self._values = array("d")
+
+    def append(self, step: int, metric: str, value: float) -> None:
+        self._steps.append(step)
+        self._names.append(intern(metric))
+        self._values.append(value)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[place] for place in range(len(self))[index]]
+        return {"step": self._steps[index], "metric": self._names[index], "value": self._values[index]}
 
 
 class MetricsLog:
     """Collects (step, metric, value) and passes them on to the trackers."""
 
     def __init__(self, trackers: Trackers | None = None) -> None:
-        self.entries: list[tuple[int, Mapping[str, float]]] = []
+        self.rows = MetricRows()
+        self.ends: list[int] = []
+        """Rows by the end of each `add`."""
         self._trackers = trackers or Trackers()
 
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        return [
-            {"step": step, "metric": name, "value": value}
-            for step, metrics in self.entries
-            for name, value in metrics.items()
-        ]
-
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.entries.append((step, metrics))
+        for name, value in metrics.items():
+            self.rows.append(step, name, value)
+        self.ends.append(len(self.rows))
         self._trackers.log(step, metrics)
+
+    def replay(self, rows: Sequence[Mapping[str, Any]], ends: Sequence[int]) -> None:
+        """Add what another log had, its `rows` and `ends`."""
+        for first, end in pairwise([0, *ends]):
+            if end > first:
+                self.add(rows[first]["step"], {row["metric"]: row["value"] for row in rows[first:end]})

@@ -2,6 +2,7 @@
 
 import os
 
+import pyarrow.parquet as pq
 import pytest
 
 from launching import launch
@@ -66,3 +67,24 @@ def test_pairs_are_realigned_by_one_of_two_processes(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert [row["mask"] for row in iterate_rows(tmp_path / "out", GROUPS)] == [[False, True, False]] * 2
     assert read_manifest(tmp_path / "out")["counts"] == {"pairs": 1, "tokens_in_pairs": 6, "tokens_marked": 2}
+
+
+@pytest.mark.timeout(900)
+def test_two_processes_stop_together_and_go_on(tmp_path, digits, base_dir):
+    """Training that a time limit stops after every step ends with the bytes of training that nothing stopped."""
+    pairs = tmp_path / "pairs.parquet"
+    pq.write_table(pq.read_table(digits / "repair_set.parquet").slice(0, 30), pairs)
+    words = ["-m", "df_cli", "sft-repair", "--repair-set", pairs, "--model", base_dir, "--set", "sft.epochs=1"]
+    words += ["--set", "sft.batch_size=14"]  # two steps
+    assert launch(*words, "--out", tmp_path / "through").returncode == 0
+
+    limited = [*words, "--out", tmp_path / "limited", "--stop-after", "1s"]
+    stopped = launch(*limited)
+    assert stopped.returncode != 0
+    assert stopped.stderr.count("stopped (--stop-after, 1 s), what was done is saved") == 1
+    assert {file.name for file in (tmp_path / "limited" / "checkpoints" / "000000" / "model").iterdir()} == {
+        "counters.json", "optimizer.safetensors", "random-0.safetensors", "random-1.safetensors", "trained.safetensors",
+    }  # fmt: skip
+    assert launch(*limited[:-2]).returncode == 0
+    for name in ("model/model.safetensors", "optimizer.safetensors", "samples.parquet"):
+        assert (tmp_path / "limited" / name).read_bytes() == (tmp_path / "through" / name).read_bytes()

@@ -1,5 +1,6 @@
 """What the models are asked, down to the ids."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -33,6 +34,31 @@ def test_policy_prompt_is_the_chat_template_s(tiny_vlm, problems):
     assert prompt.images == images
     bare = policy_prompt(tiny_vlm.processor, STYLE.model_copy(update={"instruction": ""}), "How many?", ())
     assert bare.text == "<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n"
+
+
+class Decoded(Sequence):
+    """An image that tells how often it is looked at."""
+
+    def __init__(self, image):
+        self.image = image
+        self.times = 0
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        if index:
+            raise IndexError
+        self.times += 1
+        return self.image
+
+
+def test_a_prompt_decodes_an_image_once(tiny_vlm, problems):
+    images = Decoded(problems[0].images[0])
+    policy_prompt(tiny_vlm.processor, STYLE, "How many?", images)
+    assert images.times == 1
+    repair_prompt(tiny_vlm.processor, STYLE, "How many?", images, [], "71")
+    assert images.times == 2
 
 
 def test_repair_prompt_holds_the_draft_s_very_ids(tiny_vlm, problems, spelled_out):

@@ -234,6 +234,8 @@ SEVERAL_ANSWERS_AND_NONE = [
     (boxed(""), "", None),
     (boxed("5"), "", None),
     (boxed("5"), "   ", None),
+    (boxed("x"), "x \\ ", 1.0),  # a space by command at the end
+    (boxed("x \\ "), "x", 1.0),
     (boxed("5"), r"\boxed{", None),
     (boxed("5"), r"\boxed{}", None),
     (boxed("5"), "9" * 1001, None),

@@ -40,7 +40,7 @@ LET_THROUGH = {
     "a text without names": "eval('1 + 1') == 2",
     "a polynomial": "sympy.Poly(x**2 - 1).gcd(sympy.Poly(x - 1)) == sympy.Poly(x - 1)",
     "a sum": "abs(sympy.Sum(1 / sympy.factorial(x), (x, 0, sympy.oo)).evalf() - sympy.E.evalf()) < 1e-12",
-    "a module with generated code": "__import__('imaplib').__name__ == 'imaplib'",
+    "a module with generated code": "__import__('sched').Event.__name__ == 'Event'",
     "a file to read": "bool(open(here).read())",
 }
 

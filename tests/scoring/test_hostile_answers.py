@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from hostile_answers import ENDLESS, ROOT, ROWS, boxed
 
+from hostile_answers import ENDLESS, ROOT, ROWS, boxed
 from stages.scoring import answers, extraction
 from stages.scoring.answers import AnswerScorer, _decide, _Worker
 

@@ -96,7 +96,7 @@ def test_no_tracker_writes_nothing(log_rows, tmp_path):
 def test_a_log_without_trackers_keeps_its_rows():
     log = MetricsLog()
     log.add(3, {"loss": 1.0})
-    assert log.rows == [{"step": 3, "metric": "loss", "value": 1.0}]
+    assert list(log.rows) == [{"step": 3, "metric": "loss", "value": 1.0}]
 
 
 def test_json_lines_are_one_a_log(log_rows):

@@ -1,0 +1,52 @@
+"""One stage over sums in a process of its own: {rollout,build-masks,train-policy} FOLDER
+
+Reads `problems.parquet` and `model` of the folder and the output of the stage before, and prints what it took, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from stages import s3_rollout, s4_build_masks
+from stages.artifacts.stage import Stage, execute
+from stages.s3_rollout import Rollout
+from stages.s4_build_masks import BuildMasks
+from stages.s5_train_policy import TrainPolicy
+from sums import SumEngine, recipe
+
+STAGES = ("rollout", "build-masks", "train-policy")
+
+
+def main() -> None:
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    s3_rollout.open_engine = s4_build_masks.open_engine = SumEngine.open
+    before, started, cpu = memory_mib("VmRSS"), time.perf_counter(), time.process_time()
+    manifest = execute(stage_of(name, folder), folder / name).manifest
+    measured = {
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - cpu,
+        "rss_before_mib": before,
+        "peak_rss_mib": memory_mib("VmHWM"),
+    }
+    print(json.dumps(measured | {key: manifest[key] for key in ("rows_in", "rows_out", "dropped", "counts")}))
+
+
+def stage_of(name: str, folder: Path) -> Stage:
+    settings, problems, model = recipe(), folder / "problems.parquet", folder / "model"
+    if name == "rollout":
+        return Rollout(settings, problems, model)
+    if name == "build-masks":
+        return BuildMasks(settings, folder / "rollout", problems, model, model)
+    return TrainPolicy(settings, folder / "build-masks", problems, model)
+
+
+def memory_mib(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+if __name__ == "__main__":
+    main()

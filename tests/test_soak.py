@@ -1,0 +1,49 @@
+"""What `make soak` runs, small."""
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "soak"))
+
+from load import compare, measure_judge, measure_size
+
+from one_stage import STAGES
+
+PROBLEMS = 40
+
+
+@pytest.fixture(scope="module")
+def took(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", ":".join(sys.path))
+        return measure_size(tmp_path_factory.mktemp("soak") / "run", PROBLEMS)
+
+
+def test_every_problem_is_answered_repaired_and_trained_on(took):
+    assert [took[stage]["rows_out"] for stage in STAGES] == [2 * PROBLEMS, 3 * PROBLEMS, PROBLEMS]
+    assert took["rollout"]["counts"]["correct"] == PROBLEMS
+    assert took["build-masks"]["counts"]["errors_repaired"] == PROBLEMS
+    assert 0 < took["build-masks"]["counts"]["tokens_marked"] < took["build-masks"]["counts"]["tokens_in_pairs"] / 4
+    assert all(took[stage]["most_files"] >= 3 for stage in STAGES)
+
+
+def test_what_grows_is_named(took):
+    assert compare([PROBLEMS, 10 * PROBLEMS], took, took) == []
+    grown = copy.deepcopy(took)
+    grown["rollout"]["peak_rss_mib"] *= 1.21
+    grown["train-policy"]["most_files"] += 9
+    memory, files = compare([PROBLEMS, 10 * PROBLEMS], took, grown)
+    assert memory == "rollout: peak memory grows by 1.210, more than 1.2"
+    assert files.startswith("train-policy: ")
+
+
+def test_the_judge_is_asked_as_much_at_once_as_it_may_be(tmp_path):
+    found = measure_judge(tmp_path, problems=32, limit=4, answer_s=0.2, spread_s=0.0, generate_s=0.2)
+
+    for occupancy in found.values():
+        assert occupancy.most == 4
+        assert 0 < occupancy.share <= 1
+        assert occupancy.seconds > occupancy.bound_s == pytest.approx(3.2)
