@@ -12,7 +12,7 @@ Rules, in this order. ``extraction`` says what a final answer is; a response wit
   from case and spaces. (B) is b; "B or C" and "B. 12 cm" are not B.
 * Anything else is compared by Math-Verify in a worker process: mathematical equality, whatever the form. A response
   that leaves an operation to be done (``\\int``, ``\\sum``, ``!``, ``3 5``) which the gold does not contain is wrong,
-  and so is a set or list for an ordered gold such as a point or an interval.
+  and so is a set or list for an ordered gold such as a point or an interval, or one of these for a set in braces.
 """
 
 import atexit
@@ -176,6 +176,8 @@ _ORDERED = re.compile(r"[(\[][^,]*,.*[)\]]")
 
 def _same_form(gold: str, final: str) -> bool:
     if set(_DEFERRED.findall(final)) - set(_DEFERRED.findall(gold)):
+        return False
+    if gold.startswith(r"\{") and _ORDERED.fullmatch(final):
         return False
     return not _ORDERED.fullmatch(gold) or (final.startswith(gold[0]) and final.endswith(gold[-1]))
 
