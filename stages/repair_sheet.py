@@ -18,6 +18,7 @@ from stages.artifacts.columns import ERRORS
 from stages.artifacts.label_studio import write_sheet
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, ProblemSet, encoded_images
 from stages.artifacts.step import Plan, Step, Tally
+from stages.artifacts.writing import writing
 from stages.batching import batched
 from stages.engines.loading import open_codec, open_engine, recipe_sampling, with_engine
 from stages.errors import DataError
@@ -82,7 +83,8 @@ class RepairSheet:
         step.tally.rows_out = len(rows)
         step.write_table(ERRORS, rows)
         if processes.is_main():
-            write_sheet(step.out, rows)
+            with writing(step.out):
+                write_sheet(step.out, rows)
         step.finish()
 
     def _look_for_errors(self, policy: Answerer, problems: ProblemSet, tally: Tally) -> list[Errors]:

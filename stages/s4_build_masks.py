@@ -15,6 +15,7 @@ from stages.artifacts.columns import GROUPS, PREFERENCES, REPAIRS, ROLLOUTS
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
 from stages.artifacts.step import Plan, Step
 from stages.artifacts.store import count_rows, iterate_rows, parquet_files
+from stages.artifacts.writing import write_text
 from stages.batching import batched
 from stages.core.selection import is_correct
 from stages.engines.loading import (
@@ -230,5 +231,5 @@ def _write_shard(builder: GroupBuilder, index: int, rollouts: Sequence[Row]) -> 
     step = builder.step
     repairs, groups = builder.build(rollouts, recipe_sampling(builder.recipe, Purpose.CANDIDATES, index))
     if index == 0 and processes.is_main():
-        (step.out / PAGE).write_text(builder.page(groups), encoding="utf-8")
+        write_text(step.out / PAGE, builder.page(groups))
     step.write_shards(index, {REPAIRS: repairs, GROUPS: groups})

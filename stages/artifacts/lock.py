@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
 
+from stages.artifacts.writing import writing
 from stages.errors import ArtifactError
 
 LOCK = "writer.lock"
@@ -29,39 +29,44 @@ def lock_output(out: Path) -> Iterator[None]:
     ends, and its children do not inherit it.
 
     Raises:
-        ArtifactError: another process holds it, the file system has no locks, or a file stands in the folder's place.
+        ArtifactError: another process holds it, the file system has no locks or lets nothing be written, or a file
+            stands in the folder's place.
     """
     if out.is_file():
         raise ArtifactError(f"{out}: a file, not a folder; name another with --out")
-    out.mkdir(parents=True, exist_ok=True)
-    with _locked_file(out) as file:
-        try:
-            since = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
-            file.write(f"process {os.getpid()} on {socket.gethostname()} has been writing here since {since}")
-            file.flush()
-            yield
-        finally:
-            (out / LOCK).unlink(missing_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        locked = _locked_file(out)
+    try:
+        since = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
+        with writing(out):
+            who = f"process {os.getpid()} on {socket.gethostname()}"
+            os.write(locked, f"{who} has been writing here since {since}".encode())
+        yield
+    finally:
+        (out / LOCK).unlink(missing_ok=True)
+        os.close(locked)
 
 
-def _locked_file(out: Path) -> IO[str]:
+def _locked_file(out: Path) -> int:
     """The folder's lock file, locked and empty."""
     while True:
-        file = os.fdopen(os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o666), "r+")
+        file = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            with file:
-                raise _refusal(error, out, file.read()) from error
+            holder = os.read(file, 1000).decode()
+            os.close(file)
+            raise _refusal(error, out, holder) from error
         if _lies_at(file, out / LOCK):
-            file.truncate()
+            os.truncate(file, 0)
             return file
-        file.close()  # its writer finished, and took it away, after it was opened here
+        os.close(file)  # its writer finished, and took it away, after it was opened here
 
 
-def _lies_at(file: IO[str], path: Path) -> bool:
+def _lies_at(file: int, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+        return os.path.samestat(os.fstat(file), path.stat())
     except FileNotFoundError:
         return False
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,7 +27,8 @@ from stages.artifacts.fingerprint import MANIFEST, file_sha256, fingerprint
 from stages.artifacts.integrity import check_files
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.lock import LOCK
-from stages.artifacts.store import PARTIAL, check_parquet, write_rows, write_tables
+from stages.artifacts.store import check_parquet, write_rows, write_tables
+from stages.artifacts.writing import PARTIAL, replace, to_disk, write_text, writing
 from stages.errors import ArtifactError
 from stages.interruption import Requests, Stopped
 
@@ -151,7 +151,8 @@ class Step:
         changed = sorted(_differences(existing, record))
         complete = (out / MANIFEST).is_file()
         if (changed or complete) and overwrite:
-            _clear(out)
+            with writing(out):
+                _clear(out)
             step._begin()
             return step
         if changed:
@@ -168,7 +169,8 @@ class Step:
                 f"{out / damaged}: not as it was when its step was stopped; give --overwrite to start the step again"
             )
         if damaged is not None:
-            _clear(out)
+            with writing(out):
+                _clear(out)
             return cls.open(out, plan, devices=devices)
         return step
 
@@ -209,11 +211,17 @@ class Step:
         folder = self.out / CHECKPOINTS / self._checkpoint
         if processes.is_main():
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            with writing(folder):
+                folder.mkdir(parents=True)
         processes.wait()
-        write(folder)
+        with writing(folder):
+            write(folder)
         processes.wait()
         if processes.is_main():
+            with writing(folder):
+                for file in folder.rglob("*"):
+                    if file.is_file():
+                        to_disk(file)
             self._note_progress()
             if last is not None:
                 shutil.rmtree(last)
@@ -275,7 +283,7 @@ class Step:
         if main:
             self._note_progress()
             for name in names:
-                os.replace(self._pending(name), self.out / name)
+                replace(self._pending(name), self.out / name)
         self.pause()
 
     def _note_progress(self) -> None:
@@ -294,7 +302,8 @@ class Step:
         return file in notes or file.suffix in (PARTIAL, PENDING) or not folders.isdisjoint(file.parents)
 
     def _begin(self) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
+        with writing(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
         _write_json(self.out / PLAN, self.plan)
 
     def _resume(self) -> str | None:
@@ -304,7 +313,7 @@ class Step:
             return None
         for name, entry in progress["files"].items():
             if self._pending(name).is_file():
-                os.replace(self._pending(name), self.out / name)
+                replace(self._pending(name), self.out / name)
             if not (self.out / name).is_file() or _entry(self.out / name) != entry:
                 return name
         self._files = progress["files"]
@@ -454,6 +463,4 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    partial = path.with_name(path.name + PARTIAL)
-    partial.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")

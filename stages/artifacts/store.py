@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.artifacts.columns import TableSpec
+from stages.artifacts.writing import PARTIAL, replace, writing
 from stages.batching import batched
 from stages.errors import DataError
 
@@ -21,8 +21,6 @@ ROWS_PER_GROUP = 256
 ROWS_AT_ONCE = 4096
 """Rows that become a table together."""
 _BUFFER_BYTES = 1 << 20
-PARTIAL = ".partial"
-"""Ends the name of a file that is still being written."""
 
 
 def write_rows(path: Path, spec: TableSpec, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -30,6 +28,7 @@ def write_rows(path: Path, spec: TableSpec, rows: Sequence[Mapping[str, Any]]) -
 
     Raises:
         DataError: a row has a null where the spec has none.
+        ArtifactError: the file system refuses it.
     """
     schema = spec.schema()
     write_tables(path, spec, (pa.Table.from_pylist(some, schema=schema) for some in batched(rows, ROWS_AT_ONCE)))
@@ -42,21 +41,28 @@ def write_tables(path: Path, spec: TableSpec, tables: Iterable[pa.Table]) -> int
 
     Raises:
         DataError: a row has a null where the spec has none.
+        ArtifactError: the file system refuses it.
     """
     schema = spec.schema()
     partial = path.with_name(path.name + PARTIAL)
     rows = 0
     options = {"use_dictionary": _dictionary_columns(schema), "write_page_checksum": True}
-    with pq.ParquetWriter(partial, schema, **options) as writer:
-        try:
-            for table in _whole_row_groups(tables, schema):
-                spec.check_nulls(table, str(path), rows)
+    with writing(path):
+        writer = pq.ParquetWriter(partial, schema, **options)
+    try:
+        for table in _whole_row_groups(tables, schema):
+            spec.check_nulls(table, str(path), rows)
+            with writing(path):
                 writer.write_table(table, row_group_size=ROWS_PER_GROUP)
-                rows += len(table)
-        except BaseException:
-            partial.unlink()
-            raise
-    os.replace(partial, path)
+            rows += len(table)
+        with writing(path):
+            writer.close()
+    except BaseException:
+        partial.unlink()
+        with suppress(OSError):  # of a file that is gone
+            writer.close()
+        raise
+    replace(partial, path)
     return rows
 
 

@@ -193,7 +193,12 @@ class _Worker:
         if self._process is None or self._process.poll() is not None:
             self._start()
         reply = self._exchange(json.dumps(comparison._asdict()).encode() + b"\n", self._timeout_s)
-        return json.loads(reply) if reply else None
+        if not reply:
+            return None
+        verdict, spent = json.loads(reply)
+        if spent:
+            self.stop()
+        return verdict
 
     def _start(self) -> None:
         for _ in range(STARTS):

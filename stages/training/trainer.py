@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stages import processes
+from stages.artifacts.writing import writing
 from stages.core.values import Fit, explained_variance
 from stages.errors import ModelError
 from stages.model.batches import EncodedPrompt
@@ -242,13 +243,14 @@ class Trainer:
     def save(self, folder: Path, model_folder: Path) -> None:
         """Write the checkpoint to `model_folder`; to `folder` the critic, and the optimizer's state or the adapters."""
         self.save_weights(model_folder)
-        if self.critic is not None:
-            save_critic(self.critic, self.parallel, folder)
-            save_optimizer_state(folder / CRITIC / OPTIMIZER_STATE, self.critic, self.parallel, self.steps_done)
-        if self.adapters is not None:
-            save_adapters(self.adapters, self.parallel, folder / ADAPTERS)
-            return
-        save_optimizer_state(folder / OPTIMIZER_STATE, self.vlm.model, self.parallel, self.steps_done)
+        with writing(folder):
+            if self.critic is not None:
+                save_critic(self.critic, self.parallel, folder)
+                save_optimizer_state(folder / CRITIC / OPTIMIZER_STATE, self.critic, self.parallel, self.steps_done)
+            if self.adapters is not None:
+                save_adapters(self.adapters, self.parallel, folder / ADAPTERS)
+            else:
+                save_optimizer_state(folder / OPTIMIZER_STATE, self.vlm.model, self.parallel, self.steps_done)
 
     def save_state(self, folder: Path) -> None:
         """Write all that an interrupted run needs to go on as if nothing had happened; every process has to ask."""
@@ -276,7 +278,8 @@ class Trainer:
         """Write the checkpoint alone; every process has to ask."""
         state = plain_state(self.vlm.model, self.parallel)
         if processes.is_main():
-            self.vlm.save(folder, state)
+            with writing(folder):
+                self.vlm.save(folder, state)
 
     def _modules(self) -> list[tuple[str, nn.Module]]:
         return [("", self.vlm.model), *([] if self.critic is None else [(CRITIC, self.critic)])]

@@ -17,7 +17,8 @@ from stages.artifacts.columns import DROPPED, METRICS
 from stages.artifacts.fingerprint import MANIFEST, fingerprint
 from stages.artifacts.stage import execute
 from stages.artifacts.step import CHECKPOINTS, PENDING, PLAN, PROGRESS, Plan, Step, model_folder, read_manifest
-from stages.artifacts.store import PARTIAL, iterate_rows
+from stages.artifacts.store import iterate_rows
+from stages.artifacts.writing import PARTIAL
 from stages.errors import ArtifactError
 
 ROOT = Path(__file__).parents[2]

@@ -1,6 +1,7 @@
 """Optimizer steps on a real model: denominators, micro-batches, gates, and what carries over."""
 
 import math
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import pytest
 import torch
 
 from stages.core.objectives import OBJECTIVES
-from stages.errors import ModelError
+from stages.errors import ArtifactError, ModelError
 from stages.model.batches import encode_prompt, response_batch
-from stages.model.loading import load_model
+from stages.model.loading import check_model_folder, load_model
 from stages.model.prompts import policy_prompt
 from stages.sections import ObjectiveSection, OptimizerSection, RolloutSection, TrainerSection
 from stages.training.groups import with_token_advantages
@@ -328,3 +329,16 @@ def test_gradient_norm_is_clipped(tiny_vlm, copy_of, rows):
     norm = torch.stack([p.grad.norm() for p in vlm.model.parameters() if p.grad is not None]).norm()
     assert norm.item() == pytest.approx(1e-3, rel=1e-3)
     assert metrics["grad_norm"] > 1e-2
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_and_written_when_it_can(tiny_vlm, tmp_path):
+    own = trainer(tiny_vlm)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(ArtifactError, match=r"model: cannot be written \(File too large\); raise the limit"):
+            own.save(tmp_path, tmp_path / "model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    own.save(tmp_path, tmp_path / "model")
+    check_model_folder(tmp_path / "model")
