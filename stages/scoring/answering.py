@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.problems import Problem
@@ -26,7 +26,8 @@ class Answer:
     reward: float | None
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True)
+class Shard:
     """Problems that are answered and written together, and their sampling."""
 
     index: int

@@ -18,7 +18,7 @@ RewardFunction = Callable[[str, Problem], float | None]
 class Reward(Protocol):
     """Scores responses; a context manager that releases what scoring holds (worker processes), by default nothing."""
 
-    waits = False
+    waits: bool = False
     """Whether scoring waits for a server: it may then run in another thread while this one generates."""
 
     def score_many(self, responses: Sequence[str], problems: Sequence[Problem]) -> list[float | None]:
