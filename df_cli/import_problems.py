@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from df_cli import options
-from df_cli.report import make_console, print_outcome
+from df_cli.report import cell, make_console, print_outcome
 from stages.errors import DataError
 from stages.importing.presets import PRESETS, AnswerForm, Layout
 
@@ -90,14 +90,12 @@ def _sample_table(rows: list[Understood]) -> Table:
     table = Table("id", "question", "images", "answer", "read as", "kind", title_justify="left", show_lines=True)
     for row in rows:
         if row.reason:
-            table.add_row(_shown(row.problem_id), f"does not fit: {row.reason}")
+            table.add_row(_cut(row.problem_id), cell(f"does not fit: {row.reason}"))
         else:
             texts = (row.problem_id, row.question, row.images, row.answer, row.read_as, row.kind)
-            table.add_row(*map(_shown, texts))
+            table.add_row(*map(_cut, texts))
     return table
 
 
-def _shown(text: str) -> Text:
-    """A dataset's text as a terminal may have it: cut, no markup, no control characters."""
-    plain = "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)
-    return Text(plain if len(plain) <= _CELL else plain[:_CELL] + "…")
+def _cut(text: str) -> Text:
+    return cell(text if len(text) <= _CELL else text[:_CELL] + "…")

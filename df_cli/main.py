@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import typer
+from typer._click.exceptions import ClickException
 from typer.core import TyperGroup
 
 from df_cli import repair_set
@@ -22,6 +26,8 @@ from df_cli.summarize import summarize
 from df_cli.system_df import meant_for_system, run_system_df
 from df_cli.train_policy import train_policy
 from stages.errors import DifferenceFeedbackError
+from stages.interruption import Stopped
+from stages.told import guard_logs, told, told_lines
 
 COMMANDS: dict[str, Callable[..., None] | typer.Typer] = {
     "import-problems": import_problems,
@@ -46,6 +52,24 @@ class PipelineOrder(TyperGroup):
     def list_commands(self, ctx: object) -> list[str]:  # noqa: ARG002
         return [*COMMANDS]
 
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with _told_usage():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _told_usage():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _told_usage() -> Iterator[None]:
+    """What typer says of an argument repeats it, and a file name may hold anything."""
+    try:
+        yield
+    except ClickException as error:
+        error.message = told(error.message)
+        raise
+
 
 app = typer.Typer(
     cls=PipelineOrder,
@@ -65,8 +89,18 @@ def main() -> None:
     arguments = sys.argv[1:]
     if meant_for_system(arguments, COMMANDS, OPTIONS):
         run_system_df(arguments)
+    guard_logs()
     try:
         app()
     except DifferenceFeedbackError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {told_lines(str(error))}\n")
+        sys.exit(1)
+    except Stopped as stop:
+        from stages.processes import is_main
+
+        if is_main():
+            sys.stderr.write(f"{told_lines(str(stop))}\n")
+        sys.exit(stop.exit_code)
+    except Exception as error:  # noqa: BLE001, an error of ours: its traceback may repeat what others wrote
+        sys.stderr.write(told("".join(traceback.format_exception(error))))
         sys.exit(1)

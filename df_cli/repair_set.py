@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from df_cli import options
-from df_cli.stage_command import Stage, generating_command, stage_command
+from df_cli.stage_command import Stage, stage_command
 from stages.recipe import Recipe
 
 app = typer.Typer(
@@ -17,21 +17,22 @@ app = typer.Typer(
 
 
 @app.command("sheet")
-@generating_command
+@stage_command(generates=True)
 def sheet(
     recipe: Recipe,
     problems: options.Problems,
     policy: options.Policy,
     count: Annotated[int, typer.Option("--count", min=1, help="How many errors to annotate.")] = 1000,
+    on_bad_row: options.OnBadRow = "fail",
 ) -> Stage:
     """Sample errors of the policy and write them as tasks for Label Studio and as JSON lines."""
     from stages.repair_sheet import RepairSheet
 
-    return RepairSheet(recipe, problems, policy, count)
+    return RepairSheet(recipe, problems, policy, count, on_bad_row)
 
 
 @app.command("read")
-@stage_command
+@stage_command()
 def read(
     recipe: Recipe,
     sheet: Annotated[Path, typer.Option("--sheet", help="Output of df repair-set sheet.")],
@@ -39,10 +40,7 @@ def read(
         Path, typer.Option("--annotated", help="Label Studio's JSON export of it, or its sheet.jsonl filled in.")
     ],
     policy: options.Policy,
-    on_bad_row: Annotated[
-        Literal["fail", "drop"],
-        typer.Option("--on-bad-row", help="fail: name every bad row and write nothing; drop: leave them out, counted."),
-    ] = "fail",
+    on_bad_row: options.OnBadRow = "fail",
 ) -> Stage:
     """Check every annotated repair and write repair_set.parquet, its held-out end apart from the rest."""
     from stages.repair_set import ReadRepairSet

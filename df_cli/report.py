@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
+
+from stages.told import told
 
 if TYPE_CHECKING:
     from stages.artifacts.stage import Outcome
@@ -23,17 +25,27 @@ def make_console() -> Console:
     return Console(highlight=False, soft_wrap=True, width=None if Console().is_terminal else LOG_WIDTH)
 
 
+def print_line(text: str) -> None:
+    """One line as it is, whatever is in it."""
+    make_console().print(cell(text))
+
+
+def cell(text: str) -> Text:
+    """A text that somebody else may have written, as a table may have it: no markup, nothing that a terminal obeys."""
+    return Text(told(text))
+
+
 def print_outcome(outcome: Outcome) -> None:
     """Print a dry run's plan, a run's summary, or that there was nothing to do."""
     console = make_console()
     if outcome.manifest is None:
-        console.print_json(data=outcome.plan)
+        console.print_json(data=outcome.plan, ensure_ascii=True)
     elif outcome.ran:
         console.print(summary_table(outcome))
         if (outcome.out / SUMMARY_FILE).is_file():
             console.print(measures_table(read_measures(outcome.out / SUMMARY_FILE)))
     else:
-        console.print(f"{outcome.out}: complete and up to date, nothing to do", markup=False)
+        print_line(f"{outcome.out}: complete and up to date, nothing to do")
 
 
 def summary_table(outcome: Outcome) -> Table:
@@ -43,12 +55,12 @@ def summary_table(outcome: Outcome) -> Table:
     table.add_row("rows in", str(manifest["rows_in"]))
     table.add_row("rows out", str(manifest["rows_out"]))
     for reason, rows in sorted(manifest["dropped"].items()):
-        table.add_row(f"dropped: {reason}", str(rows))
+        table.add_row(cell(f"dropped: {reason}"), str(rows))
     for name, value in sorted(manifest["counts"].items()):
-        table.add_row(name.replace("_", " "), str(value))
+        table.add_row(cell(name.replace("_", " ")), str(value))
     for phase, seconds in manifest["device_seconds"].items():
-        table.add_row(f"device-seconds: {phase}", f"{seconds:.1f}")
-    table.add_row("output", escape(str(outcome.out)))
+        table.add_row(cell(f"device-seconds: {phase}"), f"{seconds:.1f}")
+    table.add_row("output", cell(str(outcome.out)))
     return table
 
 
@@ -71,7 +83,8 @@ def measures_table(measures: Iterable[Measure]) -> Table:
         interval = "" if measure.low is None else f"{measure.low:.3f} to {measure.high:.3f}"
         name = "" if measure.section == last else measure.section
         value = f"{measure.value:.1f}" if measure.section == "device-seconds" else f"{measure.value:.3f}"
-        table.add_row(name, measure.measure, value, interval, "" if measure.n is None else str(measure.n))
+        n = "" if measure.n is None else str(measure.n)
+        table.add_row(cell(name), cell(measure.measure), value, interval, n)
         last = measure.section
     return table
 
@@ -82,8 +95,8 @@ def ablation_table(rows: Iterable[Mapping[str, Any]]) -> Table:
     for row in rows:
         interval = "" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
         n, seed = ("" if row[name] is None else str(row[name]) for name in ("n", "seed"))
-        cells = (row["variant"], seed, row["measure"], f"{row['value']:.3f}", interval, n, escape(row["note"] or ""))
-        table.add_row(*cells)
+        cells = (row["variant"], seed, row["measure"], f"{row['value']:.3f}", interval, n, row["note"] or "")
+        table.add_row(*map(cell, cells))
     return table
 
 
@@ -97,6 +110,7 @@ def agreement_table(rows: Iterable[Mapping[str, Any]]) -> Table:
             table.add_section()
         value = row["note"] if row["value"] is None else f"{row['value']:.3f}".removesuffix(".000")
         interval = "" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
-        table.add_row(*(("", "") if heading == last else heading), row["measure"], value, interval, str(row["n"]))
+        cells = (*(("", "") if heading == last else heading), row["measure"], value, interval, str(row["n"]))
+        table.add_row(*map(cell, cells))
         last = heading
     return table

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from df_cli import options
-from df_cli.stage_command import Stage, generating_command
+from df_cli.stage_command import Stage, stage_command
 from stages.recipe import Recipe
 
 
-@generating_command
-def rollout(recipe: Recipe, problems: options.Problems, policy: options.Policy) -> Stage:
+@stage_command(generates=True)
+def rollout(
+    recipe: Recipe, problems: options.Problems, policy: options.Policy, on_bad_row: options.OnBadRow = "fail"
+) -> Stage:
     """Sample the policy's answers and score them (eq. 11)."""
     from stages.s3_rollout import Rollout
 
-    return Rollout(recipe, problems, policy)
+    return Rollout(recipe, problems, policy, on_bad_row)

@@ -7,17 +7,19 @@ from typing import Annotated
 
 import typer
 
+from df_cli import options
 from df_cli.stage_command import Stage, stage_command
 from stages.recipe import Recipe
 
 
-@stage_command
+@stage_command(trains=True)
 def sft_repair(
     recipe: Recipe,
     repair_set: Annotated[Path, typer.Option("--repair-set", help="Repair set, a Parquet file.")],
     model: Annotated[Path, typer.Option("--model", help="The policy, which the repair model starts from.")],
+    on_bad_row: options.OnBadRow = "fail",
 ) -> Stage:
     """Train the repair model on annotated repairs (eq. 1)."""
     from stages.s1_sft_repair import SftRepair
 
-    return SftRepair(recipe, repair_set, model)
+    return SftRepair(recipe, repair_set, model, on_bad_row)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Protocol, get_type_hints
 
 from df_cli import options
 from df_cli.report import print_outcome
+from stages.interruption import Requests
 from stages.recipe import load_recipe
 
 
@@ -30,6 +31,8 @@ def _run(
     seed: options.Seed = None,
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
+    stop_after: options.StopAfter = None,
+    save_every: options.SaveEvery = None,
     engine: options.Engine = None,
 ) -> None:
     settings = load_recipe(recipe, [*assignments, *([] if engine is None else [f"engine.name={engine}"])])
@@ -39,31 +42,26 @@ def _run(
     from stages.artifacts.stage import execute
     from stages.processes import is_main
 
-    outcome = execute(stage, Path(out), overwrite=overwrite, dry_run=dry_run)
+    requests = Requests(stop_after_s=stop_after, save_every=save_every)
+    outcome = execute(stage, Path(out), overwrite=overwrite, dry_run=dry_run, requests=requests)
     if is_main():
         print_outcome(outcome)
 
 
-def stage_command(make_stage: Callable[..., Stage]) -> Callable[..., None]:
+def stage_command(*, generates: bool = False, trains: bool = False) -> Callable[..., Callable[..., None]]:
     """A command from a function that makes a stage of a recipe and inputs.
 
-    Its options are the function's inputs and those that every stage has: the recipe, its changes, the output.
+    Its options are the function's inputs and those that every stage has: the recipe, its changes, the output; and the
+    recipe's engine where it generates, and how often it saves where it trains.
     """
-    return _command(make_stage, generates=False)
+    left_out = {"engine": not generates, "save_every": not trains}
+    return lambda make_stage: _command(make_stage, {name for name, is_left_out in left_out.items() if is_left_out})
 
 
-def generating_command(make_stage: Callable[..., Stage]) -> Callable[..., None]:
-    """The same of a stage that opens the recipe's engine, which it has an option for."""
-    return _command(make_stage, generates=True)
-
-
-def _command(make_stage: Callable[..., Stage], *, generates: bool) -> Callable[..., None]:
+def _command(make_stage: Callable[..., Stage], left_out: Collection[str]) -> Callable[..., None]:
     own = list(inspect.signature(make_stage).parameters.values())[1:]
-    shared = [
-        parameter
-        for parameter in list(inspect.signature(_run).parameters.values())[2:]
-        if generates or parameter.name != "engine"
-    ]
+    parameters = list(inspect.signature(_run).parameters.values())[2:]
+    shared = [parameter for parameter in parameters if parameter.name not in left_out]
     hints = get_type_hints(make_stage, include_extras=True) | get_type_hints(_run, include_extras=True)
 
     def command(**values: Any) -> None:

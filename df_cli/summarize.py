@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from df_cli.report import make_console, measures_table
+from df_cli.report import make_console, measures_table, print_line
 
 
 def summarize(
@@ -17,6 +17,5 @@ def summarize(
     """Print what a run came to and write it to summary.parquet."""
     from stages.summary import summarize_run
 
-    console = make_console()
-    console.print(measures_table(summarize_run(run, rounds)))
-    console.print(f"written to {run / 'summary.parquet'}", markup=False)
+    make_console().print(measures_table(summarize_run(run, rounds)))
+    print_line(f"written to {run / 'summary.parquet'}")

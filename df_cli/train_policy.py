@@ -12,7 +12,7 @@ from df_cli.stage_command import Stage, stage_command
 from stages.recipe import Recipe
 
 
-@stage_command
+@stage_command(trains=True)
 def train_policy(
     recipe: Recipe,
     groups: Annotated[Path, typer.Option("--groups", help="Output of df build-masks.")],
@@ -22,8 +22,9 @@ def train_policy(
         float | None,
         typer.Option(min=0, help="Train until this much is spent, whatever train.epochs says (compute matching)."),
     ] = None,
+    on_bad_row: options.OnBadRow = "fail",
 ) -> Stage:
     """Train the policy on the tokens that were wrong (eq. 10-23)."""
     from stages.s5_train_policy import TrainPolicy
 
-    return TrainPolicy(recipe, groups, problems, policy, budget_device_seconds)
+    return TrainPolicy(recipe, groups, problems, policy, budget_device_seconds, on_bad_row)

@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from stages.ablation import BASE, VariantRun, ablation_rows
 from stages.artifacts.columns import ABLATION
 from stages.artifacts.fingerprint import MANIFEST
+from stages.artifacts.lock import lock_output
 from stages.artifacts.step import read_manifest
 from stages.artifacts.store import write_rows
 from stages.errors import DifferenceFeedbackError, StepError
 from stages.evaluate import Evaluate
+from stages.interruption import Requests, Stopped
 from stages.recipe import Recipe, load_recipe
 from stages.s1_sft_repair import SftRepair
 from stages.s2_rl_repair import RlRepair
@@ -40,6 +44,9 @@ STAGES: Mapping[str, Callable[..., Any]] = {
 TRAINING = {"sft-repair", "rl-repair", "train-policy"}
 COMMAND = (sys.executable, "-m", "df_cli")
 STEPS, LOGS = "steps", "logs"
+STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM)}
+"""Exit statuses of a step that was asked to stop."""
+POLL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -65,14 +72,17 @@ class Ablation:
 
         Raises:
             RecipeError: the recipe or a variant of it is not valid.
+            ArtifactError: another ablation writes to `out`.
+            Stopped: it was asked to stop, and so was the step under way.
         """
         recipe = load_recipe(self.recipe, self.assignments)
         for variant in recipe.ablate.variants.values():
             self.recipe_with(variant.set)
-        (self.out / LOGS).mkdir(parents=True, exist_ok=True)
-        runs = [run for seed in recipe.ablate.seeds for run in self._with_seed(seed, recipe)]
-        rows = ablation_rows(runs, recipe.ablate.baseline, recipe.reward.threshold)
-        write_rows(self.out / f"{ABLATION.name}.parquet", ABLATION, rows)
+        with lock_output(self.out):
+            (self.out / LOGS).mkdir(exist_ok=True)
+            runs = [run for seed in recipe.ablate.seeds for run in self._with_seed(seed, recipe)]
+            rows = ablation_rows(runs, recipe.ablate.baseline, recipe.reward.threshold)
+            write_rows(self.out / f"{ABLATION.name}.parquet", ABLATION, rows)
         return rows
 
     def recipe_with(self, assignments: Sequence[str]) -> Recipe:
@@ -165,9 +175,24 @@ class Chain:
         command += [word for option, path in inputs.items() for word in (f"--{option.replace('_', '-')}", str(path))]
         log = of.out / LOGS / f"{folder.name}.log"
         with log.open("ab") as output:
-            status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
+            status = _status(command, output)
+        if status in STOPPED:
+            raise Stopped(f"{of.out}: stopped in {name}, what was done is saved; give the same command again", status)
         if status:
             raise StepError(f"{name} ended with exit status {status}; {log} tells why")
+
+
+def _status(command: Sequence[str], output: IO[bytes]) -> int:
+    """The exit status of a command, which is asked to stop when this process is."""
+    requests = Requests()
+    with requests.heard(), subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
+        while process.poll() is None and requests.to_stop() is None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(POLL_S)
+        if process.poll() is None:
+            process.terminate()
+    stop = requests.to_stop()
+    return process.returncode if stop is None else stop[1]
 
 
 def _spent_by(run: VariantRun) -> float:

@@ -17,6 +17,7 @@ from stages.artifacts.columns import AUDIT_SAMPLE
 from stages.artifacts.overlay import PairView, overlay_page
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Plan, Step
+from stages.artifacts.writing import writing
 from stages.errors import DataError
 from stages.scoring.audited import CLEAN, Audit, AuditedRepair, read_audit
 from stages.scoring.auditor import MEANINGS
@@ -75,7 +76,8 @@ class AuditSample:
         ]
         step.write_table(AUDIT_SAMPLE, rows)
         if processes.is_main():
-            self._write_sheet(step.out / TO_LABEL, to_label)
+            with writing(step.out / TO_LABEL):
+                self._write_sheet(step.out / TO_LABEL, to_label)
         step.tally.rows_in = len(self._audit.repairs) + len(self._audit.left_out)
         step.tally.rows_out = len(rows)
         step.tally.dropped.update(self._audit.left_out.values())

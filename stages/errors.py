@@ -15,6 +15,14 @@ class DataError(DifferenceFeedbackError):
     """An input file or a row of it is not what its column spec says."""
 
 
+class RowError(DataError):
+    """One row cannot be used; `reason` says in a word why, as it is counted."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class ArtifactError(DifferenceFeedbackError):
     """An output folder is incomplete, or was made from other inputs."""
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import SCORES, SUMMARY
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
 from stages.artifacts.step import Plan, Step
 from stages.artifacts.store import iterate_rows
 from stages.batching import batched
-from stages.engines.loading import check_model, open_engine, with_engine
+from stages.engines.loading import open_codec, open_engine, with_engine
 from stages.engines.protocol import Sampling
 from stages.progress import track
 from stages.recipe import Recipe
@@ -21,6 +23,7 @@ from stages.scoring.answering import Answerer
 from stages.scoring.image_removal import without_image
 from stages.scoring.rewards import check_reward, open_reward
 from stages.scoring.score_summary import summarize_by_kind, summarize_scores
+from stages.scoring.usable import ProblemCheck
 from stages.sections import SAMPLING_FIELDS
 from stages.seeds import Purpose, derive_seed
 
@@ -41,18 +44,25 @@ class Evaluate:
     recipe: Recipe
     problems: Path
     model: Path
+    on_bad_row: OnBadRow = "fail"
+
+    @cached_property
+    def usable(self) -> ProblemSet:
+        """The problems, each looked at."""
+        problems = ProblemSet(self.problems, on_bad_row=self.on_bad_row)
+        check = ProblemCheck(self.recipe, open_codec(self.model, self.recipe))
+        return check.usable(problems, problems.ids, self.on_bad_row)
 
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
-        ProblemSet(self.problems)
-        check_model(self.model)
         sections = ("model", "engine", "prompt", "reward", "evaluate")
         recipe = with_engine(self.recipe).subset(*sections, rollout=SAMPLING_FIELDS, repair_rl={"blank"})
-        return Plan("evaluate", recipe, self.recipe.seed, {"problems": self.problems, "model": self.model})
+        inputs = {"problems": self.problems, "model": self.model}
+        return Plan("evaluate", recipe, self.recipe.seed, inputs, self.usable.bad)
 
     def run(self, step: Step) -> None:
         recipe = self.recipe
-        problems = ProblemSet(self.problems)
+        problems = self.usable
         parts = list(batched(problems.ids, PROBLEMS_AT_ONCE))
         with step.ledger.phase("load"):
             engine = open_engine(self.model, recipe)

@@ -51,6 +51,7 @@ class ImportProblems:
 
     def plan(self) -> Plan:
         source = self._open()
+        self._check_some_row_fits(source)
         recipe = {
             "layout": asdict(self.layout),
             "split": self.split,
@@ -70,9 +71,21 @@ class ImportProblems:
                     reader.problem_id(row_number, row)
             else:
                 _write(step, index, reader, shard)
-        if not step.tally.rows_out:
-            raise DataError(f"{self.source}: no row of {step.tally.rows_in} fits: {_counted(step.tally.dropped)}")
         step.finish()
+
+    def _check_some_row_fits(self, source: Source) -> None:
+        """Raises DataError where none does; reading ends at the first one that fits."""
+        reader = RowReader(self.layout, ImageReader(source.folder))
+        dropped: Counter[str] = Counter()
+        for row_number, row in enumerate(source.rows(self.limit)):
+            reader.problem_id(row_number, row)
+            try:
+                reader.problem(row)
+            except Unfit as reason:
+                dropped[str(reason)] += 1
+            else:
+                return
+        raise DataError(f"{self.source}: no row of {dropped.total()} fits: {_counted(dropped)}")
 
     def sample(self, rows: int) -> list[Understood]:
         """What the first rows are understood as; nothing is written."""

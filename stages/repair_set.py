@@ -7,19 +7,19 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
+from stages.artifacts.bad_rows import BadRow, OnBadRow
 from stages.artifacts.columns import ERRORS, REPAIR_SET
 from stages.artifacts.label_studio import Annotated, read_annotated
 from stages.artifacts.problems import problem_of_row
-from stages.artifacts.step import Plan, Step, model_folder
+from stages.artifacts.step import Plan, Step
 from stages.artifacts.store import iterate_rows
 from stages.core.alignment import edit_cost
 from stages.core.holdout import order_heldout_last
 from stages.core.selection import is_correct
-from stages.engines.loading import check_model
+from stages.engines.loading import open_codec
 from stages.errors import DataError
-from stages.model.loading import load_tokenizer
 from stages.recipe import Recipe
 from stages.scoring.rewards import check_reward, open_reward, score_all
 from stages.seeds import Purpose, derive_seed
@@ -43,6 +43,7 @@ REMEDIES = {
 class Bad(NamedTuple):
     """A row that cannot be used, and why."""
 
+    error_id: str
     reason: str
     place: str
 
@@ -77,11 +78,10 @@ class ReadRepairSet:
     sheet: Path
     annotated: Path
     policy: Path
-    on_bad_row: Literal["fail", "drop"] = "fail"
+    on_bad_row: OnBadRow = "fail"
 
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
-        check_model(self.policy)
         reading = self.reading
         if reading.bad and self.on_bad_row == "fail":
             raise DataError(f"{self.annotated}: {_report(reading.bad)}")
@@ -94,14 +94,14 @@ class ReadRepairSet:
         self.order  # noqa: B018, raises where there is none
         recipe = self.recipe.subset("reward", repair_set={"max_edit_cost"}, sft={"heldout_share"})
         inputs = {"sheet": self.sheet, "annotated": self.annotated, "policy": self.policy}
-        return Plan("repair-set read", recipe | {"on_bad_row": self.on_bad_row}, self.recipe.seed, inputs)
+        left_out = [BadRow(bad.error_id, bad.reason, f"{bad.place}: {REMEDIES[bad.reason]}") for bad in reading.bad]
+        return Plan("repair-set read", recipe, self.recipe.seed, inputs, left_out)
 
     def run(self, step: Step) -> None:
         reading = self.reading
         step.write_table(REPAIR_SET, [_repair_set_row(reading.pairs[i]) for i in self.order])
         step.tally.rows_in = reading.errors
         step.tally.rows_out = len(reading.pairs)
-        step.tally.dropped.update([bad.reason for bad in reading.bad])
         step.tally.dropped.update(reading.left_out)
         step.tally.counts["superseded_annotations"] = reading.superseded
         step.finish()
@@ -148,7 +148,7 @@ class ReadRepairSet:
         """Pairs whose repair is right and near its error."""
         with open_reward(self.recipe.reward) as reward:
             rewards = score_all(reward, [pair.repair for pair in pairs], [_problem(pair) for pair in pairs])
-        tokenizer = load_tokenizer(model_folder(self.policy), trust_remote_code=self.recipe.model.trust_remote_code)
+        tokenizer = open_codec(self.policy, self.recipe).tokenizer
         costs = [edit_cost(*_token_ids(tokenizer, pair)) for pair in pairs]
         return [
             pair if (bad := self._obstacle(pair, reward, cost)) is None else bad
@@ -157,11 +157,11 @@ class ReadRepairSet:
 
     def _obstacle(self, pair: Pair, reward: float | None, cost: float) -> Bad | None:
         if reward is None:
-            return Bad("unscored", pair.place)
+            return Bad(pair.row["error_id"], "unscored", pair.place)
         if not is_correct(reward, self.recipe.reward.threshold):
-            return Bad("wrong", f"{pair.place}, reference {pair.row['answer']}")
+            return Bad(pair.row["error_id"], "wrong", f"{pair.place}, reference {pair.row['answer']}")
         if cost > self.recipe.repair_set.max_edit_cost:
-            return Bad("rewritten", f"{pair.place}, {cost:.2f}")
+            return Bad(pair.row["error_id"], "rewritten", f"{pair.place}, {cost:.2f}")
         return None
 
 
@@ -174,20 +174,20 @@ def _first_look(done: Sequence[Annotated], sheet: Mapping[str, Row]) -> Iterator
     seen: set[str] = set()
     for item in done:
         texts = item.texts or []
-        row = sheet.get(item.error_id or "")
+        row, error_id = sheet.get(item.error_id or ""), item.error_id or "no id"
         place = f"{item.place} ({item.error_id})"
         if row is None:
-            yield Bad("unknown_error", place)
+            yield Bad(error_id, "unknown_error", place)
         elif item.error != row["error"]:
-            yield Bad("changed_error", place)
+            yield Bad(error_id, "changed_error", place)
         elif item.error_id in seen:
-            yield Bad("annotated_twice", place)
+            yield Bad(error_id, "annotated_twice", place)
         elif len(texts) > 1 or not all(isinstance(text, str) for text in texts):
-            yield Bad("not_one_text", place)
+            yield Bad(error_id, "not_one_text", place)
         elif not "".join(texts).strip():
-            yield Bad("empty", place)
+            yield Bad(error_id, "empty", place)
         elif (repair := _with_margins_of(row["error"], texts[0])) == row["error"]:
-            yield Bad("unchanged", place)
+            yield Bad(error_id, "unchanged", place)
         else:
             yield Pair(place, row, repair)
         seen.add(str(item.error_id))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,20 @@ from typing import Any
 import numpy as np
 
 from stages import processes
+from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import ERRORS
 from stages.artifacts.label_studio import write_sheet
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, ProblemSet, encoded_images
 from stages.artifacts.step import Plan, Step, Tally
+from stages.artifacts.writing import writing
 from stages.batching import batched
-from stages.engines.loading import check_model, open_engine, recipe_sampling, with_engine
+from stages.engines.loading import open_codec, open_engine, recipe_sampling, with_engine
 from stages.errors import DataError
 from stages.progress import track
 from stages.recipe import Recipe
 from stages.scoring.answering import Answerer
 from stages.scoring.rewards import check_reward, open_reward
+from stages.scoring.usable import ProblemCheck
 from stages.scoring.wrong_answers import WrongAnswer, wrong_answers
 from stages.sections import SAMPLING_FIELDS
 from stages.seeds import Purpose, derive_seed
@@ -40,11 +44,17 @@ class RepairSheet:
     policy: Path
     count: int
     """Errors wanted."""
+    on_bad_row: OnBadRow = "fail"
+
+    @cached_property
+    def usable(self) -> ProblemSet:
+        """The problems, each looked at."""
+        problems = ProblemSet(self.problems, on_bad_row=self.on_bad_row)
+        check = ProblemCheck(self.recipe, open_codec(self.policy, self.recipe))
+        return check.usable(problems, problems.ids, self.on_bad_row)
 
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
-        ProblemSet(self.problems)
-        check_model(self.policy)
         recipe = with_engine(self.recipe).subset(
             "model",
             "engine",
@@ -54,7 +64,7 @@ class RepairSheet:
             repair_set={"samples_per_problem", "errors_per_problem"},
         )
         inputs = {"problems": self.problems, "policy": self.policy}
-        return Plan("repair-set sheet", recipe | {"count": self.count}, self.recipe.seed, inputs)
+        return Plan("repair-set sheet", recipe | {"count": self.count}, self.recipe.seed, inputs, self.usable.bad)
 
     def run(self, step: Step) -> None:
         recipe = self.recipe
@@ -62,7 +72,7 @@ class RepairSheet:
             engine = open_engine(self.policy, recipe)
         with open_reward(recipe.reward) as reward:
             policy = Answerer(engine, recipe.prompt, reward, step.ledger)
-            found = self._look_for_errors(policy, ProblemSet(self.problems), step.tally)
+            found = self._look_for_errors(policy, self.usable, step.tally)
         rows = spread_over_problems(found, self.count)
         if not rows:
             raise DataError(
@@ -73,7 +83,8 @@ class RepairSheet:
         step.tally.rows_out = len(rows)
         step.write_table(ERRORS, rows)
         if processes.is_main():
-            write_sheet(step.out, rows)
+            with writing(step.out):
+                write_sheet(step.out, rows)
         step.finish()
 
     def _look_for_errors(self, policy: Answerer, problems: ProblemSet, tally: Tally) -> list[Errors]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import METRICS, REPAIR_SET
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import MODEL, Plan, Step
 from stages.batching import batched
-from stages.engines.loading import check_model, embedded_engine, open_model
+from stages.engines.loading import embedded_engine, open_codec, open_model
 from stages.model.batches import encode_prompt
 from stages.prefetch import prefetch
 from stages.progress import track
@@ -20,8 +23,10 @@ from stages.recipe import Recipe
 from stages.scoring.references import References
 from stages.scoring.repairs import Repairer
 from stages.scoring.rewards import check_reward, open_reward
+from stages.scoring.usable import ProblemCheck
 from stages.sections import SAMPLING_FIELDS
 from stages.seeds import Purpose, derive_seed
+from stages.training.checkpoints import SAVE_EVERY, Checkpoints
 from stages.training.heldout import (
     Split,
     annotated_draft,
@@ -43,40 +48,48 @@ class SftRepair:
     recipe: Recipe
     repair_set: Path
     model: Path
+    on_bad_row: OnBadRow = "fail"
+
+    @cached_property
+    def usable(self) -> ProblemSet:
+        """The repair set, every row looked at."""
+        rows = ProblemSet(self.repair_set, REPAIR_SET, self.on_bad_row)
+        check = ProblemCheck(self.recipe, open_codec(self.model, self.recipe), repairs=True)
+        return check.usable(rows, rows.ids, self.on_bad_row)
 
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
         check_trackers(self.recipe.tracking)
-        ProblemSet(self.repair_set, REPAIR_SET)
-        check_model(self.model)
         sections = ("model", "prompt", "reward", "sft", "trainer")
         # Its held-out repairs come from the weights in training, whatever the recipe's engine.
         batches = {"rows_per_batch", "tokens_per_batch"}
         recipe = self.recipe.subset(*sections, engine=batches, rollout=SAMPLING_FIELDS)
         inputs = {"repair_set": self.repair_set, "model": self.model}
-        return Plan("sft-repair", recipe, self.recipe.seed, inputs)
+        return Plan("sft-repair", recipe, self.recipe.seed, inputs, self.usable.bad)
 
     def run(self, step: Step) -> None:
         recipe, ledger = self.recipe, step.ledger
-        repair_set = ProblemSet(self.repair_set, REPAIR_SET)
+        repair_set = self.usable
         split = split_repair_set(repair_set, recipe.sft.heldout_share)
         with open_trackers(recipe.tracking, step.out, step.plan["recipe"]) as trackers:
             with ledger.phase("load"):
                 vlm = open_model(self.model, recipe, master_weights=True)
                 trainer = Trainer(vlm, recipe.sft.optimizer, temperature=1.0, machine=recipe.trainer, seed=recipe.seed)
             log = MetricsLog(trackers)
+            step.count_anew()  # the data are read from the start
+            checkpoints = Checkpoints(step, {MODEL: trainer}, log, every=SAVE_EVERY)
             with open_reward(recipe.reward) as reward:
                 repairer = Repairer(embedded_engine(vlm, recipe), recipe.prompt, reward, ledger)
                 references = References(recipe.prompt.references, recipe.seed, step.tally.counts)
-                batches = (
-                    [self._row(repairer, references, *pair) for pair in pairs]
-                    for pairs in self._batches(repair_set, split)
-                )
+                batches = self._batches(repair_set, split, references)
                 with track("sft-repair", len(split.train) * recipe.sft.epochs, "pairs") as advance:
-                    for rows in prefetch(batches):
+                    for pairs in islice(batches, checkpoints.done):
+                        advance(len(pairs))
+                    for rows in prefetch([self._row(repairer, *pair) for pair in pairs] for pairs in batches):
                         with ledger.phase("train"):
                             metrics = trainer.step(rows, SupervisedLoss())
                         log.add(trainer.steps_done, metrics)
+                        checkpoints.advance()
                         advance(len(rows))
                 with trainer.parallel.whole():
                     repair_heldout(repairer, repair_set, recipe, step)
@@ -88,20 +101,22 @@ class SftRepair:
         step.tally.dropped["held_out"] = len(split.heldout)
         step.finish()
 
-    def _batches(self, repair_set: ProblemSet, split: Split) -> Iterator[list[tuple[Problem, int, bool]]]:
-        """Batches of problems, each with its epoch and whether its prompt shows the reference."""
+    def _batches(
+        self, repair_set: ProblemSet, split: Split, references: References
+    ) -> Iterator[list[tuple[Problem, str | None, bool]]]:
+        """Batches of problems, each with its reference, if it is a response, and whether its prompt shows one."""
         section = self.recipe.sft
         rng = np.random.default_rng(derive_seed(self.recipe.seed, Purpose.SFT_ORDER))
         for epoch in range(section.epochs):
             for batch in batched(rng.permutation(split.train).tolist(), section.batch_size):
                 problems = repair_set.many(batch)
                 shown = rng.random(len(problems)) >= section.reference_dropout
-                yield [(problem, epoch, is_shown) for problem, is_shown in zip(problems, shown.tolist(), strict=True)]
+                yield [
+                    (problem, annotated_reference(references, problem, epoch) if is_shown else None, is_shown)
+                    for problem, is_shown in zip(problems, shown.tolist(), strict=True)
+                ]
 
-    def _row(
-        self, repairer: Repairer, references: References, problem: Problem, epoch: int, with_reference: bool
-    ) -> TrainingRow:
+    def _row(self, repairer: Repairer, problem: Problem, response: str | None, with_reference: bool) -> TrainingRow:
         codec = repairer.engine.codec
-        response = annotated_reference(references, problem, epoch) if with_reference else None
         prompt = repairer.prompt(annotated_draft(codec, problem, response), with_reference=with_reference)
         return TrainingRow(encode_prompt(codec, prompt), with_end(codec, problem.extra["repair"]), "repair")

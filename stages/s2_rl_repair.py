@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stages.artifacts.columns import DROPPED, EPISODES, METRICS, REPAIR_SET
+from stages.artifacts.bad_rows import OnBadRow
+from stages.artifacts.columns import DRAFTS, EPISODES, METRICS, REPAIR_SET
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
-from stages.artifacts.step import MODEL, Plan, Step
+from stages.artifacts.step import CHECKPOINTS, MODEL, Plan, Step
+from stages.artifacts.store import iterate_rows, write_rows
 from stages.batching import batched
 from stages.core.objectives import has_critic
 from stages.core.selection import is_correct
 from stages.core.values import CriticSettings
 from stages.engines.loading import (
-    check_model,
+    check_same_tokens,
+    open_codec,
     open_engine,
     open_model,
     open_sampler,
@@ -37,9 +41,11 @@ from stages.scoring.references import References
 from stages.scoring.repair_reward import c1_gate, repair_reward
 from stages.scoring.repairs import Attempt, Draft, Repairer
 from stages.scoring.rewards import check_reward, open_reward
+from stages.scoring.usable import ProblemCheck
 from stages.scoring.wrong_answers import wrong_answers
 from stages.sections import MARK_FIELDS, SAMPLING_FIELDS
 from stages.seeds import Purpose, derive_seed
+from stages.training.checkpoints import Checkpoints
 from stages.training.groups import advantages_of, rows_to_work_on, with_token_advantages
 from stages.training.heldout import repair_heldout
 from stages.training.losses import PolicyObjective, check_objective, mismatch_metrics
@@ -48,7 +54,7 @@ from stages.training.tracking import check_trackers, open_trackers
 from stages.training.trainer import Trainer, TrainingRow
 
 SAMPLED_WEIGHTS = "sampled-weights"
-"""Folder of the weights on their way from the trainer to the engine."""
+"""Folder, among the checkpoints, of the weights on their way from the trainer to the engine."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +67,33 @@ class RlRepair:
     repair_model: Path
     repair_set: Path | None = None
     """Its held-out tenth is repaired at the end."""
+    on_bad_row: OnBadRow = "fail"
+
+    @cached_property
+    def usable(self) -> ProblemSet:
+        """The problems that are drawn, each looked at."""
+        problems = ProblemSet(self.problems, on_bad_row=self.on_bad_row)
+        drawn = problems.draw(self.recipe.repair_rl.problems, derive_seed(self.recipe.seed, Purpose.RL_PROBLEMS))
+        return self._check.usable(problems, drawn, self.on_bad_row)
+
+    @cached_property
+    def usable_repair_set(self) -> ProblemSet | None:
+        """The repair set, every row looked at: which of them are held out depends on all."""
+        if self.repair_set is None:
+            return None
+        rows = ProblemSet(self.repair_set, REPAIR_SET, self.on_bad_row)
+        return self._check.usable(rows, rows.ids, self.on_bad_row)
+
+    @cached_property
+    def _check(self) -> ProblemCheck:
+        codec = open_codec(self.policy, self.recipe)
+        check_same_tokens(self.policy, codec, self.repair_model, open_codec(self.repair_model, self.recipe))
+        return ProblemCheck(self.recipe, codec, repairs=True)
 
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
         check_auditor(self.recipe.audit)
         check_trackers(self.recipe.tracking)
-        ProblemSet(self.problems)
-        if self.repair_set is not None:
-            ProblemSet(self.repair_set, REPAIR_SET)
-        check_model(self.policy)
-        check_model(self.repair_model)
         check_objective(self.recipe.repair_rl.objective, self.recipe.rollout)
         if self.recipe.repair_rl.objective.algorithm == "dpo":
             raise RecipeError(
@@ -84,9 +107,11 @@ class RlRepair:
             "policy": self.policy,
             "repair_model": self.repair_model,
         }
-        if self.repair_set is not None:
+        bad = self.usable.bad
+        if self.repair_set is not None and self.usable_repair_set is not None:
             inputs["repair_set"] = self.repair_set
-        return Plan("rl-repair", recipe, self.recipe.seed, inputs)
+            bad = [*bad, *self.usable_repair_set.bad]
+        return Plan("rl-repair", recipe, self.recipe.seed, inputs, bad)
 
     def run(self, step: Step) -> None:
         recipe = self.recipe
@@ -100,20 +125,25 @@ class RlRepair:
                 sampler = open_sampler(vlm, self.repair_model, recipe)
                 repairer = Repairer(sampler, recipe.prompt, reward, step.ledger)
                 trainer = self._trainer(vlm)
-            drafts = ErrorSource(recipe, policy, step).errors(ProblemSet(self.problems))
+            drafts = ErrorSource(recipe, policy, step).errors(self.usable)
             if not drafts:
                 raise DataError(
                     f"{self.problems}: no error to repair ({dict(step.tally.dropped)}); "
                     "raise repair_rl.problems or repair_rl.drafts_per_problem"
                 )
             loop = RepairLoop(recipe, repairer, open_auditor(recipe, policy), step, trainer, MetricsLog(trackers))
+            checkpoints = Checkpoints(step, {MODEL: trainer}, loop.log, every=1, write_more=loop.write_episodes)
+            if step.checkpoint is not None:
+                loop.go_on(step.checkpoint)
             with track("rl-repair", recipe.repair_rl.iterations, "iterations") as advance:
-                for iteration in range(recipe.repair_rl.iterations):
+                advance(checkpoints.done)
+                for iteration in range(checkpoints.done, recipe.repair_rl.iterations):
                     loop.iterate(iteration, loop.draw(drafts, iteration))
+                    checkpoints.advance()
                     advance(1)
-            if self.repair_set is not None:
+            if self.usable_repair_set is not None:
                 with loop.sampling():
-                    repair_heldout(repairer, ProblemSet(self.repair_set, REPAIR_SET), recipe, step)
+                    repair_heldout(repairer, self.usable_repair_set, recipe, step)
         with step.ledger.phase("save"):
             trainer.save(step.out, step.out / MODEL)
             step.write_table(EPISODES, loop.episodes)
@@ -146,23 +176,29 @@ class ErrorSource:
         self.references = References(recipe.prompt.references, recipe.seed, step.tally.counts)
 
     def errors(self, problems: ProblemSet) -> list[Draft]:
-        """Wrong answers of the policy, those of text-only-solvable problems left out (`dropped.parquet`)."""
+        """Wrong answers of the policy, those of text-only-solvable problems left out (`dropped.parquet`).
+
+        They are written to `drafts`, part by part, and read from there.
+        """
         ids = problems.draw(self.recipe.repair_rl.problems, derive_seed(self.recipe.seed, Purpose.RL_PROBLEMS))
-        drafts: list[Draft] = []
-        solvable: list[str] = []
+        self.step.tally.rows_in = len(ids)
         with track("rl-repair: looking for errors", len(ids), "problems") as advance:
             for part, names in enumerate(batched(ids, PROBLEMS_AT_ONCE)):
-                chosen = problems.many(names)
-                without_need = self._text_only_solvable(chosen, part)
-                solvable += sorted(without_need)
-                drafts += self._drafts([problem for problem in chosen if problem.problem_id not in without_need], part)
-                advance(len(chosen))
-        self.step.write_table(DROPPED, [{"problem_id": name, "reason": "text_only_solvable"} for name in solvable])
-        self.step.tally.rows_in = len(ids)
-        self.step.tally.dropped["text_only_solvable"] = len(solvable)
-        return drafts
+                if not self.step.has_shard(DRAFTS, part):
+                    self.step.write_shards(part, {DRAFTS: self._rows(problems.many(names), part)})
+                advance(len(names))
+        rows = list(iterate_rows(self.step.out, DRAFTS))
+        by_id = {p.problem_id: p for p in problems.many(list(dict.fromkeys(row["problem_id"] for row in rows)))}
+        return [
+            Draft(by_id[row["problem_id"]], row["sample"], row["ids"], row["text"], row["right_response"])
+            for row in rows
+        ]
 
-    def _drafts(self, problems: Sequence[Problem], part: int) -> list[Draft]:
+    def _rows(self, problems: Sequence[Problem], part: int) -> list[dict[str, Any]]:
+        without_need = self._text_only_solvable(problems, part)
+        for name in sorted(without_need):
+            self.step.drop(name, "text_only_solvable")
+        problems = [problem for problem in problems if problem.problem_id not in without_need]
         found = wrong_answers(
             self.policy,
             problems,
@@ -172,13 +208,13 @@ class ErrorSource:
             self.step.tally,
         )
         return [
-            Draft(
-                wrong.problem,
-                wrong.sample,
-                wrong.answer.completion.ids,
-                wrong.answer.text,
-                self.references.draw(wrong.problem, wrong.sample, wrong.siblings),
-            )
+            {
+                "problem_id": wrong.problem.problem_id,
+                "sample": wrong.sample,
+                "ids": wrong.answer.completion.ids,
+                "text": wrong.answer.text,
+                "right_response": self.references.draw(wrong.problem, wrong.sample, wrong.siblings),
+            }
             for wrong in found
         ]
 
@@ -270,9 +306,21 @@ class RepairLoop:
         self.episodes += [episode.row(iteration) for group in groups for episode in group]
         self._count(groups)
         self._train(groups)
-        with self.step.ledger.phase("save"):
-            self.repairer.engine.follow(self.trainer.save_weights, self.step.out / SAMPLED_WEIGHTS)
+        self._sample_from_trainer()
         self.log.add(self.trainer.steps_done, _summary(groups, self.recipe.reward.threshold))
+
+    def write_episodes(self, checkpoint: Path) -> None:
+        """Add to a checkpoint what `go_on` reads."""
+        write_rows(checkpoint / f"{EPISODES.name}.parquet", EPISODES, self.episodes)
+
+    def go_on(self, checkpoint: Path) -> None:
+        """From the episodes of a checkpoint, and the weights that the trainer took from it."""
+        self.episodes = list(iterate_rows(checkpoint / f"{EPISODES.name}.parquet", EPISODES))
+        self._sample_from_trainer()
+
+    def _sample_from_trainer(self) -> None:
+        with self.step.ledger.phase("save"):
+            self.repairer.engine.follow(self.trainer.save_weights, self.step.out / CHECKPOINTS / SAMPLED_WEIGHTS)
 
     def _episodes(self, drafts: Sequence[Draft], iteration: int) -> list[list[Episode]]:
         section = self.recipe.repair_rl

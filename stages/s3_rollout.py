@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import ROLLOUTS
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Plan, Step
 from stages.batching import batched
 from stages.core.selection import is_correct
-from stages.engines.loading import check_model, open_engine, recipe_sampling, with_engine
+from stages.engines.loading import open_codec, open_engine, recipe_sampling, with_engine
+from stages.errors import DataError
+from stages.model.codec import Codec
 from stages.progress import Advance, track
 from stages.recipe import Recipe
 from stages.scoring.answering import Answer, Answerer, Shard
 from stages.scoring.rewards import check_reward, open_reward
+from stages.scoring.usable import ProblemCheck
 from stages.seeds import Purpose, derive_seed
 
 
@@ -27,39 +32,58 @@ class Rollout:
     recipe: Recipe
     problems: Path
     policy: Path
+    on_bad_row: OnBadRow = "fail"
+
+    @cached_property
+    def usable(self) -> ProblemSet:
+        """The problems that are drawn, each looked at."""
+        problems = ProblemSet(self.problems, on_bad_row=self.on_bad_row)
+        drawn = problems.draw(self.recipe.rollout.problems, derive_seed(self.recipe.seed, Purpose.ROLLOUT_PROBLEMS))
+        return ProblemCheck(self.recipe, self._codec).usable(problems, drawn, self.on_bad_row)
+
+    @cached_property
+    def _codec(self) -> Codec:
+        return open_codec(self.policy, self.recipe)
 
     def plan(self) -> Plan:
-        check_reward(self.recipe.reward)
-        ProblemSet(self.problems)
-        check_model(self.policy)
+        check_reward(self.recipe.reward, needed=False)
         recipe = with_engine(self.recipe).subset("model", "engine", "prompt", "reward", "rollout")
-        return Plan("rollout", recipe, self.recipe.seed, {"problems": self.problems, "policy": self.policy})
+        inputs = {"problems": self.problems, "policy": self.policy}
+        vocabulary = {"vocabulary": self._codec.vocabulary_sha256}
+        return Plan("rollout", recipe | vocabulary, self.recipe.seed, inputs, self.usable.bad)
 
     def run(self, step: Step) -> None:
         recipe, section = self.recipe, self.recipe.rollout
-        problems = ProblemSet(self.problems)
-        ids = problems.draw(section.problems, derive_seed(recipe.seed, Purpose.ROLLOUT_PROBLEMS))
         with step.ledger.phase("load"):
             engine = open_engine(self.policy, recipe)
         with (
             open_reward(recipe.reward) as reward,
-            track("rollout", len(ids) * section.samples_per_problem, "responses") as advance,
+            track("rollout", len(self.usable) * section.samples_per_problem, "responses") as advance,
         ):
             answerer = Answerer(engine, recipe.prompt, reward, step.ledger)
-            shards = self._shards(step, problems, ids, advance)
+            shards = self._shards(step, advance)
             for shard, groups in answerer.answer_each(shards, section.samples_per_problem):
                 self._write(step, shard.index, shard.problems, groups)
                 advance(len(shard.problems) * section.samples_per_problem)
+        if not step.tally.rows_out:
+            raise DataError(f"{self.problems}: no rows left; {self._no_room('every')}")
         step.finish()
 
-    def _shards(self, step: Step, problems: ProblemSet, ids: Sequence[str], advance: Advance) -> Iterator[Shard]:
+    def _shards(self, step: Step, advance: Advance) -> Iterator[Shard]:
         """Those that no stopped run has finished."""
         samples = self.recipe.rollout.samples_per_problem
-        for index, names in enumerate(batched(ids, max(1, self.recipe.rollout.rows_per_shard // samples))):
+        for index, names in enumerate(batched(self.usable.ids, max(1, self.recipe.rollout.rows_per_shard // samples))):
             if step.has_shard(ROLLOUTS, index):
                 advance(len(names) * samples)
             else:
-                yield Shard(index, problems.many(names), recipe_sampling(self.recipe, Purpose.ROLLOUTS, index))
+                yield Shard(index, self.usable.many(names), recipe_sampling(self.recipe, Purpose.ROLLOUTS, index))
+
+    def _no_room(self, whose: str) -> str:
+        tokens = self.recipe.rollout.max_new_tokens
+        return (
+            f"{whose} prompt and rollout.max_new_tokens ({tokens}) are more than the model takes; lower it, or "
+            "model.max_pixels, or take shorter questions"
+        )
 
     def _write(self, step: Step, index: int, problems: Sequence[Problem], groups: Sequence[Sequence[Answer]]) -> None:
         rows = [
@@ -69,7 +93,9 @@ class Rollout:
         ]
         step.tally.rows_in += len(problems)
         step.tally.rows_out += len(rows)
-        step.tally.dropped["prompt_too_long"] += sum(not group for group in groups)
+        for problem, group in zip(problems, groups, strict=True):
+            if not group:
+                step.drop(problem.problem_id, "prompt_too_long", self._no_room(f"problem {problem.problem_id}: its"))
         step.tally.counts["unscored"] += sum(row["reward"] is None for row in rows)
         step.tally.counts["correct"] += sum(is_correct(row["reward"], self.recipe.reward.threshold) for row in rows)
         step.write_shards(index, {ROLLOUTS: rows})

@@ -5,18 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from stages import processes
+from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import GROUPS, PREFERENCES, REPAIRS, ROLLOUTS
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
 from stages.artifacts.step import Plan, Step
 from stages.artifacts.store import count_rows, iterate_rows, parquet_files
+from stages.artifacts.writing import write_text
 from stages.batching import batched
 from stages.core.selection import is_correct
-from stages.engines.loading import check_model, open_engine, recipe_sampling, with_engine
+from stages.engines.loading import (
+    check_same_tokens,
+    check_tokens_of,
+    open_codec,
+    open_engine,
+    recipe_sampling,
+    with_engine,
+)
 from stages.errors import RecipeError
+from stages.model.codec import Codec
 from stages.progress import track
 from stages.recipe import Recipe
 from stages.scoring.answering import Answerer
@@ -24,6 +35,7 @@ from stages.scoring.auditor import NoAuditor, check_auditor, open_auditor
 from stages.scoring.group_builder import GroupBuilder
 from stages.scoring.repairs import Repairer
 from stages.scoring.rewards import check_reward, open_reward, score_all
+from stages.scoring.usable import ProblemCheck
 from stages.sections import SAMPLING_FIELDS
 from stages.seeds import Purpose
 from stages.training.heldout import with_end
@@ -41,21 +53,33 @@ class BuildMasks:
     problems: Path
     repair_model: Path | None
     policy: Path
+    on_bad_row: OnBadRow = "fail"
+
+    @cached_property
+    def usable(self) -> ProblemSet:
+        """The problems of the rollouts, and these, each looked at."""
+        problems = ProblemSet(self.problems, on_bad_row=self.on_bad_row)
+        check_tokens_of(self.rollouts, self.policy, self.codec)
+        check = ProblemCheck(self.recipe, self.codec, repairs=self.repair_model is not None)
+        return check.usable_of(self.rollouts, ROLLOUTS, problems, self.on_bad_row)
+
+    @cached_property
+    def codec(self) -> Codec:
+        return _codec(self)
 
     def plan(self) -> Plan:
-        inputs = {"rollouts": self.rollouts, "problems": self.problems}
-        ProblemSet(self.problems)
         parquet_files(self.rollouts, ROLLOUTS)
-        return _plan(self.recipe, inputs, self.repair_model, self.policy)
+        return _plan(self, {"rollouts": self.rollouts, "problems": self.problems})
 
     def run(self, step: Step) -> None:
         with (
-            _open_builder(self.recipe, ProblemSet(self.problems), self.repair_model, self.policy, step) as builder,
+            _open_builder(self.recipe, self.usable, self.repair_model, self.policy, step) as builder,
             track("build-masks", count_rows(self.rollouts, ROLLOUTS), "rollouts") as advance,
         ):
             for index, shard in enumerate(parquet_files(self.rollouts, ROLLOUTS)):
                 if not step.has_shard(GROUPS, index):
-                    _write_shard(builder, index, list(iterate_rows(shard, ROLLOUTS)))
+                    rows = [row for row in iterate_rows(shard, ROLLOUTS) if row["problem_id"] in self.usable]
+                    _write_shard(builder, index, rows)
                 advance(count_rows(shard, ROLLOUTS))
         step.finish()
 
@@ -68,13 +92,24 @@ class BuildMasksFromPreferences:
     preferences: Path
     repair_model: Path | None
     policy: Path
+    on_bad_row: OnBadRow = "fail"
+
+    @cached_property
+    def usable(self) -> ProblemSet:
+        """The preferences, every row looked at."""
+        rows = ProblemSet(self.preferences, PREFERENCES, self.on_bad_row)
+        check = ProblemCheck(self.recipe, self.codec, repairs=self.repair_model is not None)
+        return check.usable(rows, rows.ids, self.on_bad_row)
+
+    @cached_property
+    def codec(self) -> Codec:
+        return _codec(self)
 
     def plan(self) -> Plan:
-        ProblemSet(self.preferences, PREFERENCES)
-        return _plan(self.recipe, {"preferences": self.preferences}, self.repair_model, self.policy)
+        return _plan(self, {"preferences": self.preferences})
 
     def run(self, step: Step) -> None:
-        preferences = ProblemSet(self.preferences, PREFERENCES)
+        preferences = self.usable
         with (
             _open_builder(self.recipe, preferences, self.repair_model, self.policy, step) as builder,
             track("build-masks", len(preferences), "preferences") as advance,
@@ -127,18 +162,26 @@ def _unusable(chosen: float | None, rejected: float | None, threshold: float) ->
     return "rejected_is_correct" if is_correct(rejected, threshold) else None
 
 
-def _plan(recipe: Recipe, data: dict[str, Path], repair_model: Path | None, policy: Path) -> Plan:
+def _codec(stage: BuildMasks | BuildMasksFromPreferences) -> Codec:
+    """The policy's, whose token ids the repair model, if there is one, reads and writes too."""
+    codec = open_codec(stage.policy, stage.recipe)
+    if stage.repair_model is not None:
+        check_same_tokens(stage.policy, codec, stage.repair_model, open_codec(stage.repair_model, stage.recipe))
+    return codec
+
+
+def _plan(stage: BuildMasks | BuildMasksFromPreferences, data: dict[str, Path]) -> Plan:
+    recipe, repair_model = stage.recipe, stage.repair_model
     check_reward(recipe.reward)
     _check_options(recipe, repair_model)
     if repair_model is not None:
         check_auditor(recipe.audit)
-    inputs = data | ({} if repair_model is None else {"repair_model": repair_model}) | {"policy": policy}
-    for name in inputs.keys() - data.keys():
-        check_model(inputs[name])
+    inputs = data | ({} if repair_model is None else {"repair_model": repair_model}) | {"policy": stage.policy}
+    vocabulary = {"vocabulary": stage.codec.vocabulary_sha256}
     sections = with_engine(recipe).subset(
         "model", "engine", "prompt", "reward", "audit", "masks", rollout=SAMPLING_FIELDS
     )
-    return Plan("build-masks", sections, recipe.seed, inputs)
+    return Plan("build-masks", sections | vocabulary, recipe.seed, inputs, stage.usable.bad)
 
 
 def _check_options(recipe: Recipe, repair_model: Path | None) -> None:
@@ -188,5 +231,5 @@ def _write_shard(builder: GroupBuilder, index: int, rollouts: Sequence[Row]) -> 
     step = builder.step
     repairs, groups = builder.build(rollouts, recipe_sampling(builder.recipe, Purpose.CANDIDATES, index))
     if index == 0 and processes.is_main():
-        (step.out / PAGE).write_text(builder.page(groups), encoding="utf-8")
+        write_text(step.out / PAGE, builder.page(groups))
     step.write_shards(index, {REPAIRS: repairs, GROUPS: groups})

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stages.artifacts.columns import GROUPS
-from stages.artifacts.step import Plan, Step, Tally
+from stages.artifacts.step import Plan, Step, Tally, recorded_vocabulary
 from stages.artifacts.store import count_rows, iterate_tables, parquet_files
 from stages.core.alignment import mark_differences, symbols
 from stages.errors import DataError, RecipeError
@@ -41,7 +41,8 @@ class RealignPairs:
                 "masks.granularity is step: steps are told from the tokens' texts, which pairs do not hold; "
                 "run df build-masks on the rollouts, or set masks.granularity=token"
             )
-        return Plan("build-masks", self.recipe.subset(masks=MASK_OPTIONS), self.recipe.seed, {"pairs": self.pairs})
+        recipe = self.recipe.subset(masks=MASK_OPTIONS) | recorded_vocabulary(self.pairs)
+        return Plan("build-masks", recipe, self.recipe.seed, {"pairs": self.pairs})
 
     def run(self, step: Step) -> None:
         options = self.recipe.masks.model_dump(include=MASK_OPTIONS)

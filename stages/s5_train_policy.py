@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, groupby
+from functools import cached_property
+from itertools import count, groupby, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stages import processes
+from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import GROUPS, METRICS, VALUES
-from stages.artifacts.problems import ProblemSet
+from stages.artifacts.problems import PROBLEMS_AT_ONCE, ProblemSet
 from stages.artifacts.step import MODEL, Plan, Step
-from stages.artifacts.store import count_rows, iterate_rows, parquet_files
+from stages.artifacts.store import count_rows, iterate_rows, parquet_files, read_tables
 from stages.batching import batched
 from stages.core.objectives import has_critic
 from stages.core.values import CriticSettings
-from stages.engines.loading import check_model, open_model
+from stages.engines.loading import check_tokens_of, open_codec, open_model
 from stages.errors import DataError
 from stages.model.batches import encode_prompt
 from stages.model.loading import VisionLanguageModel
@@ -26,9 +29,11 @@ from stages.model.prompts import policy_prompt
 from stages.prefetch import prefetch
 from stages.progress import track
 from stages.recipe import Recipe
+from stages.scoring.usable import ProblemCheck
 from stages.sections import SAMPLING_FIELDS
 from stages.seeds import Purpose, derive_seed
-from stages.training.groups import Trajectory, optimization_group, rows_to_work_on, with_token_advantages
+from stages.training.checkpoints import SAVE_EVERY, Checkpoints
+from stages.training.groups import Trajectory, left_out, optimization_group, rows_to_work_on, with_token_advantages
 from stages.training.losses import PolicyObjective, check_objective, mismatch_metrics
 from stages.training.metrics import MetricsLog
 from stages.training.preferences import PreferenceObjective
@@ -47,18 +52,27 @@ class TrainPolicy:
     policy: Path
     budget_device_seconds: float | None = None
     """Train until this is spent, passing over the groups as often as it takes; `train.epochs` does not count then."""
+    on_bad_row: OnBadRow = "fail"
+
+    @cached_property
+    def usable(self) -> ProblemSet:
+        """The problems of the groups, and these, each looked at."""
+        problems = ProblemSet(self.problems, on_bad_row=self.on_bad_row)
+        codec = open_codec(self.policy, self.recipe)
+        check_tokens_of(self.groups, self.policy, codec)
+        return ProblemCheck(self.recipe, codec).usable_of(self.groups, GROUPS, problems, self.on_bad_row)
 
     def plan(self) -> Plan:
-        ProblemSet(self.problems)
         parquet_files(self.groups, GROUPS)
-        check_model(self.policy)
         check_objective(self.recipe.train.objective, self.recipe.rollout)
         check_prime(self.recipe.train)
         check_trackers(self.recipe.tracking)
         recipe = self.recipe.subset("model", "prompt", "train", "trainer", rollout=SAMPLING_FIELDS)
         inputs = {"groups": self.groups, "problems": self.problems, "policy": self.policy}
         budget = {"budget_device_seconds": self.budget_device_seconds}
-        return Plan("train-policy", recipe | budget, self.recipe.seed, inputs)
+        bad = self.usable.bad
+        self._check_trainable()
+        return Plan("train-policy", recipe | budget, self.recipe.seed, inputs, bad)
 
     def run(self, step: Step) -> None:
         recipe, section = self.recipe, self.recipe.train
@@ -71,9 +85,14 @@ class TrainPolicy:
                 trainer.start_critic(source.rewards())
                 source.write_values(trainer)
             log, advanced = MetricsLog(trackers), 0
+            step.count_anew()  # the data are read from the start
+            trainers = {MODEL: trainer} | ({} if prime is None else {PRM: prime.trainer})
+            checkpoints = Checkpoints(step, trainers, log, every=SAVE_EVERY)
+            batches = source.batches()
+            deque(islice(batches, checkpoints.done), maxlen=0)
             total = count_rows(self.groups, GROUPS) * section.epochs
             with track("train-policy", total, "trajectories") as advance:
-                for batch in prefetch(map(source.training_rows, source.batches())):
+                for batch in prefetch(map(source.training_rows, batches)):
                     if self._is_spent(step):
                         break
                     with step.ledger.phase("train"):
@@ -82,6 +101,7 @@ class TrainPolicy:
                         rows = with_token_advantages(rows, section.objective)
                         metrics = trainer.step(rows, objective, totals) | learned | mismatch_metrics(batch)
                     log.add(trainer.steps_done, metrics)
+                    checkpoints.advance()
                     advance(source.rows_read - advanced)
                     advanced = source.rows_read
         self._check_trained(step, log)
@@ -143,8 +163,24 @@ class TrainPolicy:
                 f"{self.groups}: loading took {step.ledger.spent:.1f} device-seconds of a budget of "
                 f"{self.budget_device_seconds:g}, and no step was done; raise --budget-device-seconds"
             )
-        raise DataError(
-            f"{self.groups}: no group has anything to train on ({dict(step.tally.dropped)}); "
+        raise self._nothing_to_train_on(step.tally.dropped)
+
+    def _check_trainable(self) -> None:
+        """Raises DataError where no group has anything to train on."""
+        reasons: Counter[str] = Counter()
+        for shard in parquet_files(self.groups, GROUPS):
+            tables = read_tables(shard, PROBLEMS_AT_ONCE, ["problem_id", "role", "in_pair"])
+            rows = (row for table in tables for row in table.to_pylist())
+            for problem_id, group in groupby(rows, key=lambda row: row["problem_id"]):
+                reason = left_out(list(group), self.recipe.train) if problem_id in self.usable else "bad_row"
+                if reason is None:
+                    return
+                reasons[reason] += 1
+        raise self._nothing_to_train_on(reasons)
+
+    def _nothing_to_train_on(self, reasons: Mapping[str, int]) -> DataError:
+        return DataError(
+            f"{self.groups}: no group has anything to train on ({dict(reasons)}); "
             "raise rollout.samples_per_problem or look at the repairs"
         )
 
@@ -159,7 +195,7 @@ class GroupSource:
         self.recipe = stage.recipe
         self.budget = stage.budget_device_seconds
         self.groups = stage.groups
-        self.problems = ProblemSet(stage.problems)
+        self.problems = stage.usable
         self.vlm = vlm
         self.step = step
         self.rows_read = 0
@@ -252,8 +288,9 @@ class GroupSource:
 
     def _problems(self, shard: Path) -> Iterator[list[dict[str, Any]]]:
         """Rows of each problem of a shard of `groups`."""
-        for _, rows in groupby(iterate_rows(shard, GROUPS), key=lambda row: row["problem_id"]):
-            yield list(rows)
+        for problem_id, rows in groupby(iterate_rows(shard, GROUPS), key=lambda row: row["problem_id"]):
+            if problem_id in self.problems:
+                yield list(rows)
 
     def _group(self, rows: Sequence[Mapping[str, Any]]) -> list[Trajectory]:
         return optimization_group(rows, self.recipe.train, self.recipe.rollout)
@@ -274,12 +311,9 @@ class GroupSource:
         pairs_only = self.recipe.train.objective.algorithm == "dpo"
         if pairs_only:
             tally.counts["ungated_errors_without_pair"] += sum(row["in_pair"] for row in rows) - len(group)
-        if group:
+        reason = left_out(rows, self.recipe.train)
+        if reason is None:
             equal = len({t.advantage for t in group}) == 1
             tally.counts["groups_of_equal_rewards"] += equal
-        elif not pairs_only and (self.recipe.train.gate == "none" or any(row["in_pair"] for row in rows)):
-            tally.dropped["dynamic_sampling"] += 1
-        elif all(row["role"] == "correct" for row in rows):
-            tally.dropped["all_correct"] += 1
         else:
-            tally.dropped["no_repaired_error"] += 1
+            tally.dropped[reason] += 1

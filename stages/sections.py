@@ -176,8 +176,8 @@ class RewardSection(Section):
 
     name: str = Field(
         "math",
-        description="`math` (final answer by rule), `judge` (a served model, see `reward.judge`) or a function of "
-        "yours, `module:function`.",
+        description="`math` (final answer by rule), `judge` (a served model, see `reward.judge`), a function of "
+        "yours, `module:function`, or, for `df rollout` alone, `none`: every reward is null.",
     )
     judge: EndpointSection | None = Field(
         None, description="The served judge: `{base_url, model, api_key_env, …}`; needed by `judge` alone."
@@ -268,6 +268,9 @@ class OptimizerSection(Section):
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     warmup_steps: int = Field(0, ge=0, description="Optimizer steps of linear warm-up.")
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="Gradient norm is clipped to this.")
+    max_skipped_steps: int = Field(
+        10, ge=0, description="Steps whose loss or gradient is not finite are skipped; past this many training stops."
+    )
 
 
 class RepairSetSection(Section):

@@ -1,7 +1,11 @@
 """`df ablate` on a cut-down digits set: what variants share, what a failure stops, what the table says."""
 
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean
@@ -10,11 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from stages.ablate import Ablation
 from stages.ablation import VariantRun, ablation_rows
 from stages.artifacts.columns import ABLATION, SAMPLES, SCORES
+from stages.artifacts.lock import lock_output
 from stages.artifacts.step import read_manifest
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.errors import RecipeError
+from stages.interruption import Stopped
 from stages.recipe import RECIPES, load_recipe
 
 SMALL = {
@@ -72,6 +79,39 @@ def test_a_variant_that_fails_is_named_and_stops_no_other(ablation):
     assert {variant for variant, _, measure in rows if measure == "sampled accuracy"} == {
         "base", "difference", "soft", "ungated", "sibling",
     }  # fmt: skip
+
+
+ASKED = """
+import signal, sys, time
+from pathlib import Path
+def stop(*_):
+    Path(sys.argv[1]).write_text("asked")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+Path(sys.argv[1]).touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stop_reaches_the_step_under_way_and_no_other_begins(number, exit_code, digits, tmp_path):
+    mark = tmp_path / "mark"
+    command = (sys.executable, "-c", ASKED, str(mark))
+    files = [
+        digits / name for name in ("problems_train.parquet", "problems_test.parquet", "repair_set.parquet", "base")
+    ]
+    ablation = Ablation("digits", [], *files, tmp_path / "out", launch=command, train_launch=command)
+
+    def stop_when_it_runs():
+        while not mark.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=stop_when_it_runs).start()
+    with pytest.raises(Stopped, match=r"out: stopped in evaluate, .*; give the same command again") as stop:
+        ablation.run()
+    assert stop.value.exit_code == exit_code
+    assert mark.read_text() == "asked"
 
 
 def test_variants_share_the_steps_that_they_have_in_common(ablation):
@@ -194,3 +234,13 @@ def test_the_papers_variants_are_recipes_that_differ_from_the_baseline(name):
 def test_names_that_no_variant_has_are_refused(assignment, message):
     with pytest.raises(RecipeError, match=message):
         load_recipe("digits", [assignment])
+
+
+def test_a_second_ablation_in_the_folder_is_told_of_the_first(tmp_path, digits):
+    with lock_output(tmp_path):
+        command = [sys.executable, "-m", "df_cli", "ablate", "--train", str(digits / "problems_train.parquet")]
+        command += ["--test", str(digits / "problems_test.parquet"), "--base", str(digits / "base")]
+        command += ["--repair-set", str(digits / "repair_set.parquet"), "--out", str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "has been writing here since" in done.stderr

@@ -6,11 +6,12 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
-from stages.artifacts.columns import EPISODES, GROUPS, REPAIRS, ROLLOUTS, SCORES
+from stages.artifacts.columns import DROPPED, EPISODES, GROUPS, REPAIRS, ROLLOUTS, SCORES
 from stages.artifacts.problems import ProblemSet
 from stages.artifacts.stage import execute
 from stages.artifacts.store import iterate_rows
 from stages.engines.loading import open_engine
+from stages.errors import DataError
 from stages.evaluate import Evaluate
 from stages.model.batches import encode_prompt
 from stages.model.prompts import policy_prompt
@@ -74,9 +75,17 @@ def test_rollout_leaves_out_the_longest(with_length, train, rollouts, lengths, t
     drawn = problems_of(rollouts, ROLLOUTS)
     fitting = {name for name in drawn if lengths[name] <= 21}
     assert problems_of(tmp_path / "out", ROLLOUTS) == fitting != drawn
+    assert problems_of(tmp_path / "out" / "dropped.parquet", DROPPED) == drawn - fitting
     assert manifest["rows_in"] == 24
     assert manifest["dropped"] == {"prompt_too_long": 24 - len(fitting)}
     assert manifest["rows_out"] == 2 * len(fitting) > 0
+
+
+def test_a_rollout_of_nothing_is_an_error(with_length, train, tmp_path):
+    with pytest.raises(
+        DataError, match=r"problems_train\.parquet: no rows left; every prompt and .* \(72\) are more than"
+    ):
+        execute(Rollout(RECIPE, train, with_length(ROOM)), tmp_path / "out")
 
 
 def test_evaluate_leaves_them_out_of_every_mode(with_length, digits, tmp_path):

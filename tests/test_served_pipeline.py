@@ -129,6 +129,14 @@ def _rule(row, digits):
     return float(row["text"].endswith(f"The answer is {answers[row['problem_id']]}."))
 
 
+def test_without_a_judge_rollouts_are_sampled_and_not_scored(tmp_path, digits):
+    settings = ["reward.name=none", "rollout.problems=2", "rollout.samples_per_problem=2", "rollout.max_new_tokens=8"]
+    stage = Rollout(load_recipe("digits", settings), digits / "problems_train.parquet", digits / "base")
+    manifest = execute(stage, tmp_path / "out").manifest
+    assert [row["reward"] for row in iterate_rows(tmp_path / "out", ROLLOUTS)] == [None] * 4
+    assert manifest["counts"] == {"unscored": 4, "correct": 0}
+
+
 def test_nulls_of_the_judge_are_counted_and_no_reward(recipe_of, server, script, tmp_path, digits):
     def now_and_then(running, request, number):
         return refusal(500) if "1" in data_of(request)["response"][:20] else script(running, request, number)

@@ -13,8 +13,10 @@ from pyarrow import csv as arrow_csv
 from stages.artifacts.columns import AUDIT_LABELS
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.errors import DataError
+from stages.told import told
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_ID = "episode_id"
+_FORMULA = ("=", "+", "-", "@", "\t", "\n", "＝", "＋", "－", "＠")
 """What a spreadsheet takes for the beginning of a formula."""
 _BLOCK_BYTES = 1 << 26
 """A row, with its texts of many lines, has to fit into one."""
@@ -32,8 +34,8 @@ class Label(NamedTuple):
 def write_labels(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows of `audit_labels` in the format that the path ends with.
 
-    In a CSV file texts that a spreadsheet would run as a formula begin with an apostrophe, and a byte order mark tells
-    it that they are UTF-8.
+    In a CSV file texts that a spreadsheet would run as a formula begin with an apostrophe, control characters but for
+    those of ids are escapes, and a byte order mark tells that it is UTF-8. Ids, which begin with a digit, come back.
     """
     if path.suffix == ".parquet":
         write_rows(path, AUDIT_LABELS, rows)
@@ -41,11 +43,12 @@ def write_labels(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     with path.open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(column.name for column in AUDIT_LABELS.columns)
-        writer.writerows([_plain(row[column.name]) for column in AUDIT_LABELS.columns] for row in rows)
+        names = [column.name for column in AUDIT_LABELS.columns]
+        writer.writerows([row[name] if name == _ID else _plain(row[name]) for name in names] for row in rows)
 
 
 def _plain(text: str | None) -> str:
-    text = text or ""
+    text = told(text or "")
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from dataclasses import dataclass
 
@@ -60,8 +61,10 @@ class TableSpec:
             if index < 0 and column.optional:
                 continue
             if index < 0:
+                near = difflib.get_close_matches(column.name, schema.names, n=1, cutoff=0.0)
                 raise DataError(
-                    f"{place}: no column {column.name} ({column.meaning}); it has {', '.join(schema.names)}. "
+                    f"{place}: no column {column.name} ({column.meaning}); it has {', '.join(schema.names)}"
+                    f"{', of which the nearest is ' if near else ''}{''.join(near)}. "
                     f"{self.name} is written by {self.producer}"
                 )
             if not _same_type(schema.field(index).type, column.type):
@@ -83,25 +86,35 @@ class TableSpec:
         Raises:
             DataError: names the column and its first null row, counted from 0.
         """
+        nulls = self.nulls(table)
+        if nulls:
+            row = min(nulls)
+            raise DataError(null_message(f"{place} row {first_row + row}", nulls[row]))
+
+    def nulls(self, table: pa.Table) -> dict[int, str]:
+        """Rows with a null where it has no meaning, and the first such column of each."""
+        found: dict[int, str] = {}
         for column in self.columns:
-            if column.null is not None or column.name not in table.column_names:
-                continue
-            row = _first_null(table[column.name])
-            if row is not None:
-                place_of_row = f"{place} row {first_row + row}"
-                raise DataError(f"{place_of_row}: {column.name} is null; give it a value or drop the row")
+            if column.null is None and column.name in table.column_names:
+                for row in _null_rows(table[column.name]):
+                    found.setdefault(row, column.name)
+        return found
 
 
-def _first_null(values: pa.ChunkedArray) -> int | None:
-    """The first row that is null or a list with a null in it."""
+def null_message(place: str, column: str) -> str:
+    return f"{place}: {column} is null; give it a value or drop the row"
+
+
+def _null_rows(values: pa.ChunkedArray) -> list[int]:
+    """Rows that are null or a list with a null in it."""
     is_list = pa.types.is_list(values.type) or pa.types.is_large_list(values.type)
     items = pc.list_flatten(values) if is_list else values
     if values.null_count == items.null_count == 0:
-        return None
-    rows = pc.indices_nonzero(pc.is_null(values)).to_pylist()
+        return []
+    rows: list[int] = pc.indices_nonzero(pc.is_null(values)).to_pylist()
     if is_list:
         rows += pc.filter(pc.list_parent_indices(values), pc.is_null(items)).to_pylist()
-    return min(rows, default=None)
+    return rows
 
 
 def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:
@@ -262,6 +275,24 @@ GROUPS = TableSpec(
     ),
 )
 
+DRAFTS = TableSpec(
+    "drafts",
+    "df rl-repair",
+    "you, df rl-repair when it goes on",
+    (
+        _PROBLEM_ID,
+        _GROUP_SAMPLE,
+        Column("ids", pa.list_(pa.int32()), "the error's token ids, end token included"),
+        Column("text", pa.string(), "the error"),
+        Column(
+            "right_response",
+            pa.string(),
+            "the reference that its repairs are shown",
+            null="the annotated answer is shown",
+        ),
+    ),
+)
+
 EPISODES = TableSpec(
     "episodes",
     "df rl-repair",
@@ -292,9 +323,19 @@ EPISODES = TableSpec(
 
 DROPPED = TableSpec(
     "dropped",
-    "df import-problems, df rl-repair",
+    "df import-problems, and every command that leaves a problem out",
     "you",
-    (_PROBLEM_ID, Column("reason", pa.string(), "`text_only_solvable`, or why a row could not be imported")),
+    (
+        _PROBLEM_ID,
+        Column("reason", pa.string(), "`text_only_solvable`, or why a row could not be imported or used"),
+        Column(
+            "detail",
+            pa.string(),
+            "value, place and remedy",
+            null="the reason says it all; a file may lack the column",
+            optional=True,
+        ),
+    ),
 )
 
 VALUES = TableSpec(
@@ -433,6 +474,6 @@ AUDIT_AGREEMENT = TableSpec(
 )
 
 TABLES = (
-    PROBLEMS, ERRORS, REPAIR_SET, PREFERENCES, ROLLOUTS, REPAIRS, GROUPS, EPISODES, DROPPED, VALUES, METRICS, SAMPLES,
-    SCORES, SUMMARY, ABLATION, AUDIT_SAMPLE, AUDIT_LABELS, AUDIT_AGREEMENT,
+    PROBLEMS, ERRORS, REPAIR_SET, PREFERENCES, ROLLOUTS, REPAIRS, GROUPS, DRAFTS, EPISODES, DROPPED, VALUES, METRICS,
+    SAMPLES, SCORES, SUMMARY, ABLATION, AUDIT_SAMPLE, AUDIT_LABELS, AUDIT_AGREEMENT,
 )  # fmt: skip

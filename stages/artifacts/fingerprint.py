@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 MANIFEST = "manifest.json"
@@ -29,7 +31,9 @@ def fingerprint(path: Path) -> str:
         return _digest({name: entry["sha256"] for name, entry in files.items()})
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in _MODEL_SUFFIXES or file.suffix == ".parquet")
-        return _digest({file.name: file_sha256(file) for file in files})
+        with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing lets go of the interpreter
+            digests = threads.map(file_sha256, files)
+            return _digest({file.name: digest for file, digest in zip(files, digests, strict=True)})
     return str(path)
 
 

@@ -38,19 +38,15 @@ class IdIndex:
         whole = texts.cast(pa.large_string()).combine_chunks()
         order_N = pc.array_sort_indices(whole)
         ordered = whole.take(order_N)
-        self.ids, self._texts = Ids(whole), whole
+        self.ids, self.texts = Ids(whole), whole
         self._order_N = order_N.to_numpy().astype(np.uint32 if len(whole) < 2**32 else np.uint64)
-        self._repeats_N = self._order_N[1:][pc.equal(ordered[1:], ordered[:-1]).to_numpy(zero_copy_only=False)]
+        self.repeats_N = np.sort(self._order_N[1:][pc.equal(ordered[1:], ordered[:-1]).to_numpy(zero_copy_only=False)])
+        """Places whose id stands at an earlier one too."""
 
     def find(self, text: str) -> int | None:
         """The place of this id; None where there is none."""
-        found = bisect_left(self._order_N, text, key=lambda place: self._texts[place].as_py())
+        found = bisect_left(self._order_N, text, key=lambda place: self.texts[place].as_py())
         if found == len(self._order_N):
             return None
         place = int(self._order_N[found])
         return place if self.ids[place] == text else None
-
-    @property
-    def first_repeat(self) -> int | None:
-        """The first place whose id stands at an earlier one too; None where each stands once."""
-        return int(self._repeats_N.min()) if len(self._repeats_N) else None

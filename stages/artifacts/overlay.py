@@ -10,6 +10,8 @@ from html import escape
 
 from PIL import Image
 
+from stages.told import told
+
 _STYLE = """
 body { font: 16px/1.6 system-ui, sans-serif; max-width: 60em; margin: 2em auto; color: #222; }
 article { border-top: 1px solid #ddd; padding: 1em 0; }
@@ -55,31 +57,36 @@ def overlay_page(
     notes: Sequence[str] = (),
     large_pictures: bool = False,
 ) -> str:
-    """One HTML page that needs nothing beside it; every text that came from a data set or a model is escaped.
+    """One HTML page that needs nothing beside it; texts of data sets and models are escaped.
 
     `notes` are paragraphs at its top.
     """
-    head = [f"<p>{escape(note)}</p>" for note in notes]
+    head = [f"<p>{_text(note)}</p>" for note in notes]
     body = "\n".join([*head, *(_article(pair, large_pictures) for pair in pairs)])
     return (
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(title)}</title>"
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{_text(title)}</title>"
         f"<style>{_STYLE}{_LARGE if large_pictures else _SMALL}</style><body>\n{body}\n</body></html>\n"
     )
+
+
+def _text(text: str) -> str:
+    """Neither markup nor control characters."""
+    return escape(told(text))
 
 
 def _article(pair: PairView, large_pictures: bool) -> str:
     pictures = _large_pictures(pair) if large_pictures else _pictures(pair)
     images = "".join(f"<img alt='' src='data:image/png;base64,{_png(image)}'>" for image in pictures)
-    name = "" if pair.name is None else f"<p><i>{escape(pair.name)}</i></p>"
+    name = "" if pair.name is None else f"<p><i>{_text(pair.name)}</i></p>"
     return (
-        f"<article>{name}{images}<p>{escape(pair.question)} <i>({escape(pair.answer)})</i></p>"
+        f"<article>{name}{images}<p>{_text(pair.question)} <i>({_text(pair.answer)})</i></p>"
         f"<p class='error'><b>error</b>{_tokens(pair.error)}</p>"
         f"<p class='repair'><b>repair</b>{_tokens(pair.repair)}</p></article>"
     )
 
 
 def _tokens(tokens: Sequence[MarkedToken]) -> str:
-    return "".join(f"<mark>{escape(t.text)}</mark>" if t.marked else escape(t.text) for t in tokens)
+    return "".join(f"<mark>{_text(t.text)}</mark>" if t.marked else _text(t.text) for t in tokens)
 
 
 def _pictures(pair: PairView) -> list[Image.Image]:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image, ImageOps
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from stages.artifacts.columns import IMAGE, PROBLEMS, TableSpec
-from stages.artifacts.ids import IdIndex
-from stages.artifacts.store import parquet_files
-from stages.errors import DataError
+from stages.artifacts.bad_rows import BadRow, OnBadRow, refuse
+from stages.artifacts.columns import IMAGE, PROBLEMS, TableSpec, null_message
+from stages.artifacts.ids import IdIndex, Ids
+from stages.artifacts.store import open_parquet, parquet_files, read_group, reading
+from stages.errors import DataError, RowError
 
 PROBLEMS_AT_ONCE = 256
 """How many problems a stage holds that works through all of them."""
@@ -48,7 +50,7 @@ class EncodedImages(Sequence[Image.Image]):
         """The decoded image, in RGB.
 
         Raises:
-            DataError: it is null or cannot be decoded.
+            RowError: `image_missing`, `image_undecodable`.
         """
         return _decode(self._encoded[index], f"{self._place} {index}")
 
@@ -66,13 +68,16 @@ class Video:
         """Its frames.
 
         Raises:
-            DataError: they differ in size.
+            RowError: `image_missing`, `image_undecodable`, `frames_differ`.
         """
         frames = list(self.frames)
         for index, frame in enumerate(frames):
             if frame.size != frames[0].size:
                 found, first = (f"{width}x{height}" for width, height in (frame.size, frames[0].size))
-                raise DataError(f"{self.place} frame {index}: {found} pixels, frame 0 has {first}; give them one size")
+                raise RowError(
+                    "frames_differ",
+                    f"{self.place} frame {index}: {found} pixels, frame 0 has {first}; give them one size",
+                )
         return frames
 
 
@@ -115,40 +120,62 @@ class Problem:
         return row | self.extra
 
 
+class _Group(NamedTuple):
+    """A row group."""
+
+    file: Path
+    number: int
+    """In its file."""
+    first_row: int
+    """Of its file."""
+
+
 class ProblemSet:
     """Random access to problems by id; one row group of images in memory at a time."""
 
-    def __init__(self, path: Path, spec: TableSpec = PROBLEMS) -> None:
+    def __init__(self, path: Path, spec: TableSpec = PROBLEMS, on_bad_row: OnBadRow = "fail") -> None:
         """Index the file or folder.
 
+        Bad rows, which are refused unless they are dropped: a null outside the images (`null_<column>`), no rate above
+        0 (`no_frame_rate`), an id that stands twice (`duplicate_id`).
+
         Raises:
-            DataError: wrong columns, a null outside the images, an id that stands twice, or no rate above 0.
+            DataError: wrong columns, a bad row, or no rows.
         """
+        self.path = path
+        self.bad: list[BadRow] = []
         self._spec = spec
-        self._groups: list[tuple[Path, int]] = []
-        """Row groups, each as its file and its number there."""
-        texts = [ids for file in parquet_files(path, spec) for ids in self._read_ids(file)]
-        if not sum(map(len, texts)):
+        self._groups: list[_Group] = []
+        sizes: list[int] = []
+        ids: list[pa.Array] = []
+        usable: list[NDArray[np.bool_]] = []
+        for file in parquet_files(path, spec):
+            for group_ids, usable_G in self._read_ids(file):
+                sizes.append(len(usable_G))
+                ids.append(group_ids.filter(pa.array(usable_G)).cast(pa.string()))
+                usable.append(usable_G)
+        if not sum(sizes):
             raise DataError(f"{path}: no rows in it; {spec.name} is written by {spec.producer}")
-        self._starts = np.cumsum([0, *map(len, texts)])
-        self._index = IdIndex(pa.chunked_array(texts))
-        repeat = self._index.first_repeat
-        if repeat is not None:
-            file = self._groups[self._place(repeat)[0]][0]
-            raise DataError(
-                f"{file}: problem_id {self.ids[repeat]} stands twice; ids join the artifacts, make them unique"
-            )
-        self._open = lru_cache(maxsize=FILES_OPEN)(pq.ParquetFile)
+        self._starts = np.cumsum([0, *sizes])
+        self._places_N = np.flatnonzero(np.concatenate(usable)).astype(np.uint32)
+        """Of each problem its row, counted over all files."""
+        self._index = IdIndex(pa.chunked_array(ids, type=pa.string()))
+        self._leave_out_repeats()
+        refuse(self.bad, on_bad_row, path, left=len(self))
+        self._open = lru_cache(maxsize=FILES_OPEN)(open_parquet)
         self._read_group = lru_cache(maxsize=4)(self._read_group_uncached)
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __contains__(self, problem_id: str) -> bool:
+        return self._index.find(problem_id) is not None
+
     def __iter__(self) -> Iterator[Problem]:
         return (self[problem_id] for problem_id in self.ids)
 
     @property
-    def ids(self) -> Sequence[str]:
+    def ids(self) -> Ids:
         return self._index.ids
 
     def __getitem__(self, problem_id: str) -> Problem:
@@ -156,54 +183,107 @@ class ProblemSet:
 
         Raises:
             DataError: no such problem.
+            RowError: `null_images`.
         """
-        place = self._index.find(problem_id)
-        if place is None:
+        found = self._index.find(problem_id)
+        if found is None:
             raise DataError(f"no problem {problem_id}; give the problems that the other inputs were made from")
-        return self._at(place)
+        return self._at(found)
 
-    def draw(self, count: int | None, seed: int) -> Sequence[str]:
+    def draw(self, count: int | None, seed: int) -> Ids:
         """Ids of `count` problems drawn without replacement, or of all in order."""
         if count is None or count >= len(self):
             return self.ids
-        return self._index.ids.at(np.random.default_rng(seed).choice(len(self), count, replace=False))
+        return self.ids.at(np.random.default_rng(seed).choice(len(self), count, replace=False))
 
     def many(self, problem_ids: Sequence[str]) -> list[Problem]:
         """These problems in this order; they are read in the order of the file."""
-        places = [self._index.find(problem_id) for problem_id in problem_ids]
-        found = {place: self._at(place) for place in sorted({place for place in places if place is not None})}
-        return [self[name] if place is None else found[place] for name, place in zip(problem_ids, places, strict=True)]
+        numbers = [self._index.find(problem_id) for problem_id in problem_ids]
+        found = {number: self._at(number) for number in self._in_file_order(numbers)}
+        return [self[name] if n is None else found[n] for name, n in zip(problem_ids, numbers, strict=True)]
 
-    def _at(self, place: int) -> Problem:
-        group, row = self._place(place)
-        return problem_of_row(self._read_group(group)[row], f"{self._groups[group][0]} problem {self.ids[place]}")
+    def in_file_order(self, problem_ids: Iterable[str]) -> list[str]:
+        """Those of the ids that are there."""
+        return [self.ids[number] for number in self._in_file_order(map(self._index.find, problem_ids))]
 
-    def _place(self, place: int) -> tuple[int, int]:
+    def only(self, problem_ids: Sequence[str], bad: Sequence[BadRow], on_bad_row: OnBadRow) -> ProblemSet:
+        """These problems in this order, the bad ones refused or left out.
+
+        Raises:
+            DataError: one is bad and bad rows are refused, or none is left.
+        """
+        excluded = {row.problem_id for row in bad}
+        names = (name for name in problem_ids if name not in excluded)
+        numbers = (number for name in names if (number := self._index.find(name)) is not None)
+        chosen = copy.copy(self)
+        chosen.bad = [*self.bad, *bad]
+        chosen._keep(np.fromiter(numbers, np.uint32))
+        refuse(chosen.bad, on_bad_row, self.path, left=len(chosen))
+        return chosen
+
+    def _in_file_order(self, numbers: Iterable[int | None]) -> list[int]:
+        return sorted({number for number in numbers if number is not None}, key=self._places_N.__getitem__)
+
+    def _keep(self, numbers_N: NDArray[np.unsignedinteger[Any]]) -> None:
+        self._index = IdIndex(pa.chunked_array([self._index.texts.take(pa.array(numbers_N))]))
+        self._places_N = self._places_N[numbers_N]
+
+    def _leave_out_repeats(self) -> None:
+        repeats_N = self._index.repeats_N
+        for number in repeats_N.tolist():
+            file = self._groups[self._place(number)[0]].file
+            message = f"{file}: problem_id {self.ids[number]} stands twice; ids join the artifacts, make them unique"
+            self.bad.append(BadRow(self.ids[number], "duplicate_id", message))
+        if len(repeats_N):
+            self._keep(np.setdiff1d(np.arange(len(self), dtype=np.uint32), repeats_N))
+
+    def _at(self, number: int) -> Problem:
+        group, in_group = self._place(number)
+        file, _, first_row = self._groups[group]
+        row = self._read_group(group)[in_group]
+        if row["images"] is None or None in row["images"]:
+            raise RowError("null_images", null_message(f"{file} row {first_row + in_group}", "images"))
+        return problem_of_row(row, f"{file} problem {self.ids[number]}")
+
+    def _place(self, number: int) -> tuple[int, int]:
         """Row group, counted over all files, and row in it."""
+        place = int(self._places_N[number])
         group = int(np.searchsorted(self._starts, place, side="right")) - 1
         return group, place - int(self._starts[group])
 
-    def _read_ids(self, file: Path) -> Iterator[pa.Array]:
-        """Those of each row group."""
-        parquet = pq.ParquetFile(file)
+    def _read_ids(self, file: Path) -> Iterator[tuple[pa.Array, NDArray[np.bool_]]]:
+        """Those of each row group, and which of its rows can be used."""
         light = [column.name for column in self._spec.columns if column.type != pa.list_(IMAGE)]
         first_row = 0
-        for group in range(parquet.num_row_groups):
-            table = self._spec.with_optional(parquet.read_row_group(group, columns=light))
-            self._spec.check_nulls(table, str(file), first_row)
+        with reading(file):
+            parquet = open_parquet(file)
+        for number in range(parquet.num_row_groups):
+            with reading(file):
+                table = self._spec.with_optional(read_group(parquet, number, light))
+            ids, rates = table["problem_id"].combine_chunks(), table["fps"].to_pylist()
+            bad = dict(self._bad_rows(ids, rates, self._spec.nulls(table), file, first_row))
+            self.bad += [BadRow.of(ids[row].as_py() or f"row {first_row + row}", bad[row]) for row in sorted(bad)]
+            usable_G = np.ones(len(table), dtype=bool)
+            usable_G[list(bad)] = False
+            self._groups.append(_Group(file, number, first_row))
             first_row += len(table)
-            ids = table["problem_id"].combine_chunks()
-            for row, fps in enumerate(table["fps"].to_pylist()):
-                if fps is not None and not 0 < fps < math.inf:
-                    raise DataError(f"{file} problem {ids[row]}: fps is {fps}; give the frames' rate, per second")
-            self._groups.append((file, group))
-            yield ids
+            yield ids, usable_G
+
+    def _bad_rows(
+        self, ids: pa.Array, rates: Sequence[float | None], nulls: Mapping[int, str], file: Path, first_row: int
+    ) -> Iterator[tuple[int, RowError]]:
+        for row, fps in enumerate(rates):
+            if fps is not None and not 0 < fps < math.inf:
+                message = f"{file} problem {ids[row]}: fps is {fps}; give the frames' rate, per second"
+                yield row, RowError("no_frame_rate", message)
+        for row, column in nulls.items():
+            yield row, RowError(f"null_{column}", null_message(f"{file} row {first_row + row}", column))
 
     def _read_group_uncached(self, group: int) -> list[dict[str, Any]]:
-        file, number = self._groups[group]
         names = [column.name for column in self._spec.columns]
-        table = self._spec.with_optional(self._open(file).read_row_group(number, columns=names))
-        self._spec.check_nulls(table, str(file), int(self._starts[group] - self._starts[group - number]))
+        file, number, _ = self._groups[group]
+        with reading(file):
+            table = self._spec.with_optional(read_group(self._open(file), number, names))
         rows: list[dict[str, Any]] = table.to_pylist()
         return rows
 
@@ -225,15 +305,29 @@ def _video(frames: list[dict[str, Any]] | None, fps: float | None, place: str) -
 
 def _decode(image: dict[str, Any] | None, place: str) -> Image.Image:
     if image is None or not image.get("bytes"):
-        raise DataError(f"{place}: no bytes; embed the image in the file (datasets: cast_column(..., Image()))")
+        raise RowError(
+            "image_missing", f"{place}: no bytes; embed the image in the file (datasets: cast_column(..., Image()))"
+        )
     try:
         return _to_rgb(ImageOps.exif_transpose(Image.open(io.BytesIO(image["bytes"]))))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{place}: cannot be decoded ({error}); replace it or drop the row") from error
+    except UnidentifiedImageError as error:  # its text holds an address
+        raise RowError(
+            "image_undecodable",
+            f"{place}: cannot be decoded (in no format that Pillow knows); replace it or drop the row",
+        ) from error
+    except Exception as error:  # PIL's readers raise anything on broken bytes
+        raise RowError(
+            "image_undecodable", f"{place}: cannot be decoded ({error}); replace it or drop the row"
+        ) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """As a viewer shows it: transparent parts on white, 16-bit greys scaled. PIL would blacken and clip them."""
+    """As a viewer shows it: transparent parts on white, 16-bit greys scaled. PIL would blacken and clip them.
+
+    Raises ValueError for 32-bit greys.
+    """
+    if image.mode in ("I", "F"):
+        raise ValueError("nobody knows which of its 32-bit values is white; save it with 8 or 16 bits")
     if image.has_transparency_data:
         opaque = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert("RGB")

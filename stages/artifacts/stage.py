@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,7 +10,9 @@ from typing import Any, Protocol
 import torch
 
 from stages import processes
+from stages.artifacts.lock import lock_output
 from stages.artifacts.step import Plan, Step
+from stages.interruption import Requests
 
 
 class Stage(Protocol):
@@ -36,21 +39,38 @@ class Outcome:
     """False where the output was complete already."""
 
 
-def execute(stage: Stage, out: Path, *, overwrite: bool = False, dry_run: bool = False) -> Outcome:
+def execute(
+    stage: Stage, out: Path, *, overwrite: bool = False, dry_run: bool = False, requests: Requests | None = None
+) -> Outcome:
     """Plan a stage and run it unless its output is complete; a dry run touches nothing.
 
     Raises:
         DifferenceFeedbackError: whatever is wrong with inputs, recipe or output folder.
+        Stopped: the step was asked to stop before its end.
     """
-    plan = stage.plan()
-    if dry_run:
-        return Outcome(out, plan.record(), None, ran=False)
-    step = processes.on_main(lambda: Step.open(out, plan, overwrite=overwrite, devices=_devices()))
-    if step.manifest is not None:
-        return Outcome(out, step.plan, step.manifest, ran=False)
-    stage.run(step)
-    processes.wait()
+    requests = requests or Requests()
+    with ExitStack() as held:
+        held.enter_context(requests.heard())
+        plan = stage.plan()
+        if dry_run:
+            return Outcome(out, plan.record(), None, ran=False)
+        step = processes.on_main(lambda: _open(out, plan, overwrite, held))
+        if step.manifest is not None:
+            return Outcome(out, step.plan, step.manifest, ran=False)
+        step.requests = requests
+        stage.run(step)
+        processes.wait()
     return Outcome(out, step.plan, step.manifest, ran=True)
+
+
+def _open(out: Path, plan: Plan, overwrite: bool, held: ExitStack) -> Step:
+    """The step, with its folder locked while `held` is open; a complete one, which is only read, is not locked."""
+    plan.record()  # what is wrong with the inputs is told before the folder is made
+    finished = None if overwrite else Step.finished(out, plan)
+    if finished is not None:
+        return finished
+    held.enter_context(lock_output(out))
+    return Step.open(out, plan, overwrite=overwrite, devices=_devices())
 
 
 def _devices() -> int:

@@ -1,30 +1,44 @@
-"""One step's output folder: planned, written shard by shard, and complete once its manifest exists."""
+"""One step's output folder: planned, written shard by shard, and complete once its manifest exists.
+
+What is finished is what `progress.json` notes. A shard's files are written as `*.pending`, then noted with their
+checksums, then renamed; a checkpoint is a folder that is whole before it is noted. Killed at any moment, the step goes
+on from the last note.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from stages import processes
-from stages.artifacts.columns import TableSpec
+from stages.artifacts.bad_rows import BadRow
+from stages.artifacts.columns import DROPPED, TableSpec
 from stages.artifacts.fingerprint import MANIFEST, file_sha256, fingerprint
+from stages.artifacts.integrity import check_files
 from stages.artifacts.ledger import CostLedger
-from stages.artifacts.store import PARTIAL, write_rows, write_tables
+from stages.artifacts.lock import LOCK
+from stages.artifacts.store import check_parquet, write_rows, write_tables
+from stages.artifacts.writing import PARTIAL, replace, to_disk, write_text, writing
 from stages.errors import ArtifactError
+from stages.interruption import Requests, Stopped
 
 SCHEMA_VERSION = 1
 PLAN = "plan.json"
 PROGRESS = "progress.json"
+PENDING = ".pending"
+"""Ends the name of a shard that is whole; whether it counts, `progress.json` says."""
+CHECKPOINTS = "checkpoints"
+"""Folder of what a training step goes on from, until it is complete."""
 MODEL = "model"
 """Folder of the checkpoint inside a training step's output."""
 TRACKING = "tracking"
@@ -41,24 +55,31 @@ class Plan:
     """The recipe's sections that the step reads."""
     seed: int
     inputs: Mapping[str, Path]
+    dropped: Sequence[BadRow] = ()
+    """Rows of the inputs that are left out, which those and the recipe decide."""
 
     def record(self) -> dict[str, Any]:
-        """The plan with the fingerprints of its inputs, as JSON.
+        """The plan with the fingerprints of its inputs, as JSON; they are read when it is first asked for.
 
         Raises:
-            ArtifactError: an input is a step that is not complete.
+            ArtifactError: an input is a step that is not complete, or not what its manifest says.
+            DataError: an input is a Parquet file that cannot be read.
         """
+        return dict(self._record)
+
+    @cached_property
+    def _record(self) -> dict[str, Any]:
         for path in self.inputs.values():
-            if _read_plan(path) is not None:
-                read_manifest(path)
+            _check_input(path)
         inputs = {name: {"path": str(path), "sha256": fingerprint(path)} for name, path in self.inputs.items()}
-        return {
+        record = {
             "schema_version": SCHEMA_VERSION,
             "step": self.step,
             "recipe": json.loads(json.dumps(self.recipe)),
             "seed": self.seed,
             "inputs": inputs,
         }
+        return record | ({"dropped": dict(Counter(row.reason for row in self.dropped))} if self.dropped else {})
 
 
 @dataclass
@@ -69,6 +90,8 @@ class Tally:
     rows_out: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
+    dropped_rows: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of `dropped`."""
 
 
 class Step:
@@ -83,7 +106,26 @@ class Step:
         self.ledger = ledger
         self.tally = Tally()
         self.manifest: dict[str, Any] | None = None
-        self._shards: dict[str, int] = {}
+        self.requests = Requests()
+        self._files: dict[str, dict[str, Any]] = {}
+        self._checkpoint: str | None = None
+        self._bad_rows: Sequence[BadRow] = ()
+
+    @classmethod
+    def finished(cls, out: Path, plan: Plan) -> Step | None:
+        """The step if its output is there, complete and made from the same plan; nothing is written.
+
+        Raises:
+            ArtifactError: the output is not what its manifest says.
+        """
+        record = plan.record()
+        existing = _read_plan(out)
+        complete = (out / MANIFEST).is_file() and not (out / PROGRESS).is_file()
+        if existing is None or not complete or _differences(existing, record):
+            return None
+        step = cls(out, record, CostLedger())
+        step.manifest = _checked_manifest(out)
+        return step
 
     @classmethod
     def open(cls, out: Path, plan: Plan, *, overwrite: bool = False, devices: int = 1) -> Step:
@@ -98,6 +140,8 @@ class Step:
         _refuse_inputs_inside(out, plan)
         record = plan.record()
         step = cls(out, record, CostLedger(devices))
+        step._bad_rows = plan.dropped
+        step.count_anew()
         existing = _read_plan(out)
         if existing is None:
             if out.exists() and not (out.is_dir() and _is_empty(out)):
@@ -107,7 +151,8 @@ class Step:
         changed = sorted(_differences(existing, record))
         complete = (out / MANIFEST).is_file()
         if (changed or complete) and overwrite:
-            _clear(out)
+            with writing(out):
+                _clear(out)
             step._begin()
             return step
         if changed:
@@ -115,44 +160,107 @@ class Step:
                 f"{out}: made with other {', '.join(changed)}; give --overwrite to replace it, or another --out"
             )
         if complete:
-            step.manifest = _read_json(out / MANIFEST)
+            step.manifest = _checked_manifest(out)
+            step._tidy()
             return step
-        step._resume()
+        damaged = step._resume()
+        if damaged is not None and not overwrite:
+            raise ArtifactError(
+                f"{out / damaged}: not as it was when its step was stopped; give --overwrite to start the step again"
+            )
+        if damaged is not None:
+            with writing(out):
+                _clear(out)
+            return cls.open(out, plan, devices=devices)
         return step
 
     def has_shard(self, spec: TableSpec, index: int) -> bool:
         """Whether a stopped run already finished this shard."""
-        return _shard_name(spec, index) in self._shards
+        return _shard_name(spec, index) in self._files
 
     def write_shards(self, index: int, tables: Mapping[TableSpec, Sequence[Mapping[str, Any]]]) -> None:
-        """Write one shard of each artifact and note it, with the counts so far, as finished."""
-        for spec, rows in tables.items():
-            self._shards[_shard_name(spec, index)] = len(rows)
+        """Write one shard of each artifact and note it, with the counts so far, as finished.
+
+        Raises:
+            Stopped: the step was asked to stop.
+        """
         if processes.is_main():
             for spec, rows in tables.items():
-                write_rows(self.out / _shard_name(spec, index), spec, rows)
-            self._note_progress()
-        processes.wait()
+                write_rows(self._pending(_shard_name(spec, index)), spec, rows)
+        self._finish_shards([_shard_name(spec, index) for spec in tables])
 
     def stream_shard(self, index: int, spec: TableSpec, tables: Iterable[pa.Table]) -> None:
-        """Write one shard from tables as they come and note it, with the counts by then, as finished."""
+        """The same with one artifact's tables as they come, and the counts by then."""
         if processes.is_main():
-            name = _shard_name(spec, index)
-            self._shards[name] = write_tables(self.out / name, spec, tables)
-            self._note_progress()
-        processes.wait()
+            write_tables(self._pending(_shard_name(spec, index)), spec, tables)
+        self._finish_shards([_shard_name(spec, index)])
 
     def write_table(self, spec: TableSpec, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write an artifact that is one file, named like its spec."""
         if processes.is_main():
             write_rows(self.out / f"{spec.name}.parquet", spec, rows)
 
+    @property
+    def checkpoint(self) -> Path | None:
+        """The folder of the last checkpoint; every process reads it."""
+        return None if self._checkpoint is None else self.out / CHECKPOINTS / self._checkpoint
+
+    def save_checkpoint(self, write: Callable[[Path], None]) -> None:
+        """Let every process write to a new folder, then note it, with the counts so far, in place of the last one."""
+        last, self._checkpoint = self.checkpoint, f"{0 if self._checkpoint is None else int(self._checkpoint) + 1:06d}"
+        folder = self.out / CHECKPOINTS / self._checkpoint
+        if processes.is_main():
+            shutil.rmtree(folder, ignore_errors=True)
+            with writing(folder):
+                folder.mkdir(parents=True)
+        processes.wait()
+        with writing(folder):
+            write(folder)
+        processes.wait()
+        if processes.is_main():
+            with writing(folder):
+                for file in folder.rglob("*"):
+                    if file.is_file():
+                        to_disk(file)
+            self._note_progress()
+            if last is not None:
+                shutil.rmtree(last)
+
+    def pause(self, save: Callable[[], None] = lambda: None) -> None:
+        """Stop if that was asked for; `save` what is not saved yet first.
+
+        Raises:
+            Stopped: it was.
+        """
+        stop = processes.on_main(self.requests.to_stop)
+        if stop is not None:
+            save()
+            reason, exit_code = stop
+            raise Stopped(
+                f"{self.out}: stopped ({reason}), what was done is saved; give the same command again to go on",
+                exit_code,
+            )
+
+    def count_anew(self) -> None:
+        """Forget what a stopped run counted, where what it read is read again."""
+        self.tally = Tally()
+        for row in self._bad_rows:
+            self.drop(*row)
+
+    def drop(self, problem_id: str, reason: str, detail: str | None = None) -> None:
+        """Count a problem that is left out, and list it in `dropped`: the reason in a word, and what a user can do."""
+        self.tally.dropped[reason] += 1
+        self.tally.dropped_rows.append({"problem_id": problem_id, "reason": reason, "detail": detail})
+
     def finish(self) -> None:
-        """Write the manifest, which makes the step complete."""
+        """Write `dropped`, if `drop` has rows for it, and the manifest, which makes the step complete."""
         if not processes.is_main():
             return
+        if self.tally.dropped_rows:
+            self.write_table(DROPPED, self.tally.dropped_rows)
         self.ledger.close()
         files = sorted(file for file in self.out.rglob("*") if file.is_file() and not self._is_bookkeeping(file))
+        names = [str(file.relative_to(self.out)) for file in files]
         self.manifest = self.plan | {
             "rows_in": self.tally.rows_in,
             "rows_out": self.tally.rows_out,
@@ -161,17 +269,27 @@ class Step:
             "devices": self.ledger.devices,
             "device_seconds": dict(self.ledger.device_seconds),
             "versions": _versions(),
-            "files": {
-                str(file.relative_to(self.out)): {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
-                for file in files
-            },
+            "files": {name: self._files.get(name) or _entry(self.out / name) for name in names},
         }
         _write_json(self.out / MANIFEST, self.manifest)
-        (self.out / PROGRESS).unlink(missing_ok=True)
+        self._tidy()
+
+    def _pending(self, name: str) -> Path:
+        return self.out / (name + PENDING)
+
+    def _finish_shards(self, names: Sequence[str]) -> None:
+        main = processes.is_main()
+        self._files |= {name: _entry(self._pending(name)) if main else {} for name in names}
+        if main:
+            self._note_progress()
+            for name in names:
+                replace(self._pending(name), self.out / name)
+        self.pause()
 
     def _note_progress(self) -> None:
         progress = {
-            "shards": self._shards,
+            "files": self._files,
+            "checkpoint": self._checkpoint,
             "device_seconds": dict(self.ledger.device_seconds),
             "tally": {**vars(self.tally)},
         }
@@ -179,37 +297,88 @@ class Step:
 
     def _is_bookkeeping(self, file: Path) -> bool:
         """Not output: the step's own notes, and what an interrupted write left behind."""
-        notes = (self.out / PLAN, self.out / PROGRESS)
-        return file in notes or file.suffix == PARTIAL or (self.out / TRACKING) in file.parents
+        notes = (self.out / PLAN, self.out / PROGRESS, self.out / LOCK)
+        folders = {self.out / TRACKING, self.out / CHECKPOINTS}
+        return file in notes or file.suffix in (PARTIAL, PENDING) or not folders.isdisjoint(file.parents)
 
     def _begin(self) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
+        with writing(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
         _write_json(self.out / PLAN, self.plan)
 
-    def _resume(self) -> None:
+    def _resume(self) -> str | None:
+        """Go on from the last note, if there is one; the name of a noted file, if one is not as it was."""
         progress = _read_json(self.out / PROGRESS)
-        if progress is None or not all((self.out / name).is_file() for name in progress["shards"]):
-            return
-        self._shards = progress["shards"]
+        if progress is None:
+            return None
+        for name, entry in progress["files"].items():
+            if self._pending(name).is_file():
+                replace(self._pending(name), self.out / name)
+            if not (self.out / name).is_file() or _entry(self.out / name) != entry:
+                return name
+        self._files = progress["files"]
+        self._checkpoint = progress["checkpoint"]
         self.ledger.device_seconds.update(progress["device_seconds"])
         tally = progress["tally"]
-        self.tally = Tally(tally["rows_in"], tally["rows_out"], Counter(tally["dropped"]), Counter(tally["counts"]))
+        dropped, counts = Counter(tally["dropped"]), Counter(tally["counts"])
+        self.tally = Tally(tally["rows_in"], tally["rows_out"], dropped, counts, tally["dropped_rows"])
+        return None
+
+    def _tidy(self) -> None:
+        """Remove what a complete step no longer needs."""
+        shutil.rmtree(self.out / CHECKPOINTS, ignore_errors=True)
+        (self.out / PROGRESS).unlink(missing_ok=True)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a complete step.
 
     Raises:
-        ArtifactError: the folder has none, so the step is not complete.
+        ArtifactError: the folder has none, so the step is not complete, or one of another version or of no step.
     """
     manifest = _read_json(folder / MANIFEST)
     if manifest is None:
         raise ArtifactError(f"{folder}: no {MANIFEST}, so this step is not complete; run its command again")
-    if manifest["schema_version"] != SCHEMA_VERSION:
+    version = manifest.get("schema_version")
+    if not isinstance(version, int) or not isinstance(manifest.get("files"), dict):
+        raise ArtifactError(f"{folder / MANIFEST}: not a step's; run the command that made it again with --overwrite")
+    if version != SCHEMA_VERSION:
+        update = "update df, or " if version > SCHEMA_VERSION else ""
         raise ArtifactError(
-            f"{folder}: schema version {manifest['schema_version']}, this is {SCHEMA_VERSION}; run its command again"
+            f"{folder}: schema version {version}, this is {SCHEMA_VERSION}; {update}run its command again with "
+            "--overwrite"
         )
     return manifest
+
+
+def _checked_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a complete step, whose files are what it says."""
+    manifest = read_manifest(folder)
+    check_files(folder, manifest["files"])
+    return manifest
+
+
+def _check_input(path: Path) -> None:
+    """What is read of a step, its folder or something in that, has to be what its manifest says; other Parquet whole.
+
+    Raises:
+        ArtifactError: a step that is not complete, or a file of one that is missing or changed.
+        DataError: a Parquet file that cannot be read.
+    """
+    if _read_plan(path) is not None:
+        _checked_manifest(path)
+    elif (path.parent / MANIFEST).is_file() and _read_plan(path.parent) is not None:
+        check_files(path.parent, read_manifest(path.parent)["files"], path.name)
+    else:
+        for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
+            if file.suffix == ".parquet" and file.is_file():
+                check_parquet(file)
+
+
+def recorded_vocabulary(folder: Path) -> dict[str, Any]:
+    """`vocabulary` in a plan: whose token ids a step's output holds; nothing where no manifest tells."""
+    recipe = read_manifest(folder)["recipe"] if (folder / MANIFEST).is_file() else {}
+    return {name: recipe[name] for name in ("vocabulary",) if name in recipe}
 
 
 def model_folder(path: Path) -> Path:
@@ -233,7 +402,7 @@ def _refuse_inputs_inside(out: Path, plan: Plan) -> None:
 
 def _is_empty(folder: Path) -> bool:
     """Nothing in it, or only what a start that was stopped at once left."""
-    return all(file.name == PLAN + PARTIAL for file in folder.iterdir())
+    return all(file.name in (PLAN + PARTIAL, LOCK) for file in folder.iterdir())
 
 
 def _clear(out: Path) -> None:
@@ -243,17 +412,19 @@ def _clear(out: Path) -> None:
     for entry in out.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
-        elif entry.name != PLAN:
+        elif entry.name not in (PLAN, LOCK):
             entry.unlink()
 
 
 def _read_plan(folder: Path) -> dict[str, Any] | None:
     """The plan of a step's folder; None where there is none, or somebody else's file of that name."""
-    try:
-        plan = _read_json(folder / PLAN)
-    except ValueError:
-        return None
-    return plan if isinstance(plan, dict) and {"schema_version", "step", "inputs"} <= plan.keys() else None
+    plan = _read_json(folder / PLAN)
+    return plan if plan is not None and {"schema_version", "step", "inputs"} <= plan.keys() else None
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    """What a manifest says of a file."""
+    return {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
 
 
 def _shard_name(spec: TableSpec, index: int) -> str:
@@ -283,11 +454,13 @@ def _versions() -> dict[str, str]:
 def _read_json(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return value
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        remedy = f"if df made {path.parent}, delete it and run its command again"
+        raise ArtifactError(f"{path}: not JSON ({error}); {remedy}") from error
+    return value if isinstance(value, dict) else {}
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    partial = path.with_name(path.name + PARTIAL)
-    partial.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")

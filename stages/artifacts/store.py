@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.artifacts.columns import TableSpec
+from stages.artifacts.writing import PARTIAL, replace, writing
 from stages.batching import batched
 from stages.errors import DataError
 
 ROWS_PER_GROUP = 256
 ROWS_AT_ONCE = 4096
 """Rows that become a table together."""
-PARTIAL = ".partial"
-"""Ends the name of a file that is still being written."""
+_BUFFER_BYTES = 1 << 20
 
 
 def write_rows(path: Path, spec: TableSpec, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -26,6 +28,7 @@ def write_rows(path: Path, spec: TableSpec, rows: Sequence[Mapping[str, Any]]) -
 
     Raises:
         DataError: a row has a null where the spec has none.
+        ArtifactError: the file system refuses it.
     """
     schema = spec.schema()
     write_tables(path, spec, (pa.Table.from_pylist(some, schema=schema) for some in batched(rows, ROWS_AT_ONCE)))
@@ -38,20 +41,28 @@ def write_tables(path: Path, spec: TableSpec, tables: Iterable[pa.Table]) -> int
 
     Raises:
         DataError: a row has a null where the spec has none.
+        ArtifactError: the file system refuses it.
     """
     schema = spec.schema()
     partial = path.with_name(path.name + PARTIAL)
     rows = 0
-    with pq.ParquetWriter(partial, schema, use_dictionary=_dictionary_columns(schema)) as writer:
-        try:
-            for table in _whole_row_groups(tables, schema):
-                spec.check_nulls(table, str(path), rows)
+    options = {"use_dictionary": _dictionary_columns(schema), "write_page_checksum": True}
+    with writing(path):
+        writer = pq.ParquetWriter(partial, schema, **options)
+    try:
+        for table in _whole_row_groups(tables, schema):
+            spec.check_nulls(table, str(path), rows)
+            with writing(path):
                 writer.write_table(table, row_group_size=ROWS_PER_GROUP)
-                rows += len(table)
-        except BaseException:
-            partial.unlink()
-            raise
-    os.replace(partial, path)
+            rows += len(table)
+        with writing(path):
+            writer.close()
+    except BaseException:
+        partial.unlink()
+        with suppress(OSError):  # of a file that is gone
+            writer.close()
+        raise
+    replace(partial, path)
     return rows
 
 
@@ -84,12 +95,52 @@ def parquet_files(path: Path, spec: TableSpec) -> list[Path]:
         wanted = f"no {spec.name}-*.parquet in this folder" if path.is_dir() else "no such file or folder"
         raise DataError(f"{path}: {wanted}; {spec.name} is written by {spec.producer}")
     for file in files:
-        try:
+        with reading(file):
             schema = pq.read_schema(file)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{file}: not a readable Parquet file ({error}); write it again") from error
         spec.check_schema(schema, str(file))
     return files
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """What pyarrow makes of a file that is cut off, changed or no Parquet, as our error.
+
+    Raises:
+        DataError: names the file.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{file}: not a readable Parquet file ({reason}); write it again, or take an undamaged copy"
+        ) from error
+
+
+def open_parquet(file: Path) -> pq.ParquetFile:
+    """A file whose pages are compared with their checksums, where it has them; to be used while `reading`.
+
+    Raises:
+        pa.ArrowInvalid: its footer contradicts itself.
+    """
+    # Its own buffer would keep what was read until the file ends; without one it would hold a long row group whole.
+    parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
+    in_groups = sum(parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
+    if in_groups != parquet.metadata.num_rows:
+        raise pa.ArrowInvalid(f"its footer says {parquet.metadata.num_rows} rows, and {in_groups} in its row groups")
+    return parquet
+
+
+def read_group(parquet: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.Table:
+    """These columns of a row group, those that are there; to be used while `reading`.
+
+    Raises:
+        pa.ArrowInvalid: it is not whole.
+    """
+    table = parquet.read_row_group(group, columns=columns)
+    _check_whole(parquet, [group], _places(table))
+    table.validate(full=True)
+    return table
 
 
 def iterate_rows(path: Path, spec: TableSpec) -> Iterator[dict[str, Any]]:
@@ -111,14 +162,85 @@ def iterate_tables(file: Path, spec: TableSpec) -> Iterator[pa.Table]:
     """
     names = [column.name for column in spec.columns]
     first_row = 0
-    parquet = pq.ParquetFile(file, pre_buffer=False)  # a buffer would keep what was read until the file ends
-    for batch in parquet.iter_batches(ROWS_PER_GROUP, columns=names):
-        table = spec.with_optional(pa.Table.from_batches([batch]))
+    for table in read_tables(file, ROWS_PER_GROUP, names):
+        table = spec.with_optional(table)
         spec.check_nulls(table, str(file), first_row)
         first_row += len(table)
         yield table
 
 
+def read_tables(file: Path, rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """A file that is looked at as it is read: so many rows at a time, of these columns or of all.
+
+    Raises:
+        DataError: it is cut off or changed, or no Parquet.
+    """
+    found: Counter[str] = Counter()
+    with reading(file):
+        parquet = open_parquet(file)
+        batches = parquet.iter_batches(rows, columns=columns)
+    while True:
+        with reading(file):
+            batch = next(batches, None)
+            if batch is None:
+                break
+            batch.validate(full=True)
+        table = pa.Table.from_batches([batch])
+        found.update(_places(table))
+        yield table
+    with reading(file):
+        _check_whole(parquet, range(parquet.num_row_groups), found)
+
+
+def _places(table: pa.Table) -> Counter[str]:
+    """Rows, under no name, and by column of lists its values; an empty list and a null have one place there too."""
+    lengths = {
+        name: pc.max_element_wise(pc.list_value_length(table[name]), 1)
+        for name, kind in zip(table.column_names, table.schema.types, strict=True)
+        if pa.types.is_list(kind) and not _holds_lists(kind.value_type)
+    }
+    return Counter({"": len(table)} | {name: pc.sum(of_rows).as_py() or 0 for name, of_rows in lengths.items()})
+
+
+def _holds_lists(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(_holds_lists(field.type) for field in kind)
+    return pa.types.is_nested(kind)
+
+
+def _check_whole(parquet: pq.ParquetFile, groups: Iterable[int], found: Counter[str]) -> None:
+    """A page's header tells how much is in it, and no checksum is over that; the footer tells it too.
+
+    `found` are the `_places` of all that was read of the row groups.
+
+    Raises:
+        pa.ArrowInvalid: there is more or less than the footer says.
+    """
+    names = [parquet.schema.column(k).path.partition(".")[0] for k in range(len(parquet.schema))]
+    lists = {name: k for k, name in enumerate(names) if name in found}  # to ask for what was not read may abort
+    expected: Counter[str] = Counter()
+    for group in map(parquet.metadata.row_group, groups):
+        expected.update({name: group.column(k).num_values for name, k in lists.items()} | {"": group.num_rows})
+    for name, count in expected.items():
+        if found[name] != count:
+            what = f"values of {name}" if name else "rows"
+            raise pa.ArrowInvalid(f"{found[name]} {what}, its footer says {count}")
+
+
+def check_parquet(file: Path) -> None:
+    """Read all of it.
+
+    Raises:
+        DataError: as `read_tables`.
+    """
+    for _ in read_tables(file, ROWS_PER_GROUP):
+        pass
+
+
 def count_rows(path: Path, spec: TableSpec) -> int:
     """Rows of an artifact, from the files' footers."""
-    return sum(pq.ParquetFile(file).metadata.num_rows for file in parquet_files(path, spec))
+    rows = 0
+    for file in parquet_files(path, spec):
+        with reading(file):
+            rows += open_parquet(file).metadata.num_rows
+    return rows

@@ -10,12 +10,13 @@ from typing import Literal
 import torch
 
 from stages import processes
-from stages.artifacts.step import model_folder
+from stages.artifacts.step import model_folder, read_manifest, recorded_vocabulary
 from stages.engines.protocol import Generator, Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.engines.vllm_engine import VllmEngine
-from stages.errors import RecipeError
-from stages.model.loading import VisionLanguageModel, check_model_folder, load_codec, load_model
+from stages.errors import ModelError, RecipeError
+from stages.model.codec import Codec
+from stages.model.loading import VisionLanguageModel, load_codec, load_model
 from stages.recipe import Recipe
 from stages.sections import VllmSection
 from stages.seeds import Purpose, derive_seed
@@ -88,15 +89,9 @@ def with_engine(recipe: Recipe) -> Recipe:
 
 def _vllm_engine(path: Path, recipe: Recipe, scorer: Callable[[], Generator]) -> VllmEngine:
     _check_processes(recipe.engine.vllm)
-    folder, section = model_folder(path), recipe.model
-    codec = load_codec(
-        folder,
-        min_pixels=section.min_pixels,
-        max_pixels=section.max_pixels,
-        trust_remote_code=section.trust_remote_code,
-        image_cache=section.image_cache,
-    )
-    return VllmEngine(folder, codec, section, recipe.engine.vllm, scorer)
+    section = recipe.model
+    codec = open_codec(path, recipe, image_cache=section.image_cache)
+    return VllmEngine(model_folder(path), codec, section, recipe.engine.vllm, scorer)
 
 
 def embedded_engine(vlm: VisionLanguageModel, recipe: Recipe) -> TransformersEngine:
@@ -105,14 +100,50 @@ def embedded_engine(vlm: VisionLanguageModel, recipe: Recipe) -> TransformersEng
     return TransformersEngine(vlm, rows_per_batch=section.rows_per_batch, tokens_per_batch=section.tokens_per_batch)
 
 
-def check_model(path: Path) -> None:
-    """Refuse a model before any compute.
+def open_codec(path: Path, recipe: Recipe, *, image_cache: Path | None = None) -> Codec:
+    """What a model knows about prompts and responses, which refuses a bad model before any compute.
 
     Raises:
-        ModelError: a part is missing.
+        ModelError: a part is missing or another model's, or it is no image-text-to-text model.
         ArtifactError: it is the output of a step that is not complete.
     """
-    check_model_folder(model_folder(path))
+    section = recipe.model
+    return load_codec(
+        model_folder(path),
+        min_pixels=section.min_pixels,
+        max_pixels=section.max_pixels,
+        trust_remote_code=section.trust_remote_code,
+        image_cache=image_cache,
+    )
+
+
+def check_same_tokens(first: Path, first_codec: Codec, second: Path, second_codec: Codec) -> None:
+    """Refuse two models of which one reads the other's token ids, unless these mean the same to both.
+
+    Raises:
+        ModelError: names both.
+    """
+    if first_codec.vocabulary_sha256 != second_codec.vocabulary_sha256:
+        raise ModelError(
+            f"{second}: its tokenizer ({second_codec.vocabulary_sha256[:12]}) is not that of {first} "
+            f"({first_codec.vocabulary_sha256[:12]}), whose token ids it is to read; give models of one tokenizer"
+        )
+
+
+def check_tokens_of(made: Path, model: Path, codec: Codec) -> None:
+    """Refuse a model whose tokenizer is not the one that made an artifact's token ids, where its manifest tells.
+
+    Raises:
+        ModelError: names both models.
+    """
+    recorded = recorded_vocabulary(made).get("vocabulary", codec.vocabulary_sha256)
+    if recorded != codec.vocabulary_sha256:
+        inputs = read_manifest(made)["inputs"]
+        maker = f"of {inputs['policy']['path']} " if "policy" in inputs else ""
+        raise ModelError(
+            f"{made}: its token ids are of the tokenizer {maker}({recorded[:12]}), not of that of {model} "
+            f"({codec.vocabulary_sha256[:12]}); give the model that made them, or one trained from it"
+        )
 
 
 def recipe_sampling(recipe: Recipe, purpose: Purpose, *path: int) -> Sampling:

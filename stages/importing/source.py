@@ -9,23 +9,25 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from datasets import DatasetBuilder, Features, Value, load_dataset_builder
-from datasets.exceptions import DatasetsError
+import yaml
+from datasets import DatasetBuilder, Features, Value, config, load_dataset_builder
 from datasets.packaged_modules.json.json import JsonConfig
 from datasets.packaged_modules.parquet.parquet import ParquetConfig
+from huggingface_hub import DatasetCard
 
 from stages.artifacts.fingerprint import file_sha256
+from stages.artifacts.store import read_tables
 from stages.errors import DataError
+from stages.nested import named, texts
+
+config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would tell a server of every file that is read here
 
 _READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
 ROWS_AT_ONCE = 64
 """Rows of a Parquet file in memory."""
-_BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -103,16 +105,18 @@ class _ParquetRows:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for file in self.files:
-            parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
-            for batch in parquet.iter_batches(ROWS_AT_ONCE):
-                yield from batch.to_pylist()
+            for table in read_tables(Path(file), ROWS_AT_ONCE):
+                yield from table.to_pylist()
 
 
 def _builder(name: str, path: Path, config_name: str | None) -> DatasetBuilder:
     if path.is_dir():
+        _check_cards(path)
         return load_dataset_builder(str(path.absolute()), config_name)
     if not path.is_file():
-        if path.is_absolute() or name.startswith(".") or len(path.parts) > 2 or path.suffix in _READERS:
+        in_a_folder = len(path.parts) == 2 and path.parent.exists()
+        local = path.is_absolute() or name.startswith(".") or len(path.parts) > 2 or in_a_folder
+        if local or path.suffix in _READERS:
             raise DataError(f"{name}: no such file or folder")
         return load_dataset_builder(name, config_name)
     if path.suffix not in _READERS:
@@ -121,6 +125,28 @@ def _builder(name: str, path: Path, config_name: str | None) -> DatasetBuilder:
     if _READERS[path.suffix] == "csv":
         options = _text_columns(path) | {"sep": "\t" if path.suffix == ".tsv" else ","}
     return load_dataset_builder(_READERS[path.suffix], data_files=str(path.absolute()), **options)
+
+
+def _check_cards(folder: Path) -> None:
+    """Refuse a folder whose card names files that do not lie in it: URLs would be fetched, others read.
+
+    Raises:
+        DataError: it does.
+    """
+    readme, plain = folder / config.REPOCARD_FILENAME, folder / config.REPOYAML_FILENAME
+    cards: dict[Path, Any] = {}
+    if readme.is_file():
+        cards[readme] = DatasetCard.load(readme).data.to_dict()
+    if plain.is_file():
+        cards[plain] = yaml.safe_load(plain.read_text(encoding="utf-8"))
+    for card, values in cards.items():
+        for name in [text for key in ("data_files", "data_dir") for part in named(values, key) for text in texts(part)]:
+            outside = name.startswith(("/", "~")) or ".." in PurePosixPath(name).parts
+            if outside or "://" in name or "::" in name:
+                raise DataError(
+                    f"{card}: names {name}, which does not lie in the folder; copy it there and name it by its path "
+                    "in the folder"
+                )
 
 
 def _text_columns(path: Path) -> dict[str, Any]:
@@ -161,6 +187,8 @@ def _told(place: str) -> Iterator[None]:
     """What `datasets` raises, as our error."""
     try:
         yield
-    except (DatasetsError, pa.ArrowException, OSError, ValueError, TypeError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # the readers of its many formats raise anything
         reason = " ".join(str(error.__cause__ or error).split())[:300]
         raise DataError(f"{place}: cannot be read as a dataset ({type(error).__name__}: {reason})") from error

@@ -24,7 +24,7 @@ from transformers import GotOcr2ImageProcessor, Qwen2VLImageProcessor
 from transformers.image_processing_base import BatchFeature
 from transformers.image_utils import make_flat_list_of_images
 
-from stages.artifacts.store import PARTIAL
+from stages.artifacts.writing import PARTIAL
 from stages.errors import ModelError
 
 # They process each image by itself and join the results along the first axis; others pad images to one size.

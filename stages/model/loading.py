@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from stages import processes
 from stages.errors import ModelError
 from stages.model.codec import Codec
 from stages.model.image_cache import CachedImageProcessor
 from stages.model.tree_attention import use_tree_attention
+from stages.model.trust import check_trusted
 from stages.model.video_positions import continue_behind_videos
 
+WEIGHTS = "model.safetensors"
+_COPY = "fetch or copy the model folder again"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # Where configurations, processors and tokenizers of the supported families keep the ids that stand for pixels.
@@ -80,9 +87,10 @@ def load_model(
     several processes each loads onto its own GPU, or onto the CPU what is going to be cut into shards.
 
     Raises:
-        ModelError: the folder has no configuration, or its model is not an image-text-to-text model.
+        ModelError: as `check_model_folder` and `check_trusted`, or no end token is named.
     """
     check_model_folder(path)
+    check_trusted(path, trust_remote_code)
     processor = _load_processor(path, min_pixels, max_pixels, trust_remote_code, image_cache)
     model = AutoModelForImageTextToText.from_pretrained(
         path,
@@ -106,26 +114,19 @@ def load_codec(
     """What `load_model` with the same arguments knows about prompts and responses, without the weights.
 
     Raises:
-        ModelError: as `check_model_folder`, or no end token is named.
+        ModelError: as `load_model`; configuration or processor cannot be read; it is no image-text-to-text model; its
+            processor is another model's; or no end token is named.
     """
     check_model_folder(path)
+    check_trusted(path, trust_remote_code)
+    config = _load_config(path, trust_remote_code)
     processor = _load_processor(path, min_pixels, max_pixels, trust_remote_code, image_cache)
-    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    _check_image_token(path, config, processor)
     try:
         generation_config = GenerationConfig.from_pretrained(path)
     except OSError:
         generation_config = GenerationConfig.from_model_config(config)
     return _make_codec(processor, config, generation_config)
-
-
-def load_tokenizer(path: Path | str, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of the checkpoint at `path`, without its weights.
-
-    Raises:
-        ModelError: as `check_model_folder`.
-    """
-    check_model_folder(path)
-    return AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code).tokenizer
 
 
 def wrap_model(model: Any, processor: Any, autocast_dtype: torch.dtype | None = None) -> VisionLanguageModel:
@@ -144,10 +145,10 @@ def wrap_model(model: Any, processor: Any, autocast_dtype: torch.dtype | None = 
 
 
 def check_model_folder(path: Path | str) -> None:
-    """Refuse a local model folder that misses a part; a hub name passes.
+    """Refuse a local model folder that misses a part, or has one that is cut off; a hub name passes.
 
     Raises:
-        ModelError: names the missing file.
+        ModelError: names the file.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -162,7 +163,48 @@ def check_model_folder(path: Path | str) -> None:
             f"{path}: no preprocessor_config.json or processor_config.json; save the processor beside the weights"
         )
     if not list(folder.glob("*.safetensors")):
-        raise ModelError(f"{path}: no *.safetensors file; convert the weights, other formats are not read")
+        others = ", ".join(sorted(file.name for file in folder.glob("*.bin")))
+        raise ModelError(
+            f"{path}: no *.safetensors file{others and f', only {others}'}; other formats can run code and are not "
+            "read: load the model where you trust it and save it again with save_pretrained"
+        )
+    for file in folder.glob("*.json"):
+        _read_json(file)
+    weights = {file.name: _tensors(file) for file in sorted(folder.glob("*.safetensors"))}
+    if WEIGHTS not in weights:
+        _check_shards(folder, weights)
+
+
+def _check_shards(folder: Path, weights: Mapping[str, Set[str]]) -> None:
+    """Every tensor of the index lies in the file that it names; `weights` are the names of the tensors by file."""
+    index = folder / f"{WEIGHTS}.index.json"
+    if not index.is_file():
+        raise ModelError(f"{folder}: neither {WEIGHTS} nor {index.name}; {_COPY}")
+    named = _read_json(index).get("weight_map")
+    if not isinstance(named, dict) or not named:
+        raise ModelError(f"{index}: no weight_map; {_COPY}")
+    for tensor, file in named.items():
+        if file not in weights:
+            raise ModelError(f"{folder}: {file} is missing, which {index.name} names; {_COPY}")
+        if tensor not in weights[file]:
+            raise ModelError(f"{folder / file}: no tensor {tensor}, which {index.name} places there; {_COPY}")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ModelError(f"{file}: not JSON ({error}); {_COPY}") from error
+    return value if isinstance(value, dict) else {}
+
+
+def _tensors(file: Path) -> Set[str]:
+    """Names of its tensors; a file whose length is not what its header says is cut off."""
+    try:
+        with safe_open(file, framework="np") as tensors:
+            return frozenset(tensors.keys())
+    except SafetensorError as error:
+        raise ModelError(f"{file}: not a whole safetensors file ({error}); {_COPY}") from error
 
 
 def _device_map(trained: bool) -> str | dict[str, torch.device]:
@@ -181,12 +223,53 @@ def _load_processor(
     image_cache: Path | None,
 ) -> Any:
     pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-    processor = AutoProcessor.from_pretrained(
-        path, trust_remote_code=trust_remote_code, **{k: v for k, v in pixels.items() if v is not None}
-    )
+    try:
+        processor = AutoProcessor.from_pretrained(
+            path, trust_remote_code=trust_remote_code, **{k: v for k, v in pixels.items() if v is not None}
+        )
+    except Exception as error:  # whatever the files make its classes raise
+        raise ModelError(
+            f"{path}: its processor cannot be loaded ({_one_line(error)}); save the model's own beside the weights"
+        ) from error
+    if getattr(processor, "image_processor", None) is None:
+        raise ModelError(
+            f"{path}: its processor is a {type(processor).__name__}, which takes no images; save the model's own "
+            "beside the weights"
+        )
     if image_cache is not None:
         processor.image_processor = CachedImageProcessor(processor.image_processor, image_cache)
     return processor
+
+
+def _load_config(path: Path | str, trust_remote_code: bool) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception as error:  # whatever the file makes its classes raise
+        raise ModelError(
+            f"{path}: its config.json cannot be read ({_one_line(error)}); save the checkpoint again"
+        ) from error
+    own_code = "AutoModelForImageTextToText" in getattr(config, "auto_map", {})
+    if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and not own_code:
+        raise ModelError(
+            f"{path}: {config.model_type} is not an image-text-to-text model that transformers knows; take a "
+            "vision-language checkpoint, as Qwen2.5-VL or InternVL"
+        )
+    return config
+
+
+def _check_image_token(path: Path | str, config: Any, processor: Any) -> None:
+    """What the processor puts into a prompt for an image must be what the model replaces by the image."""
+    given, wanted = (getattr(holder, "image_token_id", None) for holder in (processor, config))
+    if isinstance(given, int) and isinstance(wanted, int) and given != wanted:
+        raise ModelError(
+            f"{path}: its {type(processor).__name__} writes token {given} for an image, the {config.model_type} model "
+            f"reads token {wanted}; save the model's own processor beside the weights"
+        )
+
+
+def _one_line(error: Exception) -> str:
+    """Its first sentence or so: transformers writes paragraphs."""
+    return " ".join(str(error).split())[:200]
 
 
 def _make_codec(processor: Any, config: Any, generation_config: GenerationConfig) -> Codec:

@@ -13,7 +13,7 @@ from stages.errors import DataError, ModelError
 from stages.sections import PromptSection
 
 # A private-use character that chat templates leave alone; the text is cut there and the draft's ids put in.
-_DRAFT_MARK = "\ue000"
+DRAFT_MARK = "\ue000"
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,14 @@ def repair_prompt(
         DataError: the question or the reference holds the character that stands for the draft.
         ModelError: there is a video, and the model takes none.
     """
-    parts = [question, style.repair_instruction, _DRAFT_MARK]
+    parts = [question, style.repair_instruction, DRAFT_MARK]
     if reference is not None:
         instruction = style.response_reference_instruction if is_response else style.reference_instruction
         parts.append(instruction.replace("{reference}", reference))
     for name, text in (("question", question), ("reference", reference or "")):
-        if _DRAFT_MARK in text:
+        if DRAFT_MARK in text:
             raise DataError(f"{name} {text[:60]!r} holds the private-use character U+E000; take it out")
-    head, tail = _render(processor, len(images), video, _join(*parts)).split(_DRAFT_MARK)
+    head, tail = _render(processor, len(images), video, _join(*parts)).split(DRAFT_MARK)
     return Prompt(head, tuple(images), tuple(draft_ids), tail, video)
 
 

@@ -8,11 +8,11 @@ Rules, in this order. ``extraction`` says what a final answer is; a response wit
 * Units: two different ones contradict each other (12 cm is not 12 miles, nor 120 mm); one that only one side
   states does not (12 cm for 12, and 12 for 12 cm, are right). Percent is part of the value: on both sides or on
   neither.
-* Gold a choice letter A to J, words, or digits that are no quantity (10:30, 2022-05-01): the same text, apart from
-  case and spaces. (B) is b; "B or C" and "B. 12 cm" are not B.
+* Gold a choice letter A to J, words, or digits that are no quantity (10:30, 2022-05-01, 3 5): the same text, apart
+  from case and spaces. (B) is b; "B or C" and "B. 12 cm" are not B.
 * Anything else is compared by Math-Verify in a worker process: mathematical equality, whatever the form. A response
-  that leaves an operation to be done (``\\int``, ``\\sum``, ``!``) which the gold does not contain is wrong, and so is
-  a set or list for an ordered gold such as a point or an interval.
+  that leaves an operation to be done (``\\int``, ``\\sum``, ``!``, ``3 5``) which the gold does not contain is wrong,
+  and so is a set or list for an ordered gold such as a point or an interval.
 """
 
 import atexit
@@ -35,6 +35,8 @@ Verdict = float | None
 """1.0 right, 0.0 wrong, None cannot be scored: neither 0 nor 1, to be counted and left out of means."""
 
 STARTUP_TIMEOUT_S = 120.0
+STARTS = 3
+"""Times a worker is started before it counts as one that cannot: starting, too, it may be killed from outside."""
 
 
 def score_answer(response: str, answer: str, *, timeout_s: float = 5.0) -> Verdict:
@@ -124,7 +126,7 @@ def _decide(response: str, answer: str) -> Verdict | Comparison:
         return float(value == gold_value and _names_agree(gold, final) and _units_agree(gold, final))
     if _is_text(gold.body):
         return float(_fold(text) == _fold(gold_text))
-    if not _units_agree(gold, final) or not _same_form(gold.equation, final.equation):
+    if not _units_agree(gold, final) or not _same_form(gold.body, final.body):
         return 0.0
     if "=" in gold.body or not _names_agree(gold, final):
         return Comparison(gold.equation, final.equation)
@@ -147,7 +149,7 @@ def _units_agree(gold: Stated, final: Stated) -> bool:
 
 
 _CHOICE = re.compile(r"\(?([A-Ja-j])\)?")
-_CODE = re.compile(r"[0-9]+(?:[-:/][0-9]+)+")
+_CODE = re.compile(r"[0-9]+(?:[-:/ ][0-9]+)+")
 _LETTERS = re.compile(r"[^\W\d_]{2,}")
 _MATH_SIGNS = re.compile(r"[0-9+*/^=<>()\[\]{}|_]")
 _FUNCTIONS = {"sqrt", "pi", "sin", "cos", "tan", "log", "ln", "exp", "infinity", "inf"}
@@ -166,14 +168,16 @@ def _fold(text: str) -> str:
     return (choice[1] if choice else " ".join(text.split())).casefold()
 
 
-_DEFERRED = re.compile(r"\\(?:i*int|sum|prod|lim|binom|det)(?![a-zA-Z])|!")
-_ORDERED = re.compile(r"[(\[].*,.*[)\]]")
+_DEFERRED = re.compile(
+    r"\\(?:i*int|sum|prod|lim|binom|det)(?![a-zA-Z])|!|(?<=[0-9])(?<!frac[0-9])(?<!frac [0-9]) (?=[0-9])"
+)
+_ORDERED = re.compile(r"[(\[][^,]*,.*[)\]]")
 
 
 def _same_form(gold: str, final: str) -> bool:
     if set(_DEFERRED.findall(final)) - set(_DEFERRED.findall(gold)):
         return False
-    return not _ORDERED.fullmatch(gold) or (final[0], final[-1]) == (gold[0], gold[-1])
+    return not _ORDERED.fullmatch(gold) or (final.startswith(gold[0]) and final.endswith(gold[-1]))
 
 
 class _Worker:
@@ -189,22 +193,34 @@ class _Worker:
         if self._process is None or self._process.poll() is not None:
             self._start()
         reply = self._exchange(json.dumps(comparison._asdict()).encode() + b"\n", self._timeout_s)
-        return json.loads(reply) if reply else None
+        if not reply:
+            return None
+        verdict, spent = json.loads(reply)
+        if spent:
+            self.stop()
+        return verdict
 
     def _start(self) -> None:
-        self.stop()
-        self._process = subprocess.Popen(
+        for _ in range(STARTS):
+            self.stop()
+            self._process = self._launch()
+            if self._exchange(b"", STARTUP_TIMEOUT_S):
+                return
+        raise RuntimeError(
+            f"answer worker did not start with memory_mb={self._memory_mb}; "
+            "see its error above, and raise memory_mb if it ran out of memory"
+        )
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
             [sys.executable, "-m", "stages.scoring.answer_worker", str(self._memory_mb), str(2 * self._timeout_s)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
             cwd=Path(__file__).parents[2],
+            # Ctrl-C in the terminal is for the parent, which may want these verdicts before it stops.
+            start_new_session=True,
         )
-        if not self._exchange(b"", STARTUP_TIMEOUT_S):
-            raise RuntimeError(
-                f"answer worker did not start with memory_mb={self._memory_mb}; "
-                "see its error above, and raise memory_mb if it ran out of memory"
-            )
 
     def _exchange(self, request: bytes, timeout_s: float) -> bytes:
         """Send a line and return the line that answers it; b"" where the worker died or had to be killed."""
@@ -219,8 +235,9 @@ class _Worker:
                 reply = process.stdout.readline() if selector.select(timeout_s) else b""
             except BrokenPipeError:
                 reply = b""
-        if not reply:
+        if not reply.endswith(b"\n"):
             self.stop()
+            return b""
         return reply
 
     def stop(self) -> None:

@@ -25,6 +25,7 @@ from stages.errors import EndpointError, RecipeError
 from stages.scoring.cases import Case
 from stages.scoring.verdict_cache import VerdictCache, default_folder
 from stages.sections import EndpointSection
+from stages.told import keep_secret, redacted, told
 
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 60.0
@@ -98,6 +99,7 @@ class ServedModel(Generic[ReplyT]):
         self._section = section
         self._place = place
         self._key = _api_key(section, place)
+        keep_secret(self._key or "")
         self._instructions = instructions
         self._reply_type = reply_type
         self._schema = reply_type.model_json_schema()
@@ -189,19 +191,25 @@ class ServedModel(Generic[ReplyT]):
             attempt += 1
 
     async def _try(self, client: AsyncOpenAI, question: _Question, invalid: int) -> str:
+        """Once.
+
+        What it raises has no context: there, a request would carry the key into whatever looks at exceptions.
+        """
         section = self._section
+        failure: Exception
         try:
             async with asyncio.timeout(section.timeout_s):  # the client's own starts again with every byte
                 response = await client.chat.completions.with_raw_response.create(**self._request(question, invalid))
             return self._valid(response.text)
         except (TimeoutError, APITimeoutError):
-            raise _Failure(f"no reply within {section.timeout_s:g} s", "later") from None
+            failure = _Failure(f"no reply within {section.timeout_s:g} s", "later")
         except APIConnectionError as error:
-            raise _Failure(f"no connection: {self._safe(str(error.__cause__ or error))}", "later") from None
+            failure = _Failure(f"no connection: {_safe(str(error.__cause__ or error))}", "later")
         except APIStatusError as error:
-            raise self._refusal(error) from None
+            failure = self._refusal(error)
         except ValidationError as error:
-            raise _Failure(f"an invalid reply: {self._safe(_first_line(error))}", "at_once") from None
+            failure = _Failure(f"an invalid reply: {_safe(_first_line(error))}", "at_once")
+        raise failure
 
     def _request(self, question: _Question, invalid: int) -> dict[str, Any]:
         """The request's body; after an invalid reply it samples, with another seed, or it would get the same one."""
@@ -223,12 +231,14 @@ class ServedModel(Generic[ReplyT]):
 
     def _valid(self, body: str) -> str:
         reply = _Completion.model_validate_json(body).choices[0].message.content
-        return self._reply_type.model_validate_json(reply).model_dump_json()
+        return redacted(
+            self._reply_type.model_validate_json(reply).model_dump_json()
+        )  # it is kept, and may quote a key
 
     def _refusal(self, error: APIStatusError) -> Exception:
         """A failure that may pass, or is the case's own; else what stops the stage."""
         status = error.status_code
-        what = f"HTTP {status}: {self._safe(error.message.removeprefix(f'Error code: {status} - '))}"
+        what = f"HTTP {status}: {_safe(error.message.removeprefix(f'Error code: {status} - '))}"
         if status in _PASSING or status >= 500:
             return _Failure(what, "later", _retry_after_s(error.response.headers.get("retry-after")))
         if status in _OF_THE_CASE:
@@ -240,10 +250,10 @@ class ServedModel(Generic[ReplyT]):
             "then run the same command again: verdicts and shards that are done are kept"
         )
 
-    def _safe(self, message: str) -> str:
-        """A server's words in one line, without the key that it may repeat."""
-        line = " ".join(message.split())
-        return (line.replace(self._key, "***") if self._key else line)[:_MESSAGE_LENGTH]
+
+def _safe(message: str) -> str:
+    """A server's words in one line, without the key that it may repeat."""
+    return told(" ".join(message.split()))[:_MESSAGE_LENGTH]
 
 
 def _api_key(section: EndpointSection, place: str) -> str | None:
@@ -252,8 +262,10 @@ def _api_key(section: EndpointSection, place: str) -> str | None:
     Raises:
         RecipeError: it is not there or cannot be sent, or the recipe itself seems to hold one.
     """
-    if "@" in section.base_url:
-        raise RecipeError(f"{place}.base_url holds a user or a password; leave them out, name a key in api_key_env")
+    if re.search("[@?#]", section.base_url):
+        raise RecipeError(
+            f"{place}.base_url holds a user, a password or a query; leave them out, name a key in api_key_env"
+        )
     name = section.api_key_env
     if name is None:
         return None

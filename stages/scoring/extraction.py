@@ -14,8 +14,8 @@ from typing import NamedTuple
 MAX_ANSWER_CHARS = 1000
 """A longer final answer is none."""
 
-_CUE = re.compile(r"\banswer(?: is\b|(?: is)?\**:)\**:?", re.IGNORECASE)
-_END = re.compile(r"\.(?=\s|$)|\n")
+_CUE = re.compile(r"\banswer(?: is\b|(?: is)?\**[:：])\**[:：]?", re.IGNORECASE)
+_END = re.compile(r"\.(?=\s|$)|[\n。]")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
@@ -41,8 +41,8 @@ def statement_start(response: str) -> int | None:
 def gold_answer(answer: str) -> str | None:
     """The cleaned reference answer, freed of ``\\boxed{}``, ``$`` and ``####``; None where nothing scorable is left."""
     box = answer.rfind(r"\boxed{")
-    stated = _boxed(answer, box) if box >= 0 else answer.rpartition("####")[2].strip()
-    return clean(stated) or None if stated is not None and len(stated) <= MAX_ANSWER_CHARS else None
+    stated = _boxed(answer, box) if box >= 0 else answer.rpartition("####")[2]
+    return clean(stated) or None if stated is not None and len(stated.strip()) <= MAX_ANSWER_CHARS else None
 
 
 def _boxed(text: str, box: int) -> str | None:
@@ -82,10 +82,19 @@ _REWRITES = [
         (r"≥|>=|\\geq(?![a-zA-Z])", r"\\ge "),
         (r"π", r"\\pi "),
         (r"∞", r"\\infty "),
+        (r"∈", r"\\in "),
+        (r"∅|\\varnothing(?![a-zA-Z])", r"\\emptyset "),
         (r"√\(?(\w+)\)?", r"\\sqrt{\1}"),
         (r"\s+", " "),
+        (r"(?<![\w.,:/-])([0-9]+) ([0-9]+)/([0-9]+)(?![\w.,:/-])", r"\1\\frac{\2}{\3}"),
     ]
 ]
+_SPACED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?![0-9])")
+_TYPESET = str.maketrans(
+    {chr(wide): chr(wide - 0xFEE0) for wide in range(0xFF01, 0xFF5F)}
+    | {"。": "."}
+    | dict.fromkeys("\u200b\u200c\u200d\u200e\u200f\u2060\ufeff", "")
+)
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _FONT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|boldsymbol|mbox)\s*\{([^{}]*)\}")
 
@@ -93,12 +102,15 @@ _FONT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|boldsymbol|mbox)\s*\{([^{}]*
 def clean(answer: str) -> str:
     """The answer without typography: math delimiters, emphasis, spacing commands and final punctuation.
 
-    Decimal digits of any script (fullwidth, Arabic-Indic) become ASCII; superscripts become powers, never digits.
+    Decimal digits of any script (Arabic-Indic) and fullwidth forms become ASCII; superscripts become powers, never
+    digits; spaces between thousands and characters without width go; ``1 1/2`` is ``1\\frac{1}{2}``.
     """
+    answer = unicodedata.normalize("NFC", answer).translate(_TYPESET)
     answer = re.sub(r"\d", lambda digit: str(unicodedata.decimal(digit[0])), answer)
     answer = re.sub("[⁰¹²³⁴-⁹⁻]+", lambda power: f"^{{{power[0].translate(_SUPERSCRIPTS)}}}", answer)
     for pattern, replacement in _REWRITES:
         answer = pattern.sub(replacement, answer)
+    answer = _SPACED.sub(lambda thousands: thousands[0].replace(" ", ""), answer)
     while True:
         bare = re.sub(r"(?<![.\\])[.,;:]$", "", answer.strip(" *`"))
         if whole := _FONT.fullmatch(bare):
@@ -208,7 +220,7 @@ _UNIT_REWRITES = [
     ]
 ]
 _UNIT_FACTOR = re.compile(r"([a-zA-Z]+|[°%$¢€£¥][CF]?)(?:\^(?:([23])|\{([23])\}))?")
-_NAME = re.compile(r"((?:[a-z]|[A-Z]{1,3}|\\[a-z]+)(?:_\w|_\{\w+\})?(?:\([a-z]\))?) ?= ?([^=]+)")
+_NAME = re.compile(r"((?:[a-z]|[A-Z]{1,3}|\\[a-z]+)(?:_\w|_\{\w+\})?(?:\([a-z]\))?) ?(?:=|\\in(?![a-zA-Z])) ?([^=]+)")
 
 
 def unit(text: str) -> str | None:

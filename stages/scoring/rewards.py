@@ -1,4 +1,4 @@
-"""Task rewards by name: ``math``, a served ``judge``, or a user's own ``module:function``."""
+"""Task rewards by name: ``math``, a served ``judge``, a user's own ``module:function``, or ``none``."""
 
 import importlib
 import numbers
@@ -13,6 +13,7 @@ from stages.sections import RewardSection
 
 Problem = Mapping[str, Any]
 RewardFunction = Callable[[str, Problem], float | None]
+NONE = "none"
 
 
 class Reward(Protocol):
@@ -62,27 +63,33 @@ def open_reward(section: RewardSection) -> Reward:
         raise RecipeError(f"reward.name: {error}") from error
 
 
-def check_reward(section: RewardSection) -> None:
-    """Refuse a reward that cannot be had, before any compute.
+def check_reward(section: RewardSection, *, needed: bool = True) -> None:
+    """Refuse a reward that cannot be had, or none where one is `needed`, before any compute.
 
     Raises:
         RecipeError: it cannot be had.
     """
+    if needed and section.name == NONE:
+        raise RecipeError("reward.name is none, which df rollout alone can do without; take math, judge or your own")
     with open_reward(section):
         pass
 
 
 def load_reward(name: str, **options: Any) -> Reward:
-    """The reward ``math`` (options: those of AnswerScorer) or ``module:function``, which takes no options.
+    """The reward ``math`` (options: those of AnswerScorer), ``none`` or ``module:function``, which take no options.
 
     The function is called as ``function(response, problem)`` and returns None or a number in [0, 1].
-    Raises ValueError when the name is neither or cannot be imported.
+    Raises ValueError when the name is none of these or cannot be imported.
     """
     if name == "math":
         return MathReward(**options)
+    if name == NONE and not options:
+        return NoReward()
     module_name, colon, function_name = name.partition(":")
     if not (module_name and colon):
-        raise ValueError(f"reward {name!r} is unknown; use 'math' or your own 'module:function' (a recipe: or 'judge')")
+        raise ValueError(
+            f"reward {name!r} is unknown; use 'math' or your own 'module:function' (or 'none'; a recipe: or 'judge')"
+        )
     if options:
         raise ValueError(f"reward {name!r} takes no options, got {sorted(options)}; set them in its module")
     try:
@@ -117,6 +124,13 @@ class MathReward(Reward):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._scorer.close()
+
+
+class NoReward(Reward):
+    """Scores nothing: every reward is null, for whoever fills it in elsewhere."""
+
+    def score_many(self, responses: Sequence[str], problems: Sequence[Problem]) -> list[float | None]:
+        return [None for _ in zip(responses, problems, strict=True)]
 
 
 class FunctionReward(Reward):

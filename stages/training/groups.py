@@ -40,10 +40,7 @@ def optimization_group(
     """
     if train.objective.algorithm == "dpo":
         return _preference_pairs(rows, train)
-    if train.gate == "none" or has_critic(train.objective.algorithm):
-        rows = [row for row in rows if row["role"] != "repair"]
-    else:
-        rows = [row for row in rows if row["in_pair"]]
+    rows = _rows_of_gate(rows, train)
     advantages = advantages_of(
         [row["reward"] for row in rows],
         outcomes=[row["role"] == "error" for row in rows],
@@ -56,13 +53,33 @@ def optimization_group(
     return [_trajectory(row, advantage, train) for row, advantage in zip(rows, advantages, strict=True)]
 
 
-def _preference_pairs(rows: Sequence[Mapping[str, Any]], train: TrainSection) -> list[Trajectory]:
-    """Each error and, next to it, its repair, as `groups` has them; the advantage is the side, -1 or 1.
-
-    Ungated errors have no repair and are left out.
+def left_out(rows: Sequence[Mapping[str, Any]], train: TrainSection) -> str | None:
+    """Why `optimization_group` gives nothing for one problem, told from its rows' `role` and `in_pair`; None where it
+    gives something.
     """
-    pairs = [pair for pair in pairwise(rows) if [row["role"] for row in pair] == ["error", "repair"]]
-    return [_trajectory(row, side, train) for pair in pairs for row, side in zip(pair, (-1.0, 1.0), strict=True)]
+    pairs_only = train.objective.algorithm == "dpo"
+    rows_G = [row for pair in _pairs(rows) for row in pair] if pairs_only else _rows_of_gate(rows, train)
+    if rows_G and not (train.objective.algorithm == "dapo" and len({row["role"] == "error" for row in rows_G}) == 1):
+        return None
+    if not pairs_only and (train.gate == "none" or any(row["in_pair"] for row in rows)):
+        return "dynamic_sampling"
+    return "all_correct" if all(row["role"] == "correct" for row in rows) else "no_repaired_error"
+
+
+def _rows_of_gate(rows: Sequence[Mapping[str, Any]], train: TrainSection) -> list[Mapping[str, Any]]:
+    if train.gate == "none" or has_critic(train.objective.algorithm):
+        return [row for row in rows if row["role"] != "repair"]
+    return [row for row in rows if row["in_pair"]]
+
+
+def _preference_pairs(rows: Sequence[Mapping[str, Any]], train: TrainSection) -> list[Trajectory]:
+    """Each error and its repair; the advantage is the side, -1 or 1. Ungated errors have no repair and are left out."""
+    return [_trajectory(row, side, train) for pair in _pairs(rows) for row, side in zip(pair, (-1.0, 1.0), strict=True)]
+
+
+def _pairs(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Each error and, next to it, its repair, as `groups` has them."""
+    return [pair for pair in pairwise(rows) if [row["role"] for row in pair] == ["error", "repair"]]
 
 
 def _trajectory(row: Mapping[str, Any], advantage: float, train: TrainSection) -> Trajectory:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from sys import intern
 from typing import Any
 
@@ -37,9 +38,18 @@ class MetricsLog:
 
     def __init__(self, trackers: Trackers | None = None) -> None:
         self.rows = MetricRows()
+        self.ends: list[int] = []
+        """Rows by the end of each `add`."""
         self._trackers = trackers or Trackers()
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
             self.rows.append(step, name, value)
+        self.ends.append(len(self.rows))
         self._trackers.log(step, metrics)
+
+    def replay(self, rows: Sequence[Mapping[str, Any]], ends: Sequence[int]) -> None:
+        """Add what another log had, its `rows` and `ends`."""
+        for first, end in pairwise([0, *ends]):
+            if end > first:
+                self.add(rows[first]["step"], {row["metric"]: row["value"] for row in rows[first:end]})

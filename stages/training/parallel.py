@@ -30,6 +30,8 @@ class Parallel(Protocol):
     optimizer: torch.optim.Optimizer
     in_step: bool
     """Whether all processes run the same passes at the same time, each through every part of the model."""
+    steps_apart: bool
+    """Whether a gradient that `clip` found wanting can still be left out."""
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add a pass's gradient; `last` of this process's passes in the step."""
@@ -55,6 +57,10 @@ class Parallel(Protocol):
         """All of a weight or buffer of the model; every process has to ask."""
         ...
 
+    def set_tensor(self, tensor: Tensor, value: Tensor) -> None:
+        """Put back what `whole_tensor` gave of a weight that is trained, or of a buffer."""
+        ...
+
     def optimizer_state(self, parameter: Tensor) -> dict[str, Tensor]:
         """The whole state that the optimizer keeps of a parameter, if any; every process has to ask."""
         ...
@@ -68,12 +74,17 @@ class _Torch:
     """What torch's own optimizer does alike for whole tensors and for those cut into shards."""
 
     optimizer: torch.optim.Optimizer
+    steps_apart = True
 
     def shape(self, parameter: Tensor) -> torch.Size:
         return parameter.shape
 
     def whole_tensor(self, tensor: Tensor) -> Tensor:
         return _whole(tensor)
+
+    @torch.no_grad()
+    def set_tensor(self, tensor: Tensor, value: Tensor) -> None:
+        tensor.copy_(_like(value, tensor))
 
     def optimizer_state(self, parameter: Tensor) -> dict[str, Tensor]:
         return {entry: _whole(value) for entry, value in self.optimizer.state[parameter].items()}

@@ -14,6 +14,7 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 from stages import processes
 from stages.artifacts.step import TRACKING
+from stages.artifacts.writing import writing
 from stages.errors import RecipeError
 from stages.sections import TrackingSection
 
@@ -37,7 +38,8 @@ class JsonLinesTracker(GeneralTracker):  # type: ignore[misc]
         self._file = self._path.open("w", encoding="utf-8")
 
     def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
-        print(json.dumps({"step": step} | values), file=self._file, flush=True)
+        with writing(self._path):
+            print(json.dumps({"step": step} | values), file=self._file, flush=True)
 
     def finish(self) -> None:
         self._file.close()
@@ -79,7 +81,8 @@ def open_trackers(section: TrackingSection, out: Path, config: Mapping[str, Any]
         return
     folder = out / TRACKING
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    with writing(folder):
+        folder.mkdir(parents=True)
     trackers = [_start(name, section, folder) for name in dict.fromkeys(section.trackers)]
     for tracker in trackers:
         tracker.store_init_configuration(_flat(config))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import resource
 import sys
 import time
@@ -12,9 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from stages import processes
+from stages.artifacts.writing import writing
 from stages.core.values import Fit, explained_variance
 from stages.errors import ModelError
 from stages.model.batches import EncodedPrompt
@@ -24,11 +28,13 @@ from stages.model.logprobs import LogprobReader, ResponseLogprobs, made_up_group
 from stages.sections import OptimizerSection, TrainerSection
 from stages.seeds import Purpose, derive_seed
 from stages.training.critic import CRITIC, has_learned_critic, open_critic, save_critic
-from stages.training.optimizer_state import load_optimizer_state, save_optimizer_state
+from stages.training.optimizer_state import load_optimizer_state, load_trained, save_optimizer_state, save_trained
 from stages.training.parallel import parallel
 from stages.training.weights import plain_state, prepare_weights, save_adapters
 
 OPTIMIZER_STATE = "optimizer.safetensors"
+TRAINED = "trained.safetensors"
+COUNTERS = "counters.json"
 ADAPTERS = "adapter"
 MACHINE_METRICS = ("padding_share", "tokens_per_second", "peak_memory_gib")
 """Metrics that tell of the machine, not of the model: they differ from run to run."""
@@ -140,6 +146,8 @@ class Trainer:
         if self.reference is not None:
             self.reference.module = self.parallel.frozen(self.reference.module)
         self.steps_done = 0
+        self.steps_skipped = 0
+        """Those of them whose loss or gradient was not finite."""
         if resume_from is not None and self.adapters is None and (resume_from / OPTIMIZER_STATE).is_file():
             self.steps_done = load_optimizer_state(resume_from / OPTIMIZER_STATE, vlm.model, self.parallel)
         if self.critic is not None and critic_from is not None and (critic_from / CRITIC / OPTIMIZER_STATE).is_file():
@@ -149,10 +157,11 @@ class Trainer:
         """One optimizer step over `rows`, in micro-batches whose losses add up to the whole batch's.
 
         `totals` are the denominators where they differ from those of `rows`: rows that are known to have no
-        gradient may be left out of the work but count. Returns the step's metrics.
+        gradient may be left out of the work but count. Where loss or gradient is not finite, the weights stay as they
+        are. Returns the step's metrics.
 
         Raises:
-            ModelError: the gradient is not finite.
+            ModelError: the gradient is not finite, and the weights have already been changed by it (ZeRO-3).
         """
         totals = totals or totals_of(rows)
         work = _Work(self, rows, loss_function, totals)
@@ -162,13 +171,18 @@ class Trainer:
         metrics = work.run()
         grad_norm = self.parallel.clip(self.section.max_grad_norm)
         self.steps_done += 1
-        if not grad_norm.isfinite():
+        finite = math.isfinite(metrics["loss"]) and bool(grad_norm.isfinite())
+        if finite:
+            self.optimizer.step()
+        elif not self.parallel.steps_apart:
             raise ModelError(
-                f"optimizer step {self.steps_done}: gradient norm is {grad_norm.item()}; lower the learning rate"
+                f"optimizer step {self.steps_done}: loss {metrics['loss']}, gradient norm {grad_norm.item()}; lower "
+                "the learning rate"
             )
-        self.optimizer.step()
+        self.steps_skipped += not finite
         self.vlm.model.eval()
         return metrics | {
+            "skipped": float(not finite),
             "grad_norm": grad_norm.item(),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
@@ -229,19 +243,46 @@ class Trainer:
     def save(self, folder: Path, model_folder: Path) -> None:
         """Write the checkpoint to `model_folder`; to `folder` the critic, and the optimizer's state or the adapters."""
         self.save_weights(model_folder)
-        if self.critic is not None:
-            save_critic(self.critic, self.parallel, folder)
-            save_optimizer_state(folder / CRITIC / OPTIMIZER_STATE, self.critic, self.parallel, self.steps_done)
-        if self.adapters is not None:
-            save_adapters(self.adapters, self.parallel, folder / ADAPTERS)
-            return
-        save_optimizer_state(folder / OPTIMIZER_STATE, self.vlm.model, self.parallel, self.steps_done)
+        with writing(folder):
+            if self.critic is not None:
+                save_critic(self.critic, self.parallel, folder)
+                save_optimizer_state(folder / CRITIC / OPTIMIZER_STATE, self.critic, self.parallel, self.steps_done)
+            if self.adapters is not None:
+                save_adapters(self.adapters, self.parallel, folder / ADAPTERS)
+            else:
+                save_optimizer_state(folder / OPTIMIZER_STATE, self.vlm.model, self.parallel, self.steps_done)
+
+    def save_state(self, folder: Path) -> None:
+        """Write all that an interrupted run needs to go on as if nothing had happened; every process has to ask."""
+        for name, module in self._modules():
+            if processes.is_main():
+                (folder / name).mkdir(exist_ok=True)
+            save_trained(folder / name / TRAINED, module, self.parallel)
+            save_optimizer_state(folder / name / OPTIMIZER_STATE, module, self.parallel, self.steps_done)
+        if processes.is_main():
+            (folder / COUNTERS).write_text(json.dumps([self.steps_skipped, self._fresh_critic]))
+        save_file(_random_state(), folder / _random_file())
+
+    def load_state(self, folder: Path) -> None:
+        """Put back what `save_state` wrote of a trainer that was opened alike."""
+        for name, module in self._modules():
+            load_trained(folder / name / TRAINED, module, self.parallel)
+            self.steps_done = load_optimizer_state(folder / name / OPTIMIZER_STATE, module, self.parallel)
+        self.steps_skipped, self._fresh_critic = json.loads((folder / COUNTERS).read_text())
+        random = load_file(folder / _random_file())
+        torch.set_rng_state(random["cpu"])
+        if "cuda" in random:
+            torch.cuda.set_rng_state(random["cuda"])
 
     def save_weights(self, folder: Path) -> None:
         """Write the checkpoint alone; every process has to ask."""
         state = plain_state(self.vlm.model, self.parallel)
         if processes.is_main():
-            self.vlm.save(folder, state)
+            with writing(folder):
+                self.vlm.save(folder, state)
+
+    def _modules(self) -> list[tuple[str, nn.Module]]:
+        return [("", self.vlm.model), *([] if self.critic is None else [(CRITIC, self.critic)])]
 
     def _set_learning_rate(self) -> None:
         warm = min(1.0, (self.steps_done + 1) / max(self.section.warmup_steps, 1))
@@ -292,6 +333,16 @@ class _Work:
         self.trainer.parallel.backward(loss + filler_loss, last=last)
         sums = {"loss": loss.item(), "tokens": layout.tokens, "slots": layout.slots}
         self.measured += [*metrics.items(), *((name, Metric(value, 1)) for name, value in sums.items())]
+
+
+def _random_file() -> str:
+    """Each process's own."""
+    return f"random-{processes.index()}.safetensors"
+
+
+def _random_state() -> dict[str, Tensor]:
+    cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    return {"cpu": torch.get_rng_state()} | cuda
 
 
 def _peak_memory_gib() -> float:

@@ -12,7 +12,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from deepspeed.runtime.zero import GatheredParameters
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state, safe_set_local_optimizer_state
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_local_optimizer_state,
+)
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -24,6 +29,7 @@ class Zero:
     """ZeRO-3 as the configuration of `accelerate launch` wants it; DeepSpeed makes the optimizer step in `clip`."""
 
     in_step = True
+    steps_apart = False
 
     def __init__(self, accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         plugin = accelerator.state.deepspeed_plugin
@@ -74,6 +80,13 @@ class Zero:
             return safe_get_full_fp32_param(tensor)
         with GatheredParameters([tensor]):
             return tensor.detach().clone()
+
+    @torch.no_grad()
+    def set_tensor(self, tensor: Tensor, value: Tensor) -> None:
+        if hasattr(tensor, "ds_id"):
+            safe_set_full_fp32_param(tensor, value)
+        else:
+            tensor.copy_(value)
 
     def optimizer_state(self, parameter: Tensor) -> dict[str, Tensor]:
         if not parameter.requires_grad:

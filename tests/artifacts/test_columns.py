@@ -64,6 +64,13 @@ FROZEN = {
         ("finish_reason", "string"),
         ("sampler_logprobs", FLOATS),
     ],
+    "drafts": [
+        ("problem_id", "string"),
+        ("sample", "int32"),
+        ("ids", IDS),
+        ("text", "string"),
+        ("right_response", "string"),
+    ],
     "episodes": [
         ("iteration", "int32"),
         ("problem_id", "string"),
@@ -79,7 +86,7 @@ FROZEN = {
         ("evidence", "string"),
         ("repair_reward", "float"),
     ],
-    "dropped": [("problem_id", "string"), ("reason", "string")],
+    "dropped": [("problem_id", "string"), ("reason", "string"), ("detail", "string")],
     "values": [("problem_id", "string"), ("sample", "int32"), ("values", FLOATS)],
     "metrics": [("step", "int32"), ("metric", "string"), ("value", "double")],
     "samples": [
@@ -146,8 +153,9 @@ NULLABLE = {
     "rollouts": {"reward"},
     "repairs": {"reward", "flagged", "category", "evidence"},
     "groups": {"sampler_logprobs"},
+    "drafts": {"right_response"},
     "episodes": {"reward", "gate_c1", "gate_audit", "category", "evidence", "repair_reward"},
-    "dropped": set(),
+    "dropped": {"detail"},
     "values": set(),
     "metrics": set(),
     "samples": {"reward"},
@@ -195,7 +203,12 @@ def test_optional_columns_may_be_missing_and_are_null_then(tmp_path):
     video = ["video", "fps"]
     of_problems = [*video, "preferred"]
     optional = {"problems": of_problems, "errors": of_problems, "repair_set": of_problems, "preferences": video}
-    optional |= {"groups": ["sampler_logprobs"], "repairs": ["evidence"], "episodes": ["evidence"]}
+    optional |= {
+        "groups": ["sampler_logprobs"],
+        "repairs": ["evidence"],
+        "episodes": ["evidence"],
+        "dropped": ["detail"],
+    }
     optional |= {"audit_labels": ["question", "answer", "error", "repair", "difference"]}
     assert {spec.name: [c.name for c in spec.columns if c.optional] for spec in TABLES} == {
         spec.name: optional.get(spec.name, []) for spec in TABLES

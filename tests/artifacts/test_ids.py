@@ -23,11 +23,11 @@ def test_every_id_is_found_where_it_stands_and_no_other_is(texts):
     assert [index.find(text) for text in texts] == list(range(len(texts)))
     assert index.find("longer than any") is None
     assert list(index.ids) == texts
-    assert index.first_repeat is None
+    assert len(index.repeats_N) == 0
 
 
-def test_the_first_id_that_stands_again_is_told():
-    assert index_of(["b", "c", "a"], ["d", "a", "b"]).first_repeat == 4
+def test_ids_that_stand_again_are_told():
+    assert index_of(["b", "c", "a"], ["d", "a", "b", "b"]).repeats_N.tolist() == [4, 5, 6]
 
 
 def test_ids_are_cut_and_chosen_in_order():

@@ -155,6 +155,35 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
     assert decoded(tmp_path, saved(image, "PNG")).getpixel((0, 0)) == (128, 128, 128)
 
 
+@pytest.mark.parametrize("image_format", ["GIF", "PNG", "TIFF"])
+def test_of_an_animation_the_first_picture_is_taken(image_format, tmp_path):
+    first, second = (Image.new("RGB", (8, 8), colour) for colour in (RED, (0, 0, 255)))
+    image = decoded(tmp_path, saved(first, image_format, save_all=True, append_images=[second]))
+    assert image.getpixel((4, 4)) == RED
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_greys_of_32_bits_are_refused_not_clipped(kind, tmp_path):
+    image = saved(Image.fromarray(np.full((2, 2), 0.5).astype(kind)), "TIFF")
+    with pytest.raises(DataError, match=r"nobody knows which of its 32-bit values is white; save it with 8 or 16 bits"):
+        decoded(tmp_path, image)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_undone(orientation, tmp_path):
+    upright = np.zeros((2, 3, 3), np.uint8)
+    upright[0, 0] = RED
+    undo = {1: "", 2: "h", 3: "hv", 4: "v", 5: "t", 6: "tv", 7: "thv", 8: "th"}  # turned so as it is stored
+    turn = {"h": np.fliplr, "v": np.flipud, "t": lambda pixels: pixels.transpose(1, 0, 2)}
+    stored = upright
+    for letter in undo[orientation]:
+        stored = turn[letter](stored)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = decoded(tmp_path, saved(Image.fromarray(np.ascontiguousarray(stored)), "PNG", exif=exif))
+    assert np.array_equal(np.asarray(image), upright)
+
+
 def test_transparent_parts_are_white(tmp_path):
     image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
     image.putpixel((1, 0), (*RED, 255))
@@ -250,3 +279,26 @@ def test_images_pass_on_as_they_lie_in_the_file_or_as_pngs(tmp_path):
     assert encoded_images(problem.images) == [jpeg]
     (png,) = encoded_images(list(problem.images))
     assert np.array_equal(Image.open(io.BytesIO(png["bytes"])), problem.images[0])
+
+
+def test_no_flipped_bit_changes_a_problem_unseen(tmp_path):
+    rows = [row(f"p{k}", image=saved(Image.new("RGB", (4, 4), (k, 0, 0)), "PNG")) for k in range(4)]
+    file, refused = tmp_path / "problems.parquet", 0
+    write_rows(file, PROBLEMS, rows)
+
+    def read():
+        problems = ProblemSet(file)
+        return [problem.as_row() | {"images": problem.images.encoded} for problem in problems]
+
+    expected, content = read(), file.read_bytes()
+    for k in range(0, len(content), 11):
+        flipped = bytearray(content)
+        flipped[k] ^= 1 << k % 8
+        file.write_bytes(flipped)
+        try:
+            found = read()
+        except DataError:
+            refused += 1
+        else:
+            assert found == expected, f"byte {k}"
+    assert refused > 100

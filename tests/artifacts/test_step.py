@@ -7,15 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from stages.artifacts.bad_rows import BadRow
 from stages.artifacts.columns import DROPPED, METRICS
 from stages.artifacts.fingerprint import MANIFEST, fingerprint
 from stages.artifacts.stage import execute
-from stages.artifacts.step import PLAN, PROGRESS, Plan, Step, model_folder, read_manifest
-from stages.artifacts.store import PARTIAL, iterate_rows
+from stages.artifacts.step import CHECKPOINTS, PENDING, PLAN, PROGRESS, Plan, Step, model_folder, read_manifest
+from stages.artifacts.store import iterate_rows
+from stages.artifacts.writing import PARTIAL
 from stages.errors import ArtifactError
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +28,7 @@ LOST = [{"problem_id": "p", "reason": "text_only_solvable"}]
 
 @pytest.fixture
 def source(tmp_path):
-    file = tmp_path / "input.parquet"
+    file = tmp_path / "input.txt"
     file.write_bytes(b"first")
     return file
 
@@ -119,6 +122,38 @@ def test_the_manifests_checksums_are_the_files(tmp_path, source):
         assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
+def test_a_dropped_problem_is_counted_and_listed_after_a_resume_too(tmp_path, source):
+    out = tmp_path / "out"
+    stopped = Step.open(out, plan(source))
+    stopped.drop("p0", "text_only_solvable")
+    write_shard(stopped, 0)
+    stopped.drop("p1", "lost with the shard that was not finished")
+    resumed = Step.open(out, plan(source))
+    resumed.drop("p2", "image_undecodable", "p2 image 0: no bytes; embed the image")
+    resumed.finish()
+
+    assert resumed.manifest["dropped"] == {"unscored": 1, "text_only_solvable": 1, "image_undecodable": 1}
+    assert list(iterate_rows(out / "dropped.parquet", DROPPED)) == [
+        {"problem_id": "p0", "reason": "text_only_solvable", "detail": None},
+        {"problem_id": "p2", "reason": "image_undecodable", "detail": "p2 image 0: no bytes; embed the image"},
+    ]
+
+
+def test_rows_that_the_plan_drops_are_counted_once_however_often_it_is_resumed(tmp_path, source):
+    out = tmp_path / "out"
+    dropping = replace(plan(source), dropped=[BadRow("p0", "null_answer", "row 0: answer is null")])
+    Step.open(out, dropping)
+    write_shard(Step.open(out, dropping), 0)
+    step = Step.open(out, dropping)
+    step.finish()
+
+    assert step.manifest["dropped"] == {"null_answer": 1, "unscored": 1}
+    (row,) = iterate_rows(out / "dropped.parquet", DROPPED)
+    assert row == {"problem_id": "p0", "reason": "null_answer", "detail": "row 0: answer is null"}
+    with pytest.raises(ArtifactError, match=r"out: made with other dropped; give --overwrite"):
+        Step.open(out, plan(source))
+
+
 def test_what_an_interrupted_write_left_is_not_output(tmp_path, source):
     out = tmp_path / "out"
     step = Step.open(out, plan(source))
@@ -188,7 +223,7 @@ def test_further_and_missing_inputs_are_named(tmp_path, source):
 
 def test_an_input_that_moved_is_the_same_input(tmp_path, source):
     complete(tmp_path / "out", plan(source))
-    moved = source.rename(tmp_path / "elsewhere.parquet")
+    moved = source.rename(tmp_path / "elsewhere.txt")
 
     assert Step.open(tmp_path / "out", plan(moved)).manifest is not None
 
@@ -241,7 +276,7 @@ def test_a_shard_without_a_note_is_written_again_and_counted_once(tmp_path, sour
     write_shard(stopped, 0)
     noted = (tmp_path / "out" / PROGRESS).read_bytes()
     write_shard(stopped, 1)
-    (tmp_path / "out" / PROGRESS).write_bytes(noted)  # killed between the shard's rename and its note
+    (tmp_path / "out" / PROGRESS).write_bytes(noted)  # as it was before the second shard
 
     step = Step.open(tmp_path / "out", plan(source))
     assert not step.has_shard(METRICS, 1)
@@ -251,15 +286,103 @@ def test_a_shard_without_a_note_is_written_again_and_counted_once(tmp_path, sour
     assert step.manifest["rows_in"] == 4
 
 
-def test_a_shard_that_went_missing_starts_the_step_again(tmp_path, source):
-    stopped = Step.open(tmp_path / "out", plan(source))
+def test_a_noted_shard_gets_its_name_when_the_step_goes_on(tmp_path, source):
+    out = tmp_path / "out"
+    stopped = Step.open(out, plan(source))
+    write_shard(stopped, 0)
+    shard = out / "metrics-00000.parquet"
+    content = shard.read_bytes()
+    shard.rename(out / (shard.name + PENDING))  # killed between its note and its rename
+
+    step = Step.open(out, plan(source))
+    assert step.has_shard(METRICS, 0)
+    assert shard.read_bytes() == content
+    assert not (out / (shard.name + PENDING)).exists()
+
+
+def test_a_shard_that_nobody_noted_does_not_count(tmp_path, source):
+    out = tmp_path / "out"
+    (first := Step.open(out, plan(source))).write_shards(0, {METRICS: ROWS})
+    whole = (out / "metrics-00000.parquet").read_bytes()
+    (out / f"metrics-00001.parquet{PENDING}").write_bytes(whole)
+    step = Step.open(out, plan(source))
+
+    assert step.has_shard(METRICS, 0)
+    assert not step.has_shard(METRICS, 1)
+    step.finish()
+    assert step.manifest["files"].keys() == {"metrics-00000.parquet"}
+    assert first.plan == step.plan
+
+
+@pytest.mark.parametrize("damage", ["gone", "changed", "cut"])
+def test_a_noted_shard_that_is_not_as_it_was_is_named(damage, tmp_path, source):
+    out = tmp_path / "out"
+    stopped = Step.open(out, plan(source))
     write_shard(stopped, 0)
     write_shard(stopped, 1)
-    (tmp_path / "out" / "metrics-00000.parquet").unlink()
-    step = Step.open(tmp_path / "out", plan(source))
+    shard = out / "metrics-00000.parquet"
+    content = shard.read_bytes()
+    if damage == "gone":
+        shard.unlink()
+    else:
+        shard.write_bytes(content[:-1] if damage == "cut" else bytes([content[0] ^ 1]) + content[1:])
+    message = "metrics-00000.parquet: not as it was when its step was stopped; give --overwrite to start the step again"
+    with pytest.raises(ArtifactError, match=message):
+        Step.open(out, plan(source))
 
-    assert not step.has_shard(METRICS, 0)
+    step = Step.open(out, plan(source), overwrite=True)
+    assert not step.has_shard(METRICS, 1)
     assert step.tally.rows_in == 0
+
+
+def test_a_checkpoint_takes_the_place_of_the_last_one(tmp_path, source):
+    out = tmp_path / "out"
+    step = Step.open(out, plan(source))
+    assert step.checkpoint is None
+    for number in range(2):
+        step.tally.counts["steps"] = number
+        step.save_checkpoint(lambda folder, number=number: (folder / "weights").write_text(str(number)))
+    step.tally.counts["steps"] = 99
+
+    again = Step.open(out, plan(source))
+    assert (again.checkpoint / "weights").read_text() == "1"
+    assert again.tally.counts["steps"] == 1
+    assert len(list((out / CHECKPOINTS).iterdir())) == 1
+    again.finish()
+    assert again.manifest["files"] == {}
+    assert listing(out).keys() == {PLAN, MANIFEST}
+
+
+def test_a_checkpoint_that_was_not_finished_does_not_count(tmp_path, source):
+    step = Step.open(tmp_path / "out", plan(source))
+    step.save_checkpoint(lambda folder: (folder / "weights").write_text("first"))
+    with pytest.raises(KeyboardInterrupt):
+        step.save_checkpoint(interrupted_write)
+    again = Step.open(tmp_path / "out", plan(source))
+    assert (again.checkpoint / "weights").read_text() == "first"
+
+    again.save_checkpoint(lambda folder: (folder / "others").write_text("second"))
+    assert [file.name for file in again.checkpoint.iterdir()] == ["others"]
+
+
+def interrupted_write(folder):
+    (folder / "weights").write_text("sec")
+    raise KeyboardInterrupt
+
+
+def test_what_a_step_goes_on_from_is_gone_when_it_is_complete(tmp_path, source):
+    out = tmp_path / "out"
+    step = Step.open(out, plan(source))
+    write_shard(step, 0)
+    step.save_checkpoint(lambda folder: (folder / "weights").touch())
+    progress = (out / PROGRESS).read_bytes()
+    step.finish()
+    (out / PROGRESS).write_bytes(progress)  # killed right after the manifest
+    (out / CHECKPOINTS / "000000").mkdir(parents=True)
+
+    assert execute(OneShard(source), out).ran is False
+    assert listing(out).keys() == {PLAN, MANIFEST, "metrics-00000.parquet"}
+    assert not (out / CHECKPOINTS).exists()
 
 
 KILLED = """
@@ -290,9 +413,9 @@ def test_a_killed_process_goes_on_where_it_was(tmp_path):
     step = Step.open(tmp_path / "out", Plan("rollout", {}, 0, {}))
     progress = json.loads((tmp_path / "out" / PROGRESS).read_text())
 
-    assert len(progress["shards"]) > 12
-    assert step.tally.rows_in == len(progress["shards"])
-    for index, name in enumerate(sorted(progress["shards"])):
+    assert len(progress["files"]) > 12
+    assert step.tally.rows_in == len(progress["files"])
+    for index, name in enumerate(sorted(progress["files"])):
         assert {row["step"] for row in iterate_rows(tmp_path / "out" / name, METRICS)} == {index}
 
 

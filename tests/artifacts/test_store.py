@@ -1,5 +1,7 @@
 """Parquet files: whole or absent, read back as written, refused by name where they are something else."""
 
+from itertools import product
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +17,7 @@ from stages.artifacts.store import (
     write_rows,
     write_tables,
 )
-from stages.errors import DataError
+from stages.errors import ArtifactError, DataError
 
 ROLLOUT = {
     "problem_id": "p",
@@ -146,7 +148,7 @@ def test_a_refused_table_is_placed_by_its_row_in_the_file_and_leaves_nothing(tmp
 def test_a_write_stopped_before_its_rename_is_not_read(tmp_path):
     file = tmp_path / "metrics-00000.parquet"
     (tmp_path / (file.name + ".partial")).mkdir()  # the writer cannot get past opening its partial file
-    with pytest.raises(OSError, match="partial"):
+    with pytest.raises(ArtifactError, match=r"metrics-00000\.parquet: cannot be written \(Is a directory\)"):
         write_rows(file, METRICS, metrics(3))
 
     assert not file.exists()
@@ -197,3 +199,82 @@ def test_a_null_is_placed_by_its_row_in_the_file(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows, schema=METRICS.schema()), tmp_path / "metrics.parquet")
     with pytest.raises(DataError, match=rf"metrics\.parquet row {row}: metric is null"):
         list(iterate_rows(tmp_path / "metrics.parquet", METRICS))
+
+
+def flips(file, every):
+    """Copies of the file's bytes with one bit turned over, all over the file: magic, page headers, pages, footer."""
+    content = file.read_bytes()
+    for k in range(0, len(content), every):
+        flipped = bytearray(content)
+        flipped[k] ^= 1 << (k // every) % 8
+        yield k, bytes(flipped)
+
+
+def test_no_flipped_bit_changes_a_row_unseen(tmp_path):
+    rows = [
+        ROLLOUT
+        | {"sample": k, "ids": [k] * (k % 5), "sampler_logprobs": [-k / 4] * (k % 5), "reward": [1.0, None][k % 2]}
+        for k in range(20)
+    ]
+    file = tmp_path / "rollouts.parquet"
+    write_rows(file, ROLLOUTS, rows)
+    footer = file.stat().st_size - 8 - int.from_bytes(file.read_bytes()[-8:-4], "little")
+    refused = {"pages": 0, "footer": 0}
+    for place, content in flips(file, every=5):
+        flipped = tmp_path / "flipped.parquet"
+        flipped.write_bytes(content)
+        try:
+            found = list(iterate_rows(flipped, ROLLOUTS))
+        except DataError:
+            refused["pages" if place < footer else "footer"] += 1
+        else:
+            assert found == rows, f"byte {place}"
+    assert min(refused.values()) > 100
+
+
+def test_every_flipped_bit_in_a_page_is_refused(tmp_path):
+    file = tmp_path / "metrics.parquet"
+    write_rows(file, METRICS, metrics(200))
+    column = pq.ParquetFile(file).metadata.row_group(0).column(2)
+    content = bytearray(file.read_bytes())
+    end = column.dictionary_page_offset + column.total_compressed_size
+    for k in range(end - 60, end):
+        content[k] ^= 16
+        file.write_bytes(content)
+        content[k] ^= 16
+        with pytest.raises(DataError, match=r"metrics\.parquet: not a readable Parquet file \(.*CRC.*; write it again"):
+            list(iterate_rows(file, METRICS))
+
+
+def test_a_page_that_says_it_holds_less_is_refused(tmp_path):
+    """No checksum is over a page's header."""
+    file = tmp_path / "rollouts.parquet"
+    write_rows(file, ROLLOUTS, [ROLLOUT | {"ids": [1, 2, 3], "sampler_logprobs": [-1.0] * 3}] * 2)
+    column = pq.ParquetFile(file).metadata.row_group(0).column(2)
+    assert column.path_in_schema == "ids.list.element"
+    content, found = file.read_bytes(), set()
+    for k, bit in product(range(column.data_page_offset, column.data_page_offset + 24), range(8)):
+        file.write_bytes(content[:k] + bytes([content[k] ^ 1 << bit]) + content[k + 1 :])
+        try:
+            list(iterate_rows(file, ROLLOUTS))
+        except DataError as error:
+            found.add(str(error).partition("(")[2].partition(")")[0])
+    assert {"4 values of ids, its footer says 6", "0 rows, its footer says 2"} <= found
+
+
+def test_a_footer_that_contradicts_itself_is_refused(tmp_path):
+    file = tmp_path / "metrics.parquet"
+    write_rows(file, METRICS, metrics(20))
+    content = file.read_bytes()
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    found = set()
+    for k in range(footer, len(content)):
+        file.write_bytes(content[:k] + bytes([content[k] ^ 8]) + content[k + 1 :])
+        try:
+            assert count_rows(file, METRICS) == 20
+        except DataError as error:
+            found.add(str(error).partition("(")[2].partition(")")[0])
+    assert {
+        "its footer says 20 rows, and 16 in its row groups",
+        "its footer says 16 rows, and 20 in its row groups",
+    } <= found

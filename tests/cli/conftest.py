@@ -1,6 +1,11 @@
 """Output as in a pipe 120 columns wide, wherever the tests run."""
 
 import pytest
+from workspace import GROUP, PAIR, PROBLEM, ROLLOUT, ROOT
+
+from df_cli.main import main
+from stages.artifacts.columns import GROUPS, PROBLEMS, REPAIR_SET, ROLLOUTS
+from stages.artifacts.store import write_rows
 
 FORCING = ("CLICOLOR_FORCE", "FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
 
@@ -11,3 +16,32 @@ def plain_terminal(monkeypatch):
     for name in FORCING:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "120")
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """Inputs of every command; the checkpoint is the digits policy."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("rollouts", "groups", "model"):
+        (tmp_path / folder).mkdir()
+    write_rows(tmp_path / "problems.parquet", PROBLEMS, [PROBLEM])
+    write_rows(tmp_path / "repair_set.parquet", REPAIR_SET, [PAIR, PAIR | {"problem_id": "p1"}])
+    write_rows(tmp_path / "rollouts" / "rollouts-00000.parquet", ROLLOUTS, [ROLLOUT])
+    write_rows(tmp_path / "groups" / "groups-00000.parquet", GROUPS, [GROUP])
+    for file in (ROOT / "data" / "digits" / "base").iterdir():
+        (tmp_path / "model" / file.name).symlink_to(file)
+    return tmp_path
+
+
+@pytest.fixture
+def df(monkeypatch, capsys):
+    """Run the entry point here (torch is imported once); gives exit code, stdout and stderr."""
+
+    def run(line, *more):
+        monkeypatch.setattr("sys.argv", ["df", *line.split(), *more])
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+        out, err = capsys.readouterr()
+        return exit_info.value.code, out, err
+
+    return run

@@ -6,86 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from workspace import GROUP, MODEL_FILES, OPTIONS, ROLLOUT, ROOT, listing
 
-from df_cli.main import main
-from stages.artifacts.columns import GROUPS, PROBLEMS, REPAIR_SET, ROLLOUTS
-from stages.artifacts.problems import encode_image
+from stages.artifacts.columns import GROUPS, ROLLOUTS
 from stages.artifacts.step import Plan, Step
-from stages.artifacts.store import write_rows
-
-ROOT = Path(__file__).parents[2]
-PROBLEM = {
-    "problem_id": "p0",
-    "question": "Sum?",
-    "images": [encode_image(Image.new("RGB", (4, 4)))],
-    "answer": "7",
-    "kind": None,
-}
-PAIR = PROBLEM | {"error": "6", "repair": "7"}
-ROLLOUT = {
-    "problem_id": "p0",
-    "sample": 0,
-    "ids": [1],
-    "sampler_logprobs": [-1.0],
-    "finish_reason": "stop",
-    "reward": 0.0,
-    "text": "6",
-}
-GROUP = {
-    "problem_id": "p0",
-    "sample": 0,
-    "role": "error",
-    "in_pair": True,
-    "ids": [1],
-    "reward": 0.0,
-    "mask": [True],
-    "old_logprobs": [-1.0],
-    "finish_reason": "stop",
-}
-MODEL_FILES = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "model.safetensors")
-OPTIONS = {
-    "repair-set sheet": "--problems problems.parquet --policy model",
-    "sft-repair": "--repair-set repair_set.parquet --model model",
-    "rl-repair": "--problems problems.parquet --policy model --repair-model model --repair-set repair_set.parquet",
-    "rollout": "--problems problems.parquet --policy model",
-    "build-masks": "--rollouts rollouts --problems problems.parquet --repair-model model --policy model",
-    "train-policy": "--groups groups --problems problems.parquet --policy model",
-    "evaluate": "--problems problems.parquet --model model",
-}
-
-
-@pytest.fixture
-def workspace(tmp_path, monkeypatch):
-    """Inputs of every command; the checkpoint is one by its file names only."""
-    monkeypatch.chdir(tmp_path)
-    for folder in ("rollouts", "groups", "model"):
-        (tmp_path / folder).mkdir()
-    write_rows(tmp_path / "problems.parquet", PROBLEMS, [PROBLEM])
-    write_rows(tmp_path / "repair_set.parquet", REPAIR_SET, [PAIR, PAIR | {"problem_id": "p1"}])
-    write_rows(tmp_path / "rollouts" / "rollouts-00000.parquet", ROLLOUTS, [ROLLOUT])
-    write_rows(tmp_path / "groups" / "groups-00000.parquet", GROUPS, [GROUP])
-    for name in MODEL_FILES:
-        (tmp_path / "model" / name).write_text("{}")
-    return tmp_path
-
-
-@pytest.fixture
-def df(monkeypatch, capsys):
-    """Run the entry point here (torch is imported once); gives exit code, stdout and stderr."""
-
-    def run(line, *more):
-        monkeypatch.setattr("sys.argv", ["df", *line.split(), *more])
-        with pytest.raises(SystemExit) as exit_info:
-            main()
-        out, err = capsys.readouterr()
-        return exit_info.value.code, out, err
-
-    return run
-
-
-def listing(folder):
-    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*"))
 
 
 def df_process(*arguments, cwd):

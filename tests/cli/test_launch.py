@@ -1,9 +1,13 @@
 """Commands in the two processes of one `accelerate launch`."""
 
+import os
+
+import pyarrow.parquet as pq
 import pytest
 
 from launching import launch
 from stages.artifacts.columns import GROUPS, ROLLOUTS
+from stages.artifacts.lock import lock_output
 from stages.artifacts.step import read_manifest
 from stages.artifacts.store import iterate_rows, write_rows
 
@@ -43,6 +47,14 @@ def test_an_error_of_the_main_process_ends_both(rollout, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_both_processes_end_where_another_writes_the_folder(rollout, tmp_path):
+    with lock_output(tmp_path / "out"):
+        done = rollout(tmp_path / "out")
+    assert done.returncode != 0
+    assert f"out: process {os.getpid()} on " in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_pairs_are_realigned_by_one_of_two_processes(tmp_path):
     kept = {"problem_id": "a", "sample": 0, "in_pair": True, "finish_reason": "stop"}
     rows = [
@@ -55,3 +67,24 @@ def test_pairs_are_realigned_by_one_of_two_processes(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert [row["mask"] for row in iterate_rows(tmp_path / "out", GROUPS)] == [[False, True, False]] * 2
     assert read_manifest(tmp_path / "out")["counts"] == {"pairs": 1, "tokens_in_pairs": 6, "tokens_marked": 2}
+
+
+@pytest.mark.timeout(900)
+def test_two_processes_stop_together_and_go_on(tmp_path, digits, base_dir):
+    """Training that a time limit stops after every step ends with the bytes of training that nothing stopped."""
+    pairs = tmp_path / "pairs.parquet"
+    pq.write_table(pq.read_table(digits / "repair_set.parquet").slice(0, 30), pairs)
+    words = ["-m", "df_cli", "sft-repair", "--repair-set", pairs, "--model", base_dir, "--set", "sft.epochs=1"]
+    words += ["--set", "sft.batch_size=14"]  # two steps
+    assert launch(*words, "--out", tmp_path / "through").returncode == 0
+
+    limited = [*words, "--out", tmp_path / "limited", "--stop-after", "1s"]
+    stopped = launch(*limited)
+    assert stopped.returncode != 0
+    assert stopped.stderr.count("stopped (--stop-after, 1 s), what was done is saved") == 1
+    assert {file.name for file in (tmp_path / "limited" / "checkpoints" / "000000" / "model").iterdir()} == {
+        "counters.json", "optimizer.safetensors", "random-0.safetensors", "random-1.safetensors", "trained.safetensors",
+    }  # fmt: skip
+    assert launch(*limited[:-2]).returncode == 0
+    for name in ("model/model.safetensors", "optimizer.safetensors", "samples.parquet"):
+        assert (tmp_path / "limited" / name).read_bytes() == (tmp_path / "through" / name).read_bytes()

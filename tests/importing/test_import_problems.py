@@ -58,9 +58,9 @@ def test_problems_and_what_was_dropped(table, tmp_path):
     assert (problems["k3"].question, problems["k3"].answer, problems["k3"].kind) == ("What is 3?", "3", "easy")
     assert [image.size for image in problems["k3"].images] == [(5, 4)]
     assert rows_of(tmp_path / "out", DROPPED) == [
-        {"problem_id": "k2", "reason": "answer_missing"},
-        {"problem_id": "k4", "reason": "image_not_found"},
-        {"problem_id": "k5", "reason": "answer_missing"},
+        {"problem_id": "k2", "reason": "answer_missing", "detail": None},
+        {"problem_id": "k4", "reason": "image_not_found", "detail": None},
+        {"problem_id": "k5", "reason": "answer_missing", "detail": None},
     ]
     manifest = outcome.manifest
     assert (manifest["rows_in"], manifest["rows_out"]) == (7, 4)

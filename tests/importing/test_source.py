@@ -138,3 +138,44 @@ def test_a_hub_name_without_a_hub(monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match="somebody/some-set: cannot be read as a dataset"):
         open_source("somebody/some-set", None, None)
+
+
+@pytest.mark.parametrize("card", ["README.md", ".huggingface.yaml"])
+@pytest.mark.parametrize("key", ["data_files", "data_dir"])
+@pytest.mark.parametrize(
+    "place",
+    ["https://example.com/x.csv", "hf://datasets/a/b/x.csv", "zip://x.csv::y.zip", "../x.csv", "/etc/x.csv", "~/x.csv"],
+)
+def test_a_card_names_files_of_its_folder_alone(card, key, place, tmp_path):
+    (tmp_path / "x.csv").write_text("question,answer\nof somebody else,1\n")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "own.csv").write_text("question,answer\nq,1\n")
+    listed = place if key == "data_dir" else [{"split": "train", "path": ["own.csv", place]}]
+    content = json.dumps({"configs": [{"config_name": "default", key: listed}]})  # JSON is YAML
+    (folder / card).write_text(f"\n---\n{content}\n---\n" if card == "README.md" else content)
+    with pytest.raises(DataError) as error:
+        rows(folder)
+    assert str(error.value).startswith(f"{folder / card}: names {place}, which does not lie in the folder; ")
+
+
+def test_a_card_s_own_files_are_read(tmp_path):
+    (tmp_path / "of..mine").mkdir()
+    (tmp_path / "of..mine" / "a.csv").write_text("question,answer\nq,1\n")
+    (tmp_path / "b.csv").write_text("other,columns\nq,1\n")
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- config_name: c\n  data_files: of..mine/*.csv\n---\n")
+    assert open_source(str(tmp_path), None, "c").columns == ("question", "answer")
+
+
+def test_a_dataset_with_a_script_is_refused(tmp_path):
+    (tmp_path / f"{tmp_path.name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(DataError, match=r"cannot be read as a dataset .*scripts are no longer supported"):
+        rows(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_that_is_missing_from_a_folder_is_no_name_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    with pytest.raises(DataError, match="data/mine: no such file or folder"):
+        open_source("data/mine", None, None)

@@ -39,6 +39,59 @@ def test_a_missing_part_is_named(checkpoint, tmp_path, part):
         load_model(folder)
 
 
+@pytest.mark.parametrize("keep", [0, 4, 200, -4])
+def test_weights_that_are_cut_off_are_named(keep, checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:keep])
+    with pytest.raises(
+        ModelError, match=r"model\.safetensors: not a whole safetensors file \(.*\); fetch or copy .* again"
+    ):
+        check_model_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json", "processor_config.json"])
+def test_a_configuration_that_is_not_json_is_named(name, checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    (folder / name).write_bytes((folder / name).read_bytes()[:-3])
+    with pytest.raises(ModelError, match=rf"model/{name}: not JSON \(.*\); fetch or copy the model folder again"):
+        check_model_folder(folder)
+
+
+@pytest.fixture(scope="module")
+def sharded(tiny_vlm, tmp_path_factory):
+    """The checkpoint as transformers cuts a large one."""
+    folder = tmp_path_factory.mktemp("sharded")
+    tiny_vlm.save(folder)
+    (folder / "model.safetensors").unlink()
+    tiny_vlm.model.save_pretrained(folder, max_shard_size="50KB")
+    return folder
+
+
+def test_a_sharded_checkpoint_that_is_not_whole_is_refused(sharded, tmp_path):
+    check_model_folder(sharded)
+    index, first, *others = sorted(file.name for file in sharded.glob("model*"))[::-1]
+    assert index == "model.safetensors.index.json"
+    assert others
+    for number, (spoil, message) in enumerate(
+        {
+            lambda folder: (folder / first).unlink(): rf"{first} is missing, which {index} names",
+            lambda folder: shutil.copy(
+                folder / others[0], folder / first
+            ): f"{first}: no tensor .*, which {index} places",
+            lambda folder: (folder / index).unlink(): f"neither model.safetensors nor {index}",
+            lambda folder: (folder / index).write_text("{}"): f"{index}: no weight_map",
+            lambda folder: (folder / first).write_bytes(
+                b"version https://git-lfs"
+            ): f"{first}: not a whole safetensors",
+        }.items()
+    ):
+        folder = shutil.copytree(sharded, tmp_path / str(number))
+        spoil(folder)
+        with pytest.raises(ModelError, match=message):
+            check_model_folder(folder)
+
+
 def test_a_folder_that_is_not_there_is_named_and_a_hub_name_passes(tmp_path):
     with pytest.raises(ModelError, match="no such model folder"):
         check_model_folder(tmp_path / "absent")

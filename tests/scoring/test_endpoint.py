@@ -1,5 +1,6 @@
 """Requests to a served model: limits, retries, what stops a stage, the cache; against a scripted server."""
 
+import json
 import logging
 import re
 import traceback
@@ -8,7 +9,9 @@ from time import monotonic, sleep, time
 
 import pyarrow.parquet as pq
 import pytest
+from openai import OpenAIError
 from PIL import Image
+from pydantic import ValidationError
 
 from scripted_server import Special, completion, data_of, refusal, serving
 from stages.errors import DataError, EndpointError, RecipeError
@@ -248,6 +251,62 @@ def test_the_key_is_sent_and_shows_up_nowhere_else(model, monkeypatch, caplog, t
     assert "api_key_env" not in asked._section.model_dump()
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        refusal(401, f"Incorrect key: {KEY}"),
+        refusal(500, f'{{"authorization": "Bearer {KEY}"}}', x_echo=KEY),
+        Special(f"<html>{KEY}</html>".encode(), 502),
+        Special(f'{{"choices": "{KEY}"}}'.encode()),
+        Special(f'{{"{KEY}": 1, '.encode()),
+        completion({"says": "yes", KEY: KEY}),
+        completion({"says": 1, "other": KEY}),
+        completion(KEY),
+        completion({"says": "yes"}, KEY),
+    ],
+    ids=lambda answer: str(answer.status) if isinstance(answer, Special) else "reply",
+)
+def test_no_exception_in_the_chain_holds_the_key(model, monkeypatch, caplog, answer):
+    monkeypatch.setenv("DF_KEY", KEY)
+    caplog.set_level(logging.DEBUG)
+    with serving(script_of(then=answer)) as server:
+        asked = model(server, api_key_env="DF_KEY", retries=1, max_null_share=0)
+        with pytest.raises(EndpointError) as caught:
+            asked.ask(numbered(1))
+    chain, error = [], caught.value
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    shown = "".join(traceback.format_exception(caught.value, chain=True)) + repr([vars(e) for e in chain]) + repr(chain)
+    assert "0123456789" not in shown + caplog.text
+    assert not any(isinstance(e, OpenAIError | ValidationError) for e in chain)
+
+
+def test_a_reply_that_repeats_the_key_is_kept_without_it(model, monkeypatch, tmp_path):
+    """However its JSON writes it."""
+    monkeypatch.setenv("DF_KEY", KEY)
+    escaped = json.dumps({"says": f"yes {KEY}"}).replace(
+        KEY[:3], "".join(f"\\u{ord(letter):04x}" for letter in KEY[:3])
+    )
+    with serving(script_of(completion({"says": f"yes {KEY}"}), completion(escaped))) as server:
+        replies = model(server, api_key_env="DF_KEY", concurrency=1).ask(numbered(2))
+    assert said(replies) == [["yes ***"], ["yes ***"]]
+    (file,) = (tmp_path / "cache").glob("*.parquet")
+    assert [json.loads(reply) for reply in pq.read_table(file)["reply"].to_pylist()] == [{"says": "yes ***"}] * 2
+
+
+def test_a_redirect_takes_the_key_to_no_other_server(model, monkeypatch):
+    monkeypatch.setenv("DF_KEY", KEY)
+    with serving(script_of()) as other:
+        moved = Special(b"", 307, {"Location": f"{other.url}/chat/completions"})
+        with serving(script_of(then=moved)) as server:
+            replies = model(server, api_key_env="DF_KEY").ask(numbered(1))
+    assert said(replies) == [["yes"]]
+    assert server.headers[0]["authorization"] == f"Bearer {KEY}"
+    assert len(other.headers) == 1
+    assert KEY not in str(other.headers)
+
+
 def test_without_a_key_none_is_sent(model, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with serving(script_of()) as server:
@@ -262,7 +321,8 @@ def test_without_a_key_none_is_sent(model, monkeypatch):
         ("http://h/v1", "DF_KEY", "  ", "environment variable DF_KEY is not set; export"),
         ("http://h/v1", "DF_KEY", "two words", "DF_KEY holds characters that no key has"),
         ("http://h/v1", KEY, None, "api_key_env is not the name of an environment variable"),
-        ("http://me:secret@h/v1", None, None, "base_url holds a user or a password"),
+        ("http://me:secret@h/v1", None, None, "base_url holds a user, a password or a query"),
+        (f"http://h/v1?key={KEY}", None, None, "base_url holds a user, a password or a query"),
     ],
 )
 def test_a_key_that_cannot_be_had_is_refused_unseen(monkeypatch, tmp_path, url, name, value, message):

@@ -1,7 +1,8 @@
 import pytest
 
-from stages.errors import DataError
-from stages.scoring.rewards import load_reward
+from stages.errors import DataError, RecipeError
+from stages.scoring.rewards import check_reward, load_reward
+from stages.sections import RewardSection
 
 MODULE = """
 CONSTANT = 3
@@ -31,6 +32,15 @@ def test_math_reward_reads_each_problem_s_answer():
 def test_math_reward_names_the_problem_without_answer(problem):
     with load_reward("math") as reward, pytest.raises(ValueError, match="problem 1: answer is"):
         reward.score_many(["", ""], [{"answer": "7"}, problem])
+
+
+def test_none_scores_nothing_and_is_refused_where_scores_are_needed():
+    with load_reward("none") as reward:
+        assert reward.score_many(["7", "8"], [{"answer": "7"}] * 2) == [None, None]
+    section = RewardSection(name="none")
+    check_reward(section, needed=False)
+    with pytest.raises(RecipeError, match=r"reward\.name is none, which df rollout alone can do without; take math"):
+        check_reward(section)
 
 
 def test_own_function_is_mapped_in_order():

@@ -65,22 +65,28 @@ def steps(
     algorithm="dapo",
     pairs=False,
 ):
-    """Do optimizer steps `first` to `last` on rows in another order each, and sample after each of them; save."""
-    vlm = load_model(model)
+    """Do optimizer steps `first` to `last` on rows in another order each, and sample after each of them; save.
+
+    Several processes are interrupted after the first step, and go on from its state.
+    """
     machine = TrainerSection(tokens_per_micro_batch=tokens, lora=lora, gradient_checkpointing=checkpointing)
-    trainer = Trainer(
-        vlm,
-        OptimizerSection(learning_rate=1e-3, weight_decay=0.1),
-        temperature=ROLLOUT.temperature,
-        machine=machine,
-        reference=load_model(model) if kl_coef and lora is None else None,
-        resume_from=resume_from,
-        critic_from=(resume_from or Path("nowhere")) if algorithm == "ppo" else None,
-        critic_rate=3.0,
-    )
+
+    def open_trainer():
+        return Trainer(
+            load_model(model),
+            OptimizerSection(learning_rate=1e-3, weight_decay=0.1),
+            temperature=ROLLOUT.temperature,
+            machine=machine,
+            reference=load_model(model) if kl_coef and lora is None else None,
+            resume_from=resume_from,
+            critic_from=(resume_from or Path("nowhere")) if algorithm == "ppo" else None,
+            critic_rate=3.0,
+        )
+
+    trainer = open_trainer()
     section = ObjectiveSection(algorithm=algorithm, clip_high=1e9, kl_coef=kl_coef)
     objective = PolicyObjective(section, ROLLOUT)
-    rows = training_rows(vlm)
+    rows = training_rows(trainer.vlm)
     if algorithm == "ppo":
         trainer.start_critic([row.advantage for row in rows])
         # Rows of one prompt alone are closed, for every process to have some with nothing but values to learn.
@@ -97,6 +103,14 @@ def steps(
             chosen = np.random.default_rng(step).permutation(len(rows))[: 4 + 2 * (step % 3)]
         metrics.append(trainer.step(with_token_advantages([rows[i] for i in chosen], section), objective))
         answers.append(sample(trainer))
+        if step == first and processes.count() > 1:
+            if processes.is_main():
+                (out / "state").mkdir(parents=True)
+            processes.wait()
+            trainer.save_state(out / "state")
+            processes.wait()
+            trainer = open_trainer()
+            trainer.load_state(out / "state")
     trainer.save(out, out / "model")
     return metrics, answers
 

@@ -5,13 +5,12 @@ from statistics import mean
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from stages.artifacts.columns import DROPPED, EPISODES, METRICS, PROBLEMS
+from stages.artifacts.columns import EPISODES, METRICS, PROBLEMS
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.problems import ProblemSet, Video, encode_image
 from stages.artifacts.stage import execute
@@ -220,8 +219,8 @@ def test_problems_that_need_no_image_are_dropped(base_vlm, math_reward, step, te
     drafts = found_errors(base_vlm, math_reward, step, text_only_problems, NEARLY_GREEDY)
     ids = text_only_problems.ids
     assert {draft.problem.problem_id for draft in drafts} == set(ids[3:])
-    dropped = pq.read_table(step.out / f"{DROPPED.name}.parquet").to_pylist()
-    assert [(row["problem_id"], row["reason"]) for row in dropped] == [(i, "text_only_solvable") for i in ids[:3]]
+    listed = [(row["problem_id"], row["reason"]) for row in step.tally.dropped_rows]
+    assert listed == [(i, "text_only_solvable") for i in ids[:3]]
     assert step.tally.dropped["text_only_solvable"] == 3
     everything = found_errors(base_vlm, math_reward, step, text_only_problems, NEARLY_GREEDY,
                               "repair_rl.text_only_tries=0")  # fmt: skip
@@ -379,8 +378,7 @@ def test_problems_without_images_skip_c1_and_the_text_only_filter(loop_of, base_
     ]  # fmt: skip
     write_rows(tmp_path / "problems.parquet", PROBLEMS, rows)
     found_errors(base_vlm, ByTurns(1.0), step, ProblemSet(tmp_path / "problems.parquet"))
-    dropped = pq.read_table(step.out / f"{DROPPED.name}.parquet").to_pylist()
-    assert {row["problem_id"] for row in dropped} == {seen.problem_id, moving.problem_id}
+    assert {row["problem_id"] for row in step.tally.dropped_rows} == {seen.problem_id, moving.problem_id}
 
 
 @pytest.mark.parametrize(("share", "dropped"), [(1.0, 0), (0.75, 5), (0.5, 5)])

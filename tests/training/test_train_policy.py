@@ -2,7 +2,7 @@
 
 import json
 import math
-from itertools import islice
+from itertools import accumulate, islice
 
 import pytest
 import torch
@@ -78,6 +78,12 @@ def ungated(trajectory):
     return [row(name, error, "error", 0.0, in_pair=True)] * 2
 
 
+def numbered(rows):
+    """Each rollout with a sample number of its own, a repair with its error's."""
+    rollouts = accumulate(row["role"] != "repair" for row in rows)
+    return [row | {"sample": number - 1} for row, number in zip(rows, rollouts, strict=True)]
+
+
 @pytest.fixture
 def stage_of(tmp_path, digits, base_dir):
     """A function: the stage on these groups, a list of shards of problems of rows."""
@@ -86,7 +92,7 @@ def stage_of(tmp_path, digits, base_dir):
         folder = tmp_path / "groups"
         folder.mkdir(exist_ok=True)
         for index, problems in enumerate(shards):
-            rows = [row for problem in problems for row in problem]
+            rows = [row for problem in problems for row in numbered(problem)]
             write_rows(folder / f"{GROUPS.name}-{index:05d}.parquet", GROUPS, rows)
         recipe = load_recipe("digits", ["train.problems_per_step=2", *settings, f"seed={seed}"])
         return TrainPolicy(recipe, folder, digits / "repair_set.parquet", policy, budget)

@@ -1,6 +1,7 @@
 """Optimizer steps on a real model: denominators, micro-batches, gates, and what carries over."""
 
 import math
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import pytest
 import torch
 
 from stages.core.objectives import OBJECTIVES
-from stages.errors import ModelError
+from stages.errors import ArtifactError, ModelError
 from stages.model.batches import encode_prompt, response_batch
-from stages.model.loading import load_model
+from stages.model.loading import check_model_folder, load_model
 from stages.model.prompts import policy_prompt
 from stages.sections import ObjectiveSection, OptimizerSection, RolloutSection, TrainerSection
 from stages.training.groups import with_token_advantages
@@ -291,16 +292,35 @@ def test_warm_up_is_linear(tiny_vlm, copy_of, rows):
     assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_weights(tiny_vlm, copy_of, rows):
-    class NotANumber(SupervisedLoss):
-        def __call__(self, _rows, logprobs, *_):
-            return logprobs.logprobs_BT.sum() * math.nan, {}
+class Scaled(SupervisedLoss):
+    """The supervised loss times a number that need not be finite, or a loss that is not while its gradient is."""
 
-    vlm = copy_of(tiny_vlm)
-    with pytest.raises(ModelError, match="optimizer step 1: gradient norm is nan"):
-        trainer(vlm).step(rows, NotANumber())
-    for first, second in zip(vlm.model.parameters(), tiny_vlm.model.parameters(), strict=True):
+    def __init__(self, factor=1.0, offset=0.0):
+        self.factor, self.offset = factor, offset
+
+    def __call__(self, rows, logprobs, *more):
+        loss, metrics = super().__call__(rows, logprobs, *more)
+        return loss * self.factor + self.offset, metrics
+
+
+@pytest.mark.parametrize("bad", [{"factor": math.nan}, {"factor": math.inf}, {"offset": math.inf}])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(bad, tiny_vlm, copy_of, rows):
+    plain, tried = trainer(copy_of(tiny_vlm)), trainer(copy_of(tiny_vlm))
+    skipped = [tried.step(rows, loss)["skipped"] for loss in (Scaled(), Scaled(**bad), Scaled())]
+    assert skipped == [0.0, 1.0, 0.0]
+    assert (tried.steps_done, tried.steps_skipped) == (3, 1)
+
+    for _ in range(2):
+        plain.step(rows, Scaled())
+    for first, second in zip(plain.vlm.model.parameters(), tried.vlm.model.parameters(), strict=True):
         assert torch.equal(first, second)
+
+
+def test_where_a_step_cannot_be_skipped_it_stops_the_run(tiny_vlm, copy_of, rows):
+    own = trainer(copy_of(tiny_vlm))
+    own.parallel.steps_apart = False  # as ZeRO-3, which steps while it clips
+    with pytest.raises(ModelError, match="optimizer step 1: loss nan, gradient norm nan; lower the learning rate"):
+        own.step(rows, Scaled(math.nan))
 
 
 def test_gradient_norm_is_clipped(tiny_vlm, copy_of, rows):
@@ -309,3 +329,16 @@ def test_gradient_norm_is_clipped(tiny_vlm, copy_of, rows):
     norm = torch.stack([p.grad.norm() for p in vlm.model.parameters() if p.grad is not None]).norm()
     assert norm.item() == pytest.approx(1e-3, rel=1e-3)
     assert metrics["grad_norm"] > 1e-2
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_and_written_when_it_can(tiny_vlm, tmp_path):
+    own = trainer(tiny_vlm)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(ArtifactError, match=r"model: cannot be written \(File too large\); raise the limit"):
+            own.save(tmp_path, tmp_path / "model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    own.save(tmp_path, tmp_path / "model")
+    check_model_folder(tmp_path / "model")

@@ -1,0 +1,49 @@
+"""A finished step's files are still what its manifest says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from stages.artifacts.fingerprint import MANIFEST, file_sha256
+from stages.errors import ArtifactError
+
+_READ_BY_PATTERN = ("*.parquet", "model/*.safetensors")
+"""Files that are found by their names, so that one too many would be taken for a part."""
+
+
+def check_files(folder: Path, files: Mapping[str, Mapping[str, Any]], part: str = "") -> None:
+    """Read a step's files, or the part of them that has this name, and compare them with the manifest's `files`.
+
+    Raises:
+        ArtifactError: names the first that is missing, changed, or not in the manifest.
+    """
+    chosen = {name: entry for name, entry in files.items() if not part or f"{name}/".startswith(f"{part}/")}
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing lets go of the interpreter
+        found = threads.map(lambda name: _damage(folder / name, chosen[name]), chosen)
+        damaged = [f"{folder / name}: {damage}" for name, damage in zip(chosen, found, strict=True) if damage]
+    if damaged:
+        others = f" (and {len(damaged) - 1} more of its files)" if damaged[1:] else ""
+        raise ArtifactError(f"{damaged[0]}{others}; run the command that made it again with --overwrite")
+    strangers = [] if part else sorted(set(_read_by_pattern(folder)) - files.keys())
+    if strangers:
+        raise ArtifactError(f"{folder / strangers[0]}: not in {MANIFEST}, but it would be read; move it elsewhere")
+
+
+def _damage(file: Path, entry: Mapping[str, Any]) -> str | None:
+    try:
+        size = file.stat().st_size
+        if size != entry["bytes"]:
+            return f"{size} bytes instead of {entry['bytes']}"
+        return None if file_sha256(file) == entry["sha256"] else "changed since it was written"
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def _read_by_pattern(folder: Path) -> Iterator[str]:
+    return (str(file.relative_to(folder)) for pattern in _READ_BY_PATTERN for file in folder.glob(pattern))

@@ -1,0 +1,84 @@
+"""What a checkpoint may bring along: weights as safetensors, and code of its own only where the recipe wants it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from transformers.utils.hub import cached_file
+
+from stages.errors import ModelError
+from stages.nested import named, texts
+
+_CODE = (
+    "config.json",
+    "tokenizer_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+)
+"""Files whose `auto_map` names classes to import from the checkpoint, or from another one on the hub."""
+_ADAPTERS = "adapter_config.json"
+_INDEX = "model.safetensors.index.json"
+
+
+def check_trusted(path: Path | str, trust_remote_code: bool) -> None:
+    """Refuse a checkpoint that would run code or be unpickled, before any part of it is loaded.
+
+    A hub name's small files are fetched for that. `transformers` would take its own class in the place of a
+    checkpoint's where it has one, and otherwise ask on the terminal; which of them it is depends on its version.
+
+    Raises:
+        ModelError: it names code of its own, which `trust_remote_code` allows; it has adapters; its index of weights
+            names another format or a file elsewhere.
+    """
+    for name in () if trust_remote_code else _CODE:
+        code = sorted({text for value in named(_read(path, name), "auto_map") for text in texts(value)})
+        if code:
+            raise ModelError(
+                f"{path}: {name} names code that comes with the checkpoint ({', '.join(code)}); read that code and "
+                "set model.trust_remote_code=true, or remove auto_map from the file if transformers knows the model"
+            )
+    if _read(path, _ADAPTERS) is not None:
+        raise ModelError(
+            f"{path}: {_ADAPTERS} stands beside the weights, adapters are not read; add them to the weights "
+            "(peft's merge_and_unload) and save the model, or take the file away"
+        )
+    index = _read(path, _INDEX)
+    for file in sorted({text for value in named(index, "weight_map") for text in texts(value)}):
+        if PurePosixPath(file).name != file or not file.endswith(".safetensors"):
+            raise ModelError(
+                f"{path}: {_INDEX} names {file!r}; weights are *.safetensors files beside it, other formats are not "
+                "read: save the model again with save_pretrained"
+            )
+
+
+def _read(path: Path | str, name: str) -> Any:
+    """The JSON of a local checkpoint's file, or of one on the hub; None where there is none.
+
+    Raises:
+        ModelError: it is not JSON, or there is no such checkpoint on the hub.
+    """
+    file = Path(path) / name
+    if not Path(path).is_dir():
+        try:
+            found = cached_file(
+                str(path),
+                name,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            )
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(
+                f"{path}: no such model folder, nor to be had from the hub ({reason}); give a folder with config.json "
+                "or a hub name org/model"
+            ) from error
+        file = Path(found or "")
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{file}: not JSON ({error}); copy the checkpoint again") from error

@@ -1,0 +1,178 @@
+"""What a finished step's files have become since: named before anything is made of them."""
+
+import json
+import re
+
+import pytest
+
+from stages.artifacts.columns import DROPPED, METRICS
+from stages.artifacts.fingerprint import MANIFEST
+from stages.artifacts.stage import execute
+from stages.artifacts.step import PLAN, Plan, Step, model_folder, read_manifest
+from stages.artifacts.store import write_rows
+from stages.errors import ArtifactError, DataError
+
+ROWS = [{"step": step, "metric": "loss", "value": step / 2} for step in range(300)]
+SHARD = "metrics-00001.parquet"
+WEIGHTS = "model/model.safetensors"
+
+
+class Source:
+    """Two shards, a table and a model's weights."""
+
+    def __init__(self, **inputs):
+        self.inputs = inputs
+
+    def plan(self):
+        return Plan("source", {}, 0, self.inputs)
+
+    def run(self, step):
+        for index in range(2):
+            step.write_shards(index, {METRICS: ROWS})
+        step.write_table(DROPPED, [{"problem_id": "p", "reason": "r"}])
+        (step.out / "model").mkdir()
+        (step.out / WEIGHTS).write_bytes(bytes(1 << 16))
+        step.finish()
+
+
+@pytest.fixture
+def source(tmp_path):
+    execute(Source(), tmp_path / "source")
+    return tmp_path / "source"
+
+
+def reads(path):
+    """A step that has the path as its input."""
+    return Source(source=path)
+
+
+def flip(file, place, bit=0):
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1 << bit
+    file.write_bytes(content)
+
+
+DAMAGES = {
+    "missing": (lambda file: file.unlink(), "missing"),
+    "cut": (lambda file: file.write_bytes(file.read_bytes()[:-100]), r"\d+ bytes instead of \d+"),
+    "longer": (lambda file: file.write_bytes(file.read_bytes() + b"\0"), r"\d+ bytes instead of \d+"),
+    "emptied": (lambda file: file.write_bytes(b""), r"0 bytes instead of \d+"),
+    "first bit": (lambda file: flip(file, 0), "changed since it was written"),
+    "page": (lambda file: flip(file, 200, 3), "changed since it was written"),
+    "footer": (lambda file: flip(file, -60, 6), "changed since it was written"),
+    "last bit": (lambda file: flip(file, -1, 7), "changed since it was written"),
+}
+
+
+@pytest.mark.parametrize("name", [SHARD, WEIGHTS])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_named_by_who_reads_it_and_by_who_wrote_it(damage, name, source, tmp_path):
+    spoil, wrong = DAMAGES[damage]
+    spoil(source / name)
+    message = rf"^{re.escape(str(source / name))}: {wrong}; run the command that made it again with --overwrite$"
+    with pytest.raises(ArtifactError, match=message):
+        execute(reads(source), tmp_path / "out")
+    with pytest.raises(ArtifactError, match=message):
+        execute(reads(source), tmp_path / "out", dry_run=True)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ArtifactError, match=message):
+        execute(Source(), source)
+
+    assert execute(Source(), source, overwrite=True).ran  # the remedy
+    assert execute(reads(source), tmp_path / "out").ran
+
+
+def test_every_flipped_bit_of_a_shard_is_noticed(source):
+    content = (source / SHARD).read_bytes()
+    for place in range(0, len(content), 17):
+        flip(source / SHARD, place, place % 8)
+        with pytest.raises(ArtifactError, match="changed since it was written"):
+            reads(source).plan().record()
+        (source / SHARD).write_bytes(content)
+    assert reads(source).plan().record()
+
+
+def test_several_damaged_files_are_counted(source):
+    (source / SHARD).unlink()
+    (source / WEIGHTS).write_bytes(b"")
+    with pytest.raises(ArtifactError, match=rf"{SHARD}: missing \(and 1 more of its files\); "):
+        reads(source).plan().record()
+
+
+@pytest.mark.parametrize(("part", "file"), [("model", WEIGHTS), (SHARD, SHARD)])
+def test_a_part_of_a_step_is_read_for_itself(part, file, source):
+    """A model folder or a shard may be given in place of the step."""
+    (source / "dropped.parquet").unlink()
+    assert reads(source / part).plan().record()
+    flip(source / file, 100)
+    with pytest.raises(ArtifactError, match=f"{file}: changed since it was written"):
+        reads(source / part).plan().record()
+
+
+@pytest.mark.parametrize("name", ["metrics-00002.parquet", "model/model-00002-of-00002.safetensors"])
+def test_a_file_that_would_be_read_but_is_not_the_steps_is_named(name, source):
+    (source / "notes.txt").write_text("mine")
+    assert reads(source).plan().record()
+    (source / name).write_bytes((source / SHARD).read_bytes())
+    with pytest.raises(ArtifactError, match=rf"{name}: not in manifest\.json, but it would be read; move it elsewhere"):
+        reads(source).plan().record()
+
+
+@pytest.mark.parametrize("content", [b"", b'{"schema_version": 1, "step": "so', b"\xff\xfe\x00"])
+@pytest.mark.parametrize("name", [MANIFEST, PLAN])
+def test_a_manifest_or_plan_that_is_not_json_is_named(name, content, source, tmp_path):
+    (source / name).write_bytes(content)
+    message = rf"source/{name}: not JSON \(.*\); if df made {source}, delete it and run its command again"
+    for stage, out in ((reads(source), tmp_path / "out"), (Source(), source)):
+        with pytest.raises(ArtifactError, match=message):
+            execute(stage, out)
+    with pytest.raises(ArtifactError, match=message):
+        model_folder(source)
+
+
+@pytest.mark.parametrize("manifest", [[], {}, {"schema_version": 1}, {"schema_version": "1", "files": {}}])
+def test_a_manifest_of_something_else_is_named(manifest, source):
+    (source / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=r"source/manifest\.json: not a step's; run the command that made it again"):
+        reads(source).plan().record()
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        (0, "source: schema version 0, this is 1; run its command again with --overwrite"),
+        (2, "source: schema version 2, this is 1; update df, or run its command again with --overwrite"),
+    ],
+)
+def test_a_step_of_another_schema_version_is_named(version, message, source, tmp_path):
+    for name in (MANIFEST, PLAN):
+        (source / name).write_text(json.dumps(json.loads((source / name).read_text()) | {"schema_version": version}))
+    with pytest.raises(ArtifactError, match=f"{message}$"):
+        execute(reads(source), tmp_path / "out")
+    with pytest.raises(ArtifactError, match="source: made with other schema_version; give --overwrite"):
+        execute(Source(), source)
+    assert execute(Source(), source, overwrite=True).ran
+    assert read_manifest(source)["schema_version"] == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "page", "footer"])
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_flat_parquet_is_read_before_anything_is_made_of_it(damage, in_folder, tmp_path):
+    """It has no manifest; our files have checksums of their pages."""
+    (tmp_path / "flat").mkdir()
+    file = tmp_path / "flat" / "metrics-00000.parquet"
+    write_rows(file, METRICS, ROWS)
+    stage = reads(tmp_path / "flat" if in_folder else file)
+    assert stage.plan().record()
+    DAMAGES[damage][0](file)
+    with pytest.raises(DataError, match=rf"{file}: not a readable Parquet file \(.*\); write it again"):
+        execute(stage, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stopped_steps_files_are_not_looked_at(source):
+    """Half of them may be there."""
+    step = Step.open(source.parent / "stopped", reads(source).plan())
+    step.write_shards(0, {METRICS: ROWS})
+    flip(step.out / "metrics-00000.parquet", 200)
+    assert Step.finished(step.out, reads(source).plan()) is None

@@ -1,0 +1,99 @@
+"""Signals and time limits: what is under way is finished and saved, and the same command goes on."""
+
+import json
+import os
+import signal
+import time
+from itertools import count
+
+import pytest
+
+from df_cli.options import seconds
+from interrupted import content
+from stages.artifacts.step import CHECKPOINTS, PROGRESS, TRACKING
+from stages.interruption import Requests
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def wait_for(file, process):
+    while not (file.is_file() and file.stat().st_size):
+        assert process.is_alive(), f"{file} never came"
+        time.sleep(0.01)
+
+
+def last_line(out):
+    return out.with_suffix(".output").read_text().splitlines()[-1]
+
+
+@pytest.mark.parametrize("stage", ["rl-repair", "rollout", "train-policy"])
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stage_that_is_asked_to_stop_saves_and_goes_on(stage, number, exit_code, references, tmp_path):
+    reference, out = references[stage], tmp_path / "out"
+    process = reference.command.start(out)
+    wait_for(out / PROGRESS, process)
+    os.kill(process.pid, number)
+    process.join()
+
+    assert process.exitcode == exit_code
+    assert last_line(out) == (
+        f"{out}: stopped ({number.name}), what was done is saved; give the same command again to go on"
+    )
+    reference.check_resumed(out, number.name)
+
+
+def test_a_time_limit_stops_as_often_as_it_takes(references, tmp_path):
+    reference, out = references["train-policy"], tmp_path / "out"
+    limited = reference.command.with_options("--stop-after", "1s")
+    for start in count(1):
+        process = limited.start(out)
+        process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == 75
+        assert "stopped (--stop-after, 1 s), what was done is saved" in last_line(out)
+        progress = json.loads((out / PROGRESS).read_text())
+        assert int(progress["checkpoint"]) == start - 1
+
+    assert start > 1
+    assert content(out) == content(reference.out)
+
+
+def test_sigusr1_saves_and_the_run_goes_on(references, tmp_path):
+    reference, out = references["train-policy"], tmp_path / "out"
+    process = reference.command.with_options("--save-every", "1000").start(out)
+    wait_for(out / TRACKING / "metrics.jsonl", process)
+    assert not (out / CHECKPOINTS).exists()
+    os.kill(process.pid, signal.SIGUSR1)
+    wait_for(out / PROGRESS, process)
+    assert json.loads((out / PROGRESS).read_text())["checkpoint"] == "000000"
+
+    process.join()
+    assert process.exitcode == 0
+    assert content(out) == content(reference.out)
+
+
+def test_a_signal_is_noted_once_and_acts_the_second_time():
+    requests = Requests()
+    with requests.heard():
+        assert (requests.to_stop(), requests.to_save()) == (None, False)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert (requests.to_save(), requests.to_save()) == (True, False)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert requests.to_stop() == ("SIGINT", 130)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("3h30m", 12600), ("45m", 2700), ("1d12h", 129600), ("90s", 90), ("2h5s", 7205)]
+)
+def test_durations(text, expected):
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "3", "0s", "30m3h", "3 h", "-1h", "1.5h", "٣h"])
+def test_what_is_no_duration_is_refused(text):
+    with pytest.raises(Exception, match="is no duration; write it like 3h30m"):
+        seconds(text)
