@@ -18,7 +18,7 @@ from stages.scoring.answering import Answer
 from stages.scoring.references import References
 from stages.scoring.repairs import Draft, Repairer
 from stages.sections import PromptSection
-from stages.training.heldout import repair_heldout
+from stages.training.heldout import annotated_reference, repair_heldout
 
 STYLE = PromptSection(
     repair_instruction="Repair this draft:",
@@ -110,8 +110,8 @@ def test_sft_prompts_cover_the_kinds(tiny_vlm, repair_problems, step):
     for number, problem in enumerate(repair_problems):
         preferred = f"like {number}" if number % 2 else None
         problem = replace(problem, extra=problem.extra | {"preferred": preferred})
-        row = stage._row(repairer, references, problem, 0, True)
-        withheld = stage._row(repairer, references, problem, 0, False)
+        row = stage._row(repairer, problem, annotated_reference(references, problem, 0), True)
+        withheld = stage._row(repairer, problem, None, False)
         text, without = (tiny_vlm.decode(prompt.ids) for prompt in (row.prompt, withheld.prompt))
         is_preferred = text.endswith(f"A right answer: like {number}\nassistant\n")
         assert is_preferred or text.endswith(f"The right answer is {problem.answer}.\nassistant\n")

@@ -138,8 +138,8 @@ def groups(tmp_path_factory, base_vlm, repair_problems, recipe):
     for problem in repair_problems[:3]:
         text = policy_prompt(base_vlm.processor, recipe.prompt, problem.question, problem.images)
         prompt = encode_prompt(base_vlm, text)
-        sides = [("error", "error", 0.0), ("repair", "correct", 1.0), ("repair", "repair", 1.0)]
-        for sample, (column, role, reward) in enumerate(sides):
+        sides = [(0, "error", "error", 0.0), (0, "repair", "repair", 1.0), (1, "repair", "correct", 1.0)]
+        for sample, column, role, reward in sides:
             ids = [*base_vlm.tokenizer(problem.extra[column])["input_ids"], base_vlm.end_ids[0]]
             written.append(
                 {
