@@ -61,7 +61,7 @@ class TableSpec:
             if index < 0 and column.optional:
                 continue
             if index < 0:
-                near = difflib.get_close_matches(column.name, schema.names, n=1, cutoff=0.0)
+                near = difflib.get_close_matches(column.name, schema.names, n=1)
                 raise DataError(
                     f"{place}: no column {column.name} ({column.meaning}); it has {', '.join(schema.names)}"
                     f"{', of which the nearest is ' if near else ''}{''.join(near)}. "

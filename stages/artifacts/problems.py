@@ -171,6 +171,10 @@ class ProblemSet:
     def __contains__(self, problem_id: str) -> bool:
         return self._index.find(problem_id) is not None
 
+    def knows(self, problem_id: str) -> bool:
+        """Whether the file has a problem of this id, a bad one that was left out too."""
+        return problem_id in self or any(row.problem_id == problem_id for row in self.bad)
+
     def __iter__(self) -> Iterator[Problem]:
         return (self[problem_id] for problem_id in self.ids)
 

@@ -5,7 +5,7 @@ Axes: R rows of one part of a file, T entries of all their lists, one row's afte
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,8 +48,8 @@ class Responses(NamedTuple):
     """Problems with a bad row: without it the group would be another, so all of it is left out."""
 
 
-def check_responses(path: Path, spec: TableSpec, known: Container[str], limits: Limits) -> Responses:
-    """Look at every row of `rollouts` or `groups`; `known` are the ids of the problems.
+def check_responses(path: Path, spec: TableSpec, known: Callable[[str], bool], limits: Limits) -> Responses:
+    """Look at every row of `rollouts` or `groups`; `known` tells whether there is a problem of an id.
 
     Bad rows: `unknown_problem`; `split_group`, rows of a problem in two places; `duplicate_sample`; `stray_repair`,
     which does not follow its error; `unknown_role`; `lengths_disagree`; `no_tokens`; `unknown_token`;
@@ -86,7 +86,7 @@ def _keys(table: pa.Table) -> Iterator[tuple[str, int, str | None]]:
 class _Order:
     """Follows the rows of an artifact: a problem's stand together, each once, a repair behind its error."""
 
-    def __init__(self, known: Container[str]) -> None:
+    def __init__(self, known: Callable[[str], bool]) -> None:
         self.seen: dict[str, None] = {}
         self._known = known
         self._last: tuple[str, int, str | None] | None = None
@@ -98,12 +98,12 @@ class _Order:
             self._of_problem.clear()
             if problem_id in self.seen:
                 return Fault("split_group", "rows of this problem stand further up too; sort the rows by problem_id")
-        self.seen[problem_id] = None
-        if problem_id not in self._known:
-            return Fault(
-                "unknown_problem",
-                f"no problem {problem_id}; give the problems that the other inputs were made from",
-            )
+            self.seen[problem_id] = None
+            if not self._known(problem_id):
+                return Fault(
+                    "unknown_problem",
+                    f"no problem {problem_id}; give the problems that the other inputs were made from",
+                )
         if (sample, role) in self._of_problem:
             return Fault("duplicate_sample", "it stands twice; keep one of them")
         self._of_problem.add((sample, role))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -168,7 +169,7 @@ def _start(folder: Path, model: ModelSection, vllm: VllmSection) -> Any:
     on_cpu = not torch.cuda.is_available()
     pixels = {"min_pixels": model.min_pixels, "max_pixels": model.max_pixels}
     given = {"max_model_len": vllm.max_model_len, "distributed_executor_backend": vllm.distributed_executor}
-    with _environment(on_cpu), torch.random.fork_rng(devices=[]):
+    with _environment(on_cpu), _interrupts_held(), torch.random.fork_rng(devices=[]):
         from vllm import LLM
 
         return LLM(
@@ -212,6 +213,17 @@ def _environment(on_cpu: bool) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """A process that is started inside never hears SIGINT: Ctrl-C reaches all processes of a terminal, and the one that
+    is asked to stop has to finish its shard first."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _own_gpu(visible: str | None) -> str:

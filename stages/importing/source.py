@@ -114,7 +114,9 @@ def _builder(name: str, path: Path, config_name: str | None) -> DatasetBuilder:
         _check_cards(path)
         return load_dataset_builder(str(path.absolute()), config_name)
     if not path.is_file():
-        if path.is_absolute() or name.startswith(".") or len(path.parts) > 2 or path.suffix in _READERS:
+        in_a_folder = len(path.parts) == 2 and path.parent.exists()
+        local = path.is_absolute() or name.startswith(".") or len(path.parts) > 2 or in_a_folder
+        if local or path.suffix in _READERS:
             raise DataError(f"{name}: no such file or folder")
         return load_dataset_builder(name, config_name)
     if path.suffix not in _READERS:

@@ -193,7 +193,7 @@ def _check_shards(folder: Path, weights: Mapping[str, Set[str]]) -> None:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{file}: not JSON ({error}); {_COPY}") from error
     return value if isinstance(value, dict) else {}
 

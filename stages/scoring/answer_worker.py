@@ -1,8 +1,9 @@
-"""A process that compares two LaTeX answers: one JSON object per line in, one verdict per line out.
+"""A process that compares two LaTeX answers: one JSON object per line in, one reply per line out.
 
 Started by ``answers.AnswerScorer`` as ``python -m stages.scoring.answer_worker MEMORY_MB ALARM_S``. The first line
 out, ``"ready"``, says that the imports are done. A request is ``{"gold": latex, "response": latex}``; its reply is
-1.0 (equal), 0.0 (not equal, or the response does not parse) or null (the gold does not parse).
+``[verdict, spent]``: 1.0 (equal), 0.0 (not equal, or the response does not parse) or null (the gold does not parse),
+and whether more than half of the memory stays taken (by sympy's caches), so that another worker should go on.
 
 Math-Verify compares, gold first (it is asymmetric), what its own LaTeX grammar makes of the whole strings. Neither
 its extraction, which evaluates Python expressions, nor its time-outs, which need the main thread and raise a
@@ -17,6 +18,7 @@ import os
 import resource
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 from stages.scoring import code_guard
@@ -26,6 +28,8 @@ def main(memory_mb: int, alarm_s: float) -> None:
     """Answer requests from stdin until it closes. Exits 1 when a parse exhausts the memory limit."""
     if sys.platform != "darwin":  # macOS refuses a limit on address space
         resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
+    # scipy, which sympy imports for sums, would reserve address space for a thread of every core.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     # Replies own the real stdout: nothing a library prints may pass for a verdict.
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -34,7 +38,6 @@ def main(memory_mb: int, alarm_s: float) -> None:
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
     from math_verify import verify
     from math_verify.grader import should_treat_as_complex
-    from sympy.core.cache import clear_cache
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     # units=False: a unit that is dropped makes 12 cm equal 12 miles.
@@ -74,9 +77,14 @@ def main(memory_mb: int, alarm_s: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, alarm_s)
         verdict = compare(request["gold"], request["response"])
         signal.setitimer(signal.ITIMER_REAL, 0)
-        # What sympy keeps of one comparison would count against the memory of the next.
-        clear_cache()
-        print(json.dumps(verdict), file=replies)
+        print(json.dumps([verdict, held_mb() > memory_mb / 2]), file=replies)
+
+
+def held_mb() -> float:
+    """Address space of this process, where it is limited; 0.0 on macOS."""
+    if sys.platform == "darwin":
+        return 0.0
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() / (1 << 20)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ Rules, in this order. ``extraction`` says what a final answer is; a response wit
   from case and spaces. (B) is b; "B or C" and "B. 12 cm" are not B.
 * Anything else is compared by Math-Verify in a worker process: mathematical equality, whatever the form. A response
   that leaves an operation to be done (``\\int``, ``\\sum``, ``!``, ``3 5``) which the gold does not contain is wrong,
-  and so is a set or list for an ordered gold such as a point or an interval.
+  and so is a set or list for an ordered gold such as a point or an interval, or one of these for a set in braces.
 """
 
 import atexit
@@ -177,6 +177,8 @@ _ORDERED = re.compile(r"[(\[][^,]*,.*[)\]]")
 def _same_form(gold: str, final: str) -> bool:
     if set(_DEFERRED.findall(final)) - set(_DEFERRED.findall(gold)):
         return False
+    if gold.startswith(r"\{") and _ORDERED.fullmatch(final):
+        return False
     return not _ORDERED.fullmatch(gold) or (final.startswith(gold[0]) and final.endswith(gold[-1]))
 
 
@@ -193,7 +195,12 @@ class _Worker:
         if self._process is None or self._process.poll() is not None:
             self._start()
         reply = self._exchange(json.dumps(comparison._asdict()).encode() + b"\n", self._timeout_s)
-        return json.loads(reply) if reply else None
+        if not reply:
+            return None
+        verdict, spent = json.loads(reply)
+        if spent:
+            self.stop()
+        return verdict
 
     def _start(self) -> None:
         for _ in range(STARTS):

@@ -220,7 +220,9 @@ _UNIT_REWRITES = [
     ]
 ]
 _UNIT_FACTOR = re.compile(r"([a-zA-Z]+|[°%$¢€£¥][CF]?)(?:\^(?:([23])|\{([23])\}))?")
-_NAME = re.compile(r"((?:[a-z]|[A-Z]{1,3}|\\[a-z]+)(?:_\w|_\{\w+\})?(?:\([a-z]\))?) ?(?:=|\\in(?![a-zA-Z])) ?([^=]+)")
+# A constant is no name: \pi = 3 would pass for 3.
+_LETTER = r"(?:[a-z]|[A-Z]{1,3}|\\(?!(?:pi|infty)(?![a-z_]))[a-z]+)"
+_NAME = re.compile(rf"({_LETTER}(?:_\w|_\{{\w+\}})?(?:\([a-z]\))?) ?(?:=|\\in(?![a-zA-Z])) ?([^=]+)")
 
 
 def unit(text: str) -> str | None:

@@ -61,9 +61,8 @@ class ProblemCheck:
         Raises:
             DataError, ModelError: as `usable`.
         """
-        known = {*problems.ids, *(row.problem_id for row in problems.bad)}
         limits = Limits(len(self.codec.tokenizer), self.codec.max_length)
-        responses = check_responses(path, spec, known, limits)
+        responses = check_responses(path, spec, problems.knows, limits)
         refuse(responses.bad, on_bad_row, path, left=len(responses.problem_ids) - len(responses.bad))
         excluded = {row.problem_id for row in responses.bad}
         ids = [name for name in responses.problem_ids if name in problems and name not in excluded]

@@ -33,7 +33,7 @@ def split_repair_set(repair_set: ProblemSet, heldout_share: float) -> Split:
     The order is the annotator's: end the file with problems whose images occur nowhere before.
     """
     count = round(len(repair_set) * heldout_share)
-    ids = repair_set.ids
+    ids = list(repair_set.ids)
     return Split(ids[: len(ids) - count], ids[len(ids) - count :])
 
 

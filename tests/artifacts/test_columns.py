@@ -64,6 +64,13 @@ FROZEN = {
         ("finish_reason", "string"),
         ("sampler_logprobs", FLOATS),
     ],
+    "drafts": [
+        ("problem_id", "string"),
+        ("sample", "int32"),
+        ("ids", IDS),
+        ("text", "string"),
+        ("right_response", "string"),
+    ],
     "episodes": [
         ("iteration", "int32"),
         ("problem_id", "string"),
@@ -146,6 +153,7 @@ NULLABLE = {
     "rollouts": {"reward"},
     "repairs": {"reward", "flagged", "category", "evidence"},
     "groups": {"sampler_logprobs"},
+    "drafts": {"right_response"},
     "episodes": {"reward", "gate_c1", "gate_audit", "category", "evidence", "repair_reward"},
     "dropped": {"detail"},
     "values": set(),

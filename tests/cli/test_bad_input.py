@@ -522,7 +522,7 @@ MODELS = {
     ),
     "broken configuration": (
         lambda folder: own_copy(folder, "config.json").write_text('{"model_type": '),
-        ["model: its config.json cannot be read (", "save the checkpoint again"],
+        ["model/config.json: not JSON (Expecting value: line 1 column 16 (char 15)); fetch or copy the model folder"],
     ),
     "another model's processor": (
         lambda folder: change_json(folder, "config.json", image_token_id=6),

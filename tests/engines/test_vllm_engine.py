@@ -1,8 +1,11 @@
 """vLLM beside the contract: raw log-probs that agree, weights taken while it runs, prompts that it reads alike."""
 
 import copy
+import signal
+import time
 from dataclasses import replace
 
+import psutil
 import pytest
 import torch
 
@@ -53,6 +56,19 @@ def test_a_running_engine_takes_new_weights_and_forgets_what_the_old_ones_made(
     expected = TransformersEngine(trained).score(asked, temperature=0.7)
     for completion, score in zip((c for group in after for c in group), expected, strict=True):
         assert completion.logprobs == pytest.approx(score, abs=1e-4)
+
+
+def test_an_engine_in_a_process_of_its_own_outlives_ctrl_c(start_vllm, tiny_vlm, prompts, monkeypatch):
+    """A terminal sends it to every process; the one that was asked stops when its shard is finished."""
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    before = psutil.Process().children(recursive=True)
+    engine = start_vllm(tiny_vlm, max_model_len=100)
+    children = [child for child in psutil.Process().children(recursive=True) if child not in before]
+    assert children
+    for child in children:
+        child.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert [len(group) for group in engine.generate([Request(prompts[0])], Sampling(5))] == [1]
 
 
 def test_a_prompt_that_vllm_reads_otherwise_is_refused(start_vllm, tiny_vlm, prompts, tmp_path):

@@ -172,3 +172,10 @@ def test_a_dataset_with_a_script_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"cannot be read as a dataset .*scripts are no longer supported"):
         rows(tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_that_is_missing_from_a_folder_is_no_name_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    with pytest.raises(DataError, match="data/mine: no such file or folder"):
+        open_source("data/mine", None, None)

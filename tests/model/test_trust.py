@@ -137,15 +137,18 @@ def test_adapters_beside_the_weights_are_refused(checkpoint, mark, weights):
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize("place", ["weights.bin", "../weights.safetensors", "/tmp/weights.safetensors"])
-def test_an_index_names_safetensors_in_the_folder_alone(checkpoint, mark, place):
-    if place.endswith(".bin"):
-        bring_weights(checkpoint, mark, place)
+def test_an_index_names_safetensors_in_the_folder_alone(checkpoint, mark, place, alone):
+    """Whole weights beside it or not."""
+    bring_weights(checkpoint, mark, "weights.bin")
     names = load_file(checkpoint / "model.safetensors")
-    shutil.move(checkpoint / "model.safetensors", checkpoint / "other.safetensors")
+    if alone:
+        shutil.move(checkpoint / "model.safetensors", checkpoint / "other.safetensors")
     change(checkpoint / "model.safetensors.index.json", metadata={}, weight_map=dict.fromkeys(names, place))
     (message,) = refusals(checkpoint)
-    assert message.startswith(f"{checkpoint}: model.safetensors.index.json names {place!r}; ")
+    missing, named = f"{place} is missing, which model.safetensors.index.json names; ", f"names {place!r}; "
+    assert (missing if alone else named) in message
     assert not mark.exists()
 
 

@@ -147,6 +147,15 @@ def test_a_worker_out_of_memory_costs_that_answer_alone(starts):
         assert len(starts) == 2
 
 
+def test_a_worker_that_keeps_memory_is_replaced_before_others_lack_it(starts):
+    # sympy's caches keep the three megabytes of such a number; half of the memory is spent after a few.
+    responses, golds = [boxed(rf"2^{{8000000}}+{n}+\sqrt{{3}}") for n in range(10)], [r"\sqrt{2}"] * 10
+    with AnswerScorer(workers=1, timeout_s=ENDLESS_S, memory_mb=160) as scorer:
+        assert scorer.score_many(responses, golds) == [0.0] * 10
+        assert 2 <= len(starts) <= 5
+        assert scorer.score_many(*roots(2)) == [1.0, 1.0]
+
+
 DRIVER = r"""
 import json, signal, sys
 from stages.scoring.answers import AnswerScorer

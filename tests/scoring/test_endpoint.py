@@ -295,6 +295,18 @@ def test_a_reply_that_repeats_the_key_is_kept_without_it(model, monkeypatch, tmp
     assert [json.loads(reply) for reply in pq.read_table(file)["reply"].to_pylist()] == [{"says": "yes ***"}] * 2
 
 
+def test_a_redirect_takes_the_key_to_no_other_server(model, monkeypatch):
+    monkeypatch.setenv("DF_KEY", KEY)
+    with serving(script_of()) as other:
+        moved = Special(b"", 307, {"Location": f"{other.url}/chat/completions"})
+        with serving(script_of(then=moved)) as server:
+            replies = model(server, api_key_env="DF_KEY").ask(numbered(1))
+    assert said(replies) == [["yes"]]
+    assert server.headers[0]["authorization"] == f"Bearer {KEY}"
+    assert len(other.headers) == 1
+    assert KEY not in str(other.headers)
+
+
 def test_without_a_key_none_is_sent(model, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with serving(script_of()) as server:
