@@ -7,6 +7,7 @@
 # make lock    bring uv.lock up to date with pyproject.toml; make lock UPGRADE=--upgrade takes the newest versions
 # make bench   the training step beside TRL's, the loss's memory, masks and checked answers per second; tables and
 #              plots in runs/bench
+# make soak    three stages over 10,000 and 100,000 problems, and a slow judge: memory, open files, speed; in runs/soak
 # make fuzz    answer checking under mutated hostile answers, TIME seconds a target, in an environment of its own
 #
 # make all RECIPE=my.yaml RUN=runs/mine ROUNDS=4 SEED=1 DATA=/data/mine BASE=org/model SET="rollout.problems=512"
@@ -60,7 +61,7 @@ ifneq ($(filter all,$(or $(MAKECMDGOALS),all)),)
 $(shell mkdir -p '$(RUN)' && echo "$(SETTINGS)" | cmp -s - '$(RUN)/settings' || echo "$(SETTINGS)" > '$(RUN)/settings')
 endif
 
-.PHONY: all ablate test test-vllm test-faults check lock bench fuzz clean
+.PHONY: all ablate test test-vllm test-faults check lock bench soak fuzz clean
 
 all: $(RUN)/summary.parquet
 
@@ -127,6 +128,9 @@ bench: .venv/installed-bench
 	$(BIN)/python tests/bench/loss_memory.py
 	$(BIN)/python tests/bench/build_masks.py
 	$(BIN)/python tests/bench/answers.py
+
+soak: .venv/installed
+	PYTHONPATH=data/digits:tests $(BIN)/python tests/soak/load.py
 
 fuzz: .venv-fuzz/installed
 	for target in decide compare; do .venv-fuzz/bin/python tests/scoring/fuzz_answers.py $$target --seconds $(TIME) || exit 1; done
