@@ -1,8 +1,8 @@
 """A df command in a process that keeps a record of what it does to its output folder, and dies at one entry of it.
 
 What is recorded is whatever can leave the folder different: files opened to be written, folders made, renames and
-removals. A rename can be the end at three moments: before it, with the file that was to get its name cut in half, as
-where a crash came in the middle of its writing; before it, all written; and right after it.
+removals. A rename can be the end before it and right after it. Where it gives a file that was being written its name,
+`finish` in the record, there is a third moment: with the file cut in half, as where the end came in the midst of it.
 """
 
 import os
@@ -14,9 +14,10 @@ from typing import NamedTuple
 # All that the commands import, once, in the server that they are forked from.
 import stages.ablate  # noqa: F401
 from df_cli.main import main
+from stages.artifacts.writing import PARTIAL
 
 WRITING = os.O_WRONLY | os.O_RDWR
-MOMENTS = ("torn", "before", "after")
+MOMENTS = {"finish": ("torn", "before", "after"), "rename": ("before", "after")}
 
 
 class Point(NamedTuple):
@@ -53,16 +54,17 @@ class Record:
     def rename(self, source, target) -> None:
         if not os.fsdecode(target).startswith(self.folder):
             return self.replace(source, target)
-        entry = self.note("os.rename", target, moments=("torn", "before"), source=source)
+        is_new = os.fsdecode(source).endswith(PARTIAL)
+        if is_new and Point(self.entries, "torn") == self.death:
+            os.truncate(source, os.path.getsize(source) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        entry = self.note("finish" if is_new else "rename", target)
         self.replace(source, target)
         return self.end_at(Point(entry, "after"))
 
-    def note(self, event: str, path, moments=("before",), source=None) -> int:
+    def note(self, event: str, path) -> int:
         entry, self.entries = self.entries, self.entries + 1
         os.write(self.log, f"{event} {os.path.relpath(path, self.folder)}\n".encode())
-        if Point(entry, "torn") == self.death and "torn" in moments:
-            os.truncate(source, os.path.getsize(source) // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
         self.end_at(Point(entry, "before"))
         return entry
 

@@ -55,7 +55,7 @@ class Reference:
         return [
             Point(entry, moment)
             for entry, line in enumerate(self.record)
-            for moment in (MOMENTS if line.startswith("os.rename ") else ("before",))
+            for moment in MOMENTS.get(line.partition(" ")[0], ("before",))
         ]
 
     def check_after_death_at(self, point: Point, out: Path) -> None:
@@ -76,7 +76,7 @@ class Reference:
     def check_resumed(self, out: Path, place: str) -> None:
         progress = json.loads((out / PROGRESS).read_text()) if (out / PROGRESS).is_file() else {}
         record = self.command.finish(out)
-        again = {f"os.rename {name}{PENDING}" for name in progress.get("files", {})} & set(record)
+        again = {f"finish {name}{PENDING}" for name in progress.get("files", {})} & set(record)
         assert not again, place
         saved = [line.rpartition("/")[2] for line in record if line.startswith(f"os.mkdir {CHECKPOINTS}/0")]
         assert all(name > (progress.get("checkpoint") or "") for name in saved), place
