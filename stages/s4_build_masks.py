@@ -177,11 +177,12 @@ def _plan(stage: BuildMasks | BuildMasksFromPreferences, data: dict[str, Path]) 
     if repair_model is not None:
         check_auditor(recipe.audit)
     inputs = data | ({} if repair_model is None else {"repair_model": repair_model}) | {"policy": stage.policy}
+    bad = stage.usable.bad
     vocabulary = {"vocabulary": stage.codec.vocabulary_sha256}
     sections = with_engine(recipe).subset(
         "model", "engine", "prompt", "reward", "audit", "masks", rollout=SAMPLING_FIELDS
     )
-    return Plan("build-masks", sections | vocabulary, recipe.seed, inputs, stage.usable.bad)
+    return Plan("build-masks", sections | vocabulary, recipe.seed, inputs, bad)
 
 
 def _check_options(recipe: Recipe, repair_model: Path | None) -> None:

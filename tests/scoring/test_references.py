@@ -135,14 +135,15 @@ class Given:
 
 
 def test_repair_rl_shows_correct_drafts_of_the_same_problem(problems, step):
-    source = ErrorSource(load_recipe("digits", ["prompt.references=[sibling]"]), Given(), step)
-    drafts = source._drafts(problems[:2], 0)
+    settings = ["prompt.references=[sibling]", "repair_rl.text_only_tries=0"]
+    rows = ErrorSource(load_recipe("digits", settings), Given(), step)._rows(problems[:2], 0)
 
-    assert [(draft.problem, draft.sample, draft.text, draft.right_response) for draft in drafts] == [
-        (problems[0], 0, "text 0", "text 1"),
-        (problems[0], 3, "text 3", "text 1"),
-        (problems[1], 0, "text 4", None),
-        (problems[1], 1, "text 5", None),
+    first, second = (problem.problem_id for problem in problems[:2])
+    assert [(row["problem_id"], row["sample"], row["text"], row["right_response"]) for row in rows] == [
+        (first, 0, "text 0", "text 1"),
+        (first, 3, "text 3", "text 1"),
+        (second, 0, "text 4", None),
+        (second, 1, "text 5", None),
     ]
     assert step.tally.counts["references_missing"] == 2
 
