@@ -42,7 +42,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.out) as folder:
         sizes = [measure_size(Path(folder) / str(problems), problems) for problems in options.problems]
         faults = compare(options.problems, *sizes)
-        settings = {"limit": 32, "answer_s": 2.0, "spread_s": options.spread_s, "generate_s": 4.0}
+        settings = {"limit": 16, "answer_s": 2.0, "spread_s": options.spread_s, "generate_s": 4.0}
         judge = measure_judge(Path(folder), problems=options.judged, **settings)
     if judge["ahead"].share < LEAST_OCCUPANCY:
         faults.append(f"the judge's places are filled to {judge['ahead'].share:.0%}, less than {LEAST_OCCUPANCY:.0%}")
