@@ -310,7 +310,7 @@ class _Work:
         parts: dict[str, list[Any]] = defaultdict(list)
         for name, metric in processes.gather(self.measured):
             parts[name].append(metric)
-        sums = {name: sum(part.value for part in parts.pop(name, [])) for name in ("loss", "tokens", "slots")}
+        sums = {name: float(sum(part.value for part in parts.pop(name, []))) for name in ("loss", "tokens", "slots")}
         return {name: _combine(name, values) for name, values in parts.items()} | {
             "loss": sums["loss"],
             "padding_share": 1 - sums["tokens"] / max(sums["slots"], 1),

@@ -6,7 +6,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from interrupted import Command, Reference
+pytest.register_assert_rewrite("interrupted")
+
+from interrupted import Command, Reference  # noqa: E402, after it
 
 SETTINGS = [
     "sft.epochs=2",

@@ -45,6 +45,7 @@ def test_a_stage_that_is_asked_to_stop_saves_and_goes_on(stage, number, exit_cod
 def test_a_time_limit_stops_as_often_as_it_takes(references, tmp_path):
     reference, out = references["train-policy"], tmp_path / "out"
     limited = reference.command.with_options("--stop-after", "1s")
+    saved = -1
     for start in count(1):
         process = limited.start(out)
         process.join()
@@ -52,8 +53,8 @@ def test_a_time_limit_stops_as_often_as_it_takes(references, tmp_path):
             break
         assert process.exitcode == 75
         assert "stopped (--stop-after, 1 s), what was done is saved" in last_line(out)
-        progress = json.loads((out / PROGRESS).read_text())
-        assert int(progress["checkpoint"]) == start - 1
+        last, saved = saved, int(json.loads((out / PROGRESS).read_text())["checkpoint"])
+        assert saved > last  # every start gets on
 
     assert start > 1
     assert content(out) == content(reference.out)
