@@ -51,12 +51,11 @@ class Reference:
     seconds: float
 
     def points(self) -> list[Point]:
-        """Every moment of the run at which it can be killed by its record."""
-        return [
-            Point(entry, moment)
-            for entry, line in enumerate(self.record)
-            for moment in MOMENTS.get(line.partition(" ")[0], ("before",))
-        ]
+        """Moments of the run at which it can be killed by its record: all of each rename, and one in four others."""
+        events = [line.partition(" ")[0] for line in self.record]
+        renames = [Point(i, moment) for i, event in enumerate(events) for moment in MOMENTS.get(event, ())]
+        others = [Point(i, "before") for i, event in enumerate(events) if event not in MOMENTS]
+        return renames + others[::4]
 
     def check_after_death_at(self, point: Point, out: Path) -> None:
         """Killed there and started again, it writes the same, and nothing again that was finished."""
