@@ -1,7 +1,7 @@
 """Each stage killed at every kind of moment, and started again: the output is that of a run that nobody killed.
 
-`make test-faults` kills each stage at every rename, two or three times each, and at instants that are evenly spread over
-its run; the ordinary tests do a sample of both.
+`make test-faults` kills each stage at every rename, two or three times each, at one in four other changes, and at
+instants spread evenly over its run; the ordinary tests do a sample.
 """
 
 import random
