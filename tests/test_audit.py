@@ -288,7 +288,7 @@ BAD_LABELS = {
     "category": ("labels.csv", "episode_id,label\n0/p00/1/2,Clean\n0/p01/1/2,clean\n0/p02/1/2,invented\n",
         r"2 unknown_label: not one of clean, image_ignored, .*: row 0 \(0/p00/1/2\): 'Clean'; row 2 .*: 'invented'$"),
     "column": ("labels.csv", "episode_id,verdict\n0/p00/1/2,clean\n",
-        r"labels\.csv: no column label \(.*it has episode_id, verdict, of which .* audit_labels is written by df"),
+        r"labels\.csv: no column label \(.*it has episode_id, verdict\. audit_labels is written by df"),
     "semicolons": ("labels.csv", "episode_id;label\n0/p00/1/2;clean\n",
         r"no column episode_id .*it has episode_id;label, of which the nearest is episode_id;label\."),
     "ragged": ("labels.csv", "episode_id,label\n0/p00/1/2,clean,extra\n",

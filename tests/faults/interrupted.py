@@ -2,9 +2,14 @@
 
 import json
 import multiprocessing
+import os
 import signal
+import sys
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest.mock import patch
 
 import pyarrow.parquet as pq
 
@@ -12,6 +17,16 @@ from doomed import MOMENTS, Point, run
 from stages.artifacts.fingerprint import MANIFEST
 from stages.artifacts.step import CHECKPOINTS, PENDING, PROGRESS
 from stages.training.trainer import MACHINE_METRICS
+
+
+@cache
+def _server() -> multiprocessing.context.ForkServerContext:
+    """What commands are forked from; it looks for modules where its environment says, not where this process does."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["doomed"])
+    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        forkserver.ensure_running()
+    return context
 
 
 @dataclass(frozen=True)
@@ -22,11 +37,9 @@ class Command:
 
     def start(self, out: Path, death: Point | None = None) -> multiprocessing.process.BaseProcess:
         """A process that does it, forked where everything is imported; its record and output lie beside `out`."""
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["doomed"])
         arguments = [*self.arguments, "--out", str(out)]
         files = (out.with_suffix(".record"), death, out.with_suffix(".output"))
-        process = context.Process(target=run, args=(arguments, out, *files))
+        process = _server().Process(target=run, args=(arguments, out, *files))
         process.start()
         return process
 
