@@ -103,11 +103,11 @@ def test_a_line_of_a_dataset_cannot_pass_for_one_of_ours(workspace, df):
 
 
 def test_an_error_of_a_reward_function_is_told_with_its_traceback(workspace, df, monkeypatch):
-    (workspace / "own_reward.py").write_text(
+    (workspace / "loud_reward.py").write_text(
         f"def score(response, problem):\n    secret = 'local variable'\n    raise ValueError({HOSTILE!r})\n"
     )
     monkeypatch.syspath_prepend(workspace)
-    settings = ["--set", "reward.name=own_reward:score", "--set", "rollout.samples_per_problem=1"]
+    settings = ["--set", "reward.name=loud_reward:score", "--set", "rollout.samples_per_problem=1"]
     code, _, err = df("rollout --problems problems.parquet --policy model --out out", *settings)
     assert code == 1
     assert "Traceback (most recent call last)" in err
