@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from doomed import MOMENTS, Point, run
 from stages.artifacts.fingerprint import MANIFEST
+from stages.artifacts.lock import LOCK
 from stages.artifacts.step import CHECKPOINTS, PENDING, PROGRESS
 from stages.training.trainer import MACHINE_METRICS
 
@@ -98,8 +99,9 @@ class Reference:
 
 
 def content(out: Path) -> dict[str, object]:
-    """What a step wrote, but for what tells of the machine and the time."""
-    return {str(file.relative_to(out)): timeless(file) for file in sorted(out.rglob("*")) if file.is_file()}
+    """What a step wrote, but for what tells of the machine and the time, and the lock of one that was killed."""
+    files = [file for file in sorted(out.rglob("*")) if file.is_file() and file.name != LOCK]
+    return {str(file.relative_to(out)): timeless(file) for file in files}
 
 
 def timeless(file: Path) -> object:
