@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,7 @@ def _environment(on_cpu: bool) -> Iterator[None]:
 def _interrupts_held() -> Iterator[None]:
     """A process that is started inside never hears SIGINT: Ctrl-C reaches all processes of a terminal, and the one that
     is asked to stop has to finish its shard first."""
+    resource_tracker.ensure_running()  # its start would end the hold
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

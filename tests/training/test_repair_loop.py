@@ -14,7 +14,7 @@ from stages.artifacts.columns import EPISODES, METRICS, PROBLEMS
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.problems import ProblemSet, Video, encode_image
 from stages.artifacts.stage import execute
-from stages.artifacts.step import Tally
+from stages.artifacts.step import Plan, Step, Tally
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.engines.protocol import Sampling
 from stages.engines.transformers_engine import TransformersEngine
@@ -215,14 +215,15 @@ def found_errors(base_vlm, reward, step, problems, *settings):
     return ErrorSource(recipe, policy, step).errors(problems)
 
 
-def test_problems_that_need_no_image_are_dropped(base_vlm, math_reward, step, text_only_problems):
+def test_problems_that_need_no_image_are_dropped(base_vlm, math_reward, step, text_only_problems, tmp_path):
     drafts = found_errors(base_vlm, math_reward, step, text_only_problems, NEARLY_GREEDY)
     ids = text_only_problems.ids
     assert {draft.problem.problem_id for draft in drafts} == set(ids[3:])
     listed = [(row["problem_id"], row["reason"]) for row in step.tally.dropped_rows]
     assert listed == [(i, "text_only_solvable") for i in ids[:3]]
     assert step.tally.dropped["text_only_solvable"] == 3
-    everything = found_errors(base_vlm, math_reward, step, text_only_problems, NEARLY_GREEDY,
+    other = Step.open(tmp_path / "other", Plan("test", {}, 0, {}))
+    everything = found_errors(base_vlm, math_reward, other, text_only_problems, NEARLY_GREEDY,
                               "repair_rl.text_only_tries=0")  # fmt: skip
     assert {draft.problem.problem_id for draft in everything} > set(ids[3:])
 
