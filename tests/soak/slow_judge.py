@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from scripted_server import ScriptedServer, Special, completion, data_of, serving
 from stages import s3_rollout
@@ -51,19 +52,17 @@ def measure(
     The judge answers after `answer_s` give or take `spread_s`, the engine takes `generate_s` a shard; `ahead` is
     whether a shard is judged while the next is generated.
     """
-    waits, JudgeReward.waits = JudgeReward.waits, ahead
-    s3_rollout.open_engine = _paced(generate_s)
-    try:
-        with serving(_judge(answer_s, spread_s)) as server, _sampled(server) as samples:
-            endpoint = {"base_url": server.url, "model": "m", "concurrency": limit, "cache": str(out / "verdicts")}
-            settings = recipe(
-                "reward.name=judge", f"reward.judge={json.dumps(endpoint)}", f"rollout.problems={problems}"
-            )
-            started = time.monotonic()
-            execute(Rollout(settings, folder / "problems.parquet", folder / "model"), out / "rollout")
-            seconds = time.monotonic() - started
-    finally:
-        JudgeReward.waits = waits
+    with (
+        patch.object(JudgeReward, "waits", ahead),
+        patch.object(s3_rollout, "open_engine", _paced(generate_s)),
+        serving(_judge(answer_s, spread_s)) as server,
+        _sampled(server) as samples,
+    ):
+        endpoint = {"base_url": server.url, "model": "m", "concurrency": limit, "cache": str(out / "verdicts")}
+        settings = recipe("reward.name=judge", f"reward.judge={json.dumps(endpoint)}", f"rollout.problems={problems}")
+        started = time.monotonic()
+        execute(Rollout(settings, folder / "problems.parquet", folder / "model"), out / "rollout")
+        seconds = time.monotonic() - started
     assert len(server.requests) == 2 * problems
     first, last = server.times[0], server.times[-1] + answer_s
     low, high = (first + part * (last - first) for part in MIDDLE)
