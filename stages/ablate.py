@@ -18,7 +18,7 @@ from stages.ablation import BASE, VariantRun, ablation_rows
 from stages.artifacts.columns import ABLATION
 from stages.artifacts.fingerprint import MANIFEST
 from stages.artifacts.lock import lock_output
-from stages.artifacts.step import read_manifest
+from stages.artifacts.manifest import read_manifest
 from stages.artifacts.store import write_rows
 from stages.errors import DifferenceFeedbackError, StepError
 from stages.evaluate import Evaluate

@@ -12,8 +12,9 @@ import numpy as np
 
 from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import METRICS, REPAIR_SET
+from stages.artifacts.manifest import MODEL
 from stages.artifacts.problems import Problem, ProblemSet
-from stages.artifacts.step import MODEL, Plan, Step
+from stages.artifacts.step import Plan, Step
 from stages.batching import batched
 from stages.engines.loading import embedded_engine, open_codec, open_model
 from stages.model.batches import encode_prompt

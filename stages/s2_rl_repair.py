@@ -13,8 +13,9 @@ import numpy as np
 
 from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import DRAFTS, EPISODES, METRICS, REPAIR_SET
+from stages.artifacts.manifest import MODEL
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
-from stages.artifacts.step import CHECKPOINTS, MODEL, Plan, Step
+from stages.artifacts.step import CHECKPOINTS, Plan, Step
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.batching import batched
 from stages.core.objectives import has_critic

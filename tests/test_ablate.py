@@ -18,7 +18,7 @@ from stages.ablate import Ablation
 from stages.ablation import VariantRun, ablation_rows
 from stages.artifacts.columns import ABLATION, SAMPLES, SCORES
 from stages.artifacts.lock import lock_output
-from stages.artifacts.step import read_manifest
+from stages.artifacts.manifest import read_manifest
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.errors import RecipeError
 from stages.interruption import Stopped

@@ -26,8 +26,8 @@ from stages.artifacts.columns import (
     SCORES,
     SUMMARY,
 )
+from stages.artifacts.manifest import read_manifest
 from stages.artifacts.stage import execute
-from stages.artifacts.step import read_manifest
 from stages.artifacts.store import iterate_rows
 from stages.audit_agreement import AuditAgreement
 from stages.audit_sample import TO_LABEL, AuditSample

@@ -13,9 +13,10 @@ from PIL import Image
 from stages.artifacts.columns import ERRORS, REPAIR_SET
 from stages.artifacts.label_studio import CONFIG, PLAIN
 from stages.artifacts.ledger import CostLedger
+from stages.artifacts.manifest import read_manifest
 from stages.artifacts.problems import Problem, encode_image
 from stages.artifacts.stage import execute
-from stages.artifacts.step import Tally, read_manifest
+from stages.artifacts.step import Tally
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.engines.protocol import Completion, Sampling
 from stages.engines.transformers_engine import TransformersEngine

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from stages.artifacts.columns import GROUPS, METRICS, PROBLEMS, ROLLOUTS, SCORES
+from stages.artifacts.manifest import read_manifest
 from stages.artifacts.problems import ProblemSet, encode_image
 from stages.artifacts.stage import execute
-from stages.artifacts.step import read_manifest
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.evaluate import Evaluate
 from stages.model.batches import encode_prompt, response_batch

@@ -5,8 +5,8 @@ import pytest
 
 from df_cli.main import app
 from stages.artifacts.columns import EPISODES, GROUPS, METRICS, REPAIRS, ROLLOUTS, SAMPLES, SCORES
+from stages.artifacts.manifest import read_manifest
 from stages.artifacts.problems import ProblemSet
-from stages.artifacts.step import read_manifest
 from stages.artifacts.store import iterate_rows
 from stages.engines.protocol import ScoreRequest
 from stages.engines.transformers_engine import TransformersEngine

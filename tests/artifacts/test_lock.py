@@ -16,8 +16,9 @@ import pytest
 from stages.artifacts.columns import METRICS
 from stages.artifacts.fingerprint import MANIFEST
 from stages.artifacts.lock import LOCK, lock_output
+from stages.artifacts.manifest import PLAN, read_manifest
 from stages.artifacts.stage import execute
-from stages.artifacts.step import PLAN, Plan, Step, read_manifest
+from stages.artifacts.step import Plan, Step
 from stages.errors import ArtifactError
 
 ROOT = Path(__file__).parents[2]

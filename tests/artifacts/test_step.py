@@ -15,8 +15,9 @@ import pytest
 from stages.artifacts.bad_rows import BadRow
 from stages.artifacts.columns import DROPPED, METRICS
 from stages.artifacts.fingerprint import MANIFEST, fingerprint
+from stages.artifacts.manifest import PLAN, model_folder, read_manifest
 from stages.artifacts.stage import execute
-from stages.artifacts.step import CHECKPOINTS, PENDING, PLAN, PROGRESS, Plan, Step, model_folder, read_manifest
+from stages.artifacts.step import CHECKPOINTS, PENDING, PROGRESS, Plan, Step
 from stages.artifacts.store import iterate_rows
 from stages.artifacts.writing import PARTIAL
 from stages.errors import ArtifactError

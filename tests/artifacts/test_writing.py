@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 
 from stages.artifacts.columns import METRICS
 from stages.artifacts.fingerprint import MANIFEST
+from stages.artifacts.manifest import PLAN
 from stages.artifacts.stage import execute
-from stages.artifacts.step import CHECKPOINTS, PLAN, PROGRESS, Plan, Step
+from stages.artifacts.step import CHECKPOINTS, PROGRESS, Plan, Step
 from stages.artifacts.store import parquet_files, write_rows
 from stages.artifacts.writing import PARTIAL, writing
 from stages.errors import ArtifactError, DataError

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from stages.artifacts.manifest import MODEL
 from stages.artifacts.stage import execute
-from stages.artifacts.step import CHECKPOINTS, MODEL, Plan, Step
+from stages.artifacts.step import CHECKPOINTS, Plan, Step
 from stages.core.objectives import has_critic
 from stages.errors import ModelError
 from stages.interruption import Requests
