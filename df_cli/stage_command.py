@@ -16,6 +16,9 @@ from stages.recipe import load_recipe
 class Stage(Protocol):
     """`stages.artifacts.stage.Stage`, which imports too much for `df --help`."""
 
+    @property
+    def inputs(self) -> Any: ...
+
     def plan(self) -> Any: ...
 
     def run(self, step: Any) -> None: ...

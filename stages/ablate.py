@@ -19,6 +19,7 @@ from stages.artifacts.columns import ABLATION
 from stages.artifacts.fingerprint import MANIFEST
 from stages.artifacts.lock import lock_output
 from stages.artifacts.manifest import read_manifest
+from stages.artifacts.stage import planned
 from stages.artifacts.store import write_rows
 from stages.errors import DifferenceFeedbackError, StepError
 from stages.evaluate import Evaluate
@@ -160,7 +161,7 @@ class Chain:
         """
         of = self.ablation
         stage = STAGES[name](self._recipe.model_copy(update={"seed": seed}), **inputs)
-        folder = of.out / STEPS / f"{name}-{_digest(stage.plan().record())}"
+        folder = of.out / STEPS / f"{name}-{_digest(planned(stage).record())}"
         if not (folder / MANIFEST).is_file():
             self._run(name, seed, folder, {key: path for key, path in inputs.items() if path is not None})
         if name != "evaluate":

@@ -53,6 +53,11 @@ class AuditAgreement:
     sample: Path | None = None
     """Output of `df audit-sample` that the labels were made from."""
 
+    @property
+    def inputs(self) -> dict[str, Path]:
+        sample = {} if self.sample is None else {"sample": self.sample}
+        return {"episodes": self.episodes, "labels": self.labels} | sample
+
     def plan(self) -> Plan:
         if not self.labelling.compared:
             raise DataError(
@@ -60,8 +65,7 @@ class AuditAgreement:
                 f"{dict(self.labelling.left_out)}); write {', '.join(CLASSES)} into its column label"
             )
         self._populations()
-        inputs = {"episodes": self.episodes, "labels": self.labels}
-        return Plan("audit-agreement", {}, 0, inputs | ({} if self.sample is None else {"sample": self.sample}))
+        return Plan("audit-agreement", {}, 0, self.inputs)
 
     def run(self, step: Step) -> None:
         found, repairs = self.labelling, self._audit.repairs

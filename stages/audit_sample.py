@@ -56,10 +56,14 @@ class AuditSample:
     seed: int
     file_format: Literal["csv", "parquet"] = "csv"
 
+    @property
+    def inputs(self) -> dict[str, Path]:
+        return {"episodes": self.episodes, "problems": self.problems}
+
     def plan(self) -> Plan:
         ProblemSet(self.problems).many([drawn.problem_id for drawn in self.draw().values()])
         options = {"count": self.count, "per_stratum": self.per_stratum, "format": self.file_format}
-        return Plan("audit-sample", options, self.seed, {"episodes": self.episodes, "problems": self.problems})
+        return Plan("audit-sample", options, self.seed, self.inputs)
 
     def run(self, step: Step) -> None:
         drawn = self.draw()

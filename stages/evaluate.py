@@ -53,12 +53,15 @@ class Evaluate:
         check = ProblemCheck(self.recipe, open_codec(self.model, self.recipe))
         return check.usable(problems, problems.ids, self.on_bad_row)
 
+    @property
+    def inputs(self) -> dict[str, Path]:
+        return {"problems": self.problems, "model": self.model}
+
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
         sections = ("model", "engine", "prompt", "reward", "evaluate")
         recipe = with_engine(self.recipe).subset(*sections, rollout=SAMPLING_FIELDS, repair_rl={"blank"})
-        inputs = {"problems": self.problems, "model": self.model}
-        return Plan("evaluate", recipe, self.recipe.seed, inputs, self.usable.bad)
+        return Plan("evaluate", recipe, self.recipe.seed, self.inputs, self.usable.bad)
 
     def run(self, step: Step) -> None:
         recipe = self.recipe

@@ -49,6 +49,10 @@ class ImportProblems:
     config_name: str | None = None
     limit: int | None = None
 
+    @property
+    def inputs(self) -> dict[str, Path]:
+        return {"source": Path(self.source)}
+
     def plan(self) -> Plan:
         source = self._open()
         self._check_some_row_fits(source)
@@ -59,7 +63,7 @@ class ImportProblems:
             "limit": self.limit,
             "content": source.content,
         }
-        return Plan("import-problems", recipe, 0, {"source": Path(self.source)})
+        return Plan("import-problems", recipe, 0, self.inputs)
 
     def run(self, step: Step) -> None:
         source = self._open()

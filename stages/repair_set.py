@@ -80,6 +80,10 @@ class ReadRepairSet:
     policy: Path
     on_bad_row: OnBadRow = "fail"
 
+    @property
+    def inputs(self) -> dict[str, Path]:
+        return {"sheet": self.sheet, "annotated": self.annotated, "policy": self.policy}
+
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
         reading = self.reading
@@ -93,9 +97,8 @@ class ReadRepairSet:
             )
         self.order  # noqa: B018, raises where there is none
         recipe = self.recipe.subset("reward", repair_set={"max_edit_cost"}, sft={"heldout_share"})
-        inputs = {"sheet": self.sheet, "annotated": self.annotated, "policy": self.policy}
         left_out = [BadRow(bad.error_id, bad.reason, f"{bad.place}: {REMEDIES[bad.reason]}") for bad in reading.bad]
-        return Plan("repair-set read", recipe, self.recipe.seed, inputs, left_out)
+        return Plan("repair-set read", recipe, self.recipe.seed, self.inputs, left_out)
 
     def run(self, step: Step) -> None:
         reading = self.reading

@@ -53,6 +53,10 @@ class RepairSheet:
         check = ProblemCheck(self.recipe, open_codec(self.policy, self.recipe))
         return check.usable(problems, problems.ids, self.on_bad_row)
 
+    @property
+    def inputs(self) -> dict[str, Path]:
+        return {"problems": self.problems, "policy": self.policy}
+
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
         recipe = with_engine(self.recipe).subset(
@@ -63,8 +67,7 @@ class RepairSheet:
             rollout=SAMPLING_FIELDS,
             repair_set={"samples_per_problem", "errors_per_problem"},
         )
-        inputs = {"problems": self.problems, "policy": self.policy}
-        return Plan("repair-set sheet", recipe | {"count": self.count}, self.recipe.seed, inputs, self.usable.bad)
+        return Plan("repair-set sheet", recipe | {"count": self.count}, self.recipe.seed, self.inputs, self.usable.bad)
 
     def run(self, step: Step) -> None:
         recipe = self.recipe

@@ -58,6 +58,10 @@ class SftRepair:
         check = ProblemCheck(self.recipe, open_codec(self.model, self.recipe), repairs=True)
         return check.usable(rows, rows.ids, self.on_bad_row)
 
+    @property
+    def inputs(self) -> dict[str, Path]:
+        return {"repair_set": self.repair_set, "model": self.model}
+
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
         check_trackers(self.recipe.tracking)
@@ -65,8 +69,7 @@ class SftRepair:
         # Its held-out repairs come from the weights in training, whatever the recipe's engine.
         batches = {"rows_per_batch", "tokens_per_batch"}
         recipe = self.recipe.subset(*sections, engine=batches, rollout=SAMPLING_FIELDS)
-        inputs = {"repair_set": self.repair_set, "model": self.model}
-        return Plan("sft-repair", recipe, self.recipe.seed, inputs, self.usable.bad)
+        return Plan("sft-repair", recipe, self.recipe.seed, self.inputs, self.usable.bad)
 
     def run(self, step: Step) -> None:
         recipe, ledger = self.recipe, step.ledger

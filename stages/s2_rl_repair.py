@@ -91,6 +91,11 @@ class RlRepair:
         check_same_tokens(self.policy, codec, self.repair_model, open_codec(self.repair_model, self.recipe))
         return ProblemCheck(self.recipe, codec, repairs=True)
 
+    @property
+    def inputs(self) -> dict[str, Path]:
+        data = {"problems": self.problems, "policy": self.policy, "repair_model": self.repair_model}
+        return data | ({} if self.repair_set is None else {"repair_set": self.repair_set})
+
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
         check_auditor(self.recipe.audit)
@@ -103,16 +108,10 @@ class RlRepair:
         sections = ("model", "engine", "prompt", "reward", "audit", "repair_rl", "trainer")
         marks = {"masks": MARK_FIELDS} if self.recipe.audit.auditor == "served" else {}
         recipe = with_engine(self.recipe).subset(*sections, rollout=SAMPLING_FIELDS, sft={"heldout_share"}, **marks)
-        inputs = {
-            "problems": self.problems,
-            "policy": self.policy,
-            "repair_model": self.repair_model,
-        }
         bad = self.usable.bad
-        if self.repair_set is not None and self.usable_repair_set is not None:
-            inputs["repair_set"] = self.repair_set
+        if self.usable_repair_set is not None:
             bad = [*bad, *self.usable_repair_set.bad]
-        return Plan("rl-repair", recipe, self.recipe.seed, inputs, bad)
+        return Plan("rl-repair", recipe, self.recipe.seed, self.inputs, bad)
 
     def run(self, step: Step) -> None:
         recipe = self.recipe

@@ -45,12 +45,15 @@ class Rollout:
     def _codec(self) -> Codec:
         return open_codec(self.policy, self.recipe)
 
+    @property
+    def inputs(self) -> dict[str, Path]:
+        return {"problems": self.problems, "policy": self.policy}
+
     def plan(self) -> Plan:
         check_reward(self.recipe.reward, needed=False)
         recipe = with_engine(self.recipe).subset("model", "engine", "prompt", "reward", "rollout")
-        inputs = {"problems": self.problems, "policy": self.policy}
         vocabulary = {"vocabulary": self._codec.vocabulary_sha256}
-        return Plan("rollout", recipe | vocabulary, self.recipe.seed, inputs, self.usable.bad)
+        return Plan("rollout", recipe | vocabulary, self.recipe.seed, self.inputs, self.usable.bad)
 
     def run(self, step: Step) -> None:
         recipe, section = self.recipe, self.recipe.rollout

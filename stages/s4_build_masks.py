@@ -67,9 +67,13 @@ class BuildMasks:
     def codec(self) -> Codec:
         return _codec(self)
 
+    @property
+    def inputs(self) -> dict[str, Path]:
+        return {"rollouts": self.rollouts, "problems": self.problems} | _models(self)
+
     def plan(self) -> Plan:
         parquet_files(self.rollouts, ROLLOUTS)
-        return _plan(self, {"rollouts": self.rollouts, "problems": self.problems})
+        return _plan(self)
 
     def run(self, step: Step) -> None:
         with (
@@ -105,8 +109,12 @@ class BuildMasksFromPreferences:
     def codec(self) -> Codec:
         return _codec(self)
 
+    @property
+    def inputs(self) -> dict[str, Path]:
+        return {"preferences": self.preferences} | _models(self)
+
     def plan(self) -> Plan:
-        return _plan(self, {"preferences": self.preferences})
+        return _plan(self)
 
     def run(self, step: Step) -> None:
         preferences = self.usable
@@ -170,19 +178,22 @@ def _codec(stage: BuildMasks | BuildMasksFromPreferences) -> Codec:
     return codec
 
 
-def _plan(stage: BuildMasks | BuildMasksFromPreferences, data: dict[str, Path]) -> Plan:
+def _models(stage: BuildMasks | BuildMasksFromPreferences) -> dict[str, Path]:
+    return ({} if stage.repair_model is None else {"repair_model": stage.repair_model}) | {"policy": stage.policy}
+
+
+def _plan(stage: BuildMasks | BuildMasksFromPreferences) -> Plan:
     recipe, repair_model = stage.recipe, stage.repair_model
     check_reward(recipe.reward)
     _check_options(recipe, repair_model)
     if repair_model is not None:
         check_auditor(recipe.audit)
-    inputs = data | ({} if repair_model is None else {"repair_model": repair_model}) | {"policy": stage.policy}
     bad = stage.usable.bad
     vocabulary = {"vocabulary": stage.codec.vocabulary_sha256}
     sections = with_engine(recipe).subset(
         "model", "engine", "prompt", "reward", "audit", "masks", rollout=SAMPLING_FIELDS
     )
-    return Plan("build-masks", sections | vocabulary, recipe.seed, inputs, bad)
+    return Plan("build-masks", sections | vocabulary, recipe.seed, stage.inputs, bad)
 
 
 def _check_options(recipe: Recipe, repair_model: Path | None) -> None:

@@ -35,6 +35,10 @@ class RealignPairs:
     recipe: Recipe
     pairs: Path
 
+    @property
+    def inputs(self) -> dict[str, Path]:
+        return {"pairs": self.pairs}
+
     def plan(self) -> Plan:
         parquet_files(self.pairs, GROUPS)
         if self.recipe.masks.granularity == "step":
@@ -43,7 +47,7 @@ class RealignPairs:
                 "run df build-masks on the rollouts, or set masks.granularity=token"
             )
         recipe = self.recipe.subset(masks=MASK_OPTIONS) | recorded_vocabulary(self.pairs)
-        return Plan("build-masks", recipe, self.recipe.seed, {"pairs": self.pairs})
+        return Plan("build-masks", recipe, self.recipe.seed, self.inputs)
 
     def run(self, step: Step) -> None:
         options = self.recipe.masks.model_dump(include=MASK_OPTIONS)

@@ -63,17 +63,20 @@ class TrainPolicy:
         check_tokens_of(self.groups, self.policy, codec)
         return ProblemCheck(self.recipe, codec).usable_of(self.groups, GROUPS, problems, self.on_bad_row)
 
+    @property
+    def inputs(self) -> dict[str, Path]:
+        return {"groups": self.groups, "problems": self.problems, "policy": self.policy}
+
     def plan(self) -> Plan:
         parquet_files(self.groups, GROUPS)
         check_objective(self.recipe.train.objective, self.recipe.rollout)
         check_prime(self.recipe.train)
         check_trackers(self.recipe.tracking)
         recipe = self.recipe.subset("model", "prompt", "train", "trainer", rollout=SAMPLING_FIELDS)
-        inputs = {"groups": self.groups, "problems": self.problems, "policy": self.policy}
         budget = {"budget_device_seconds": self.budget_device_seconds}
         bad = self.usable.bad
         self._check_trainable()
-        return Plan("train-policy", recipe | budget, self.recipe.seed, inputs, bad)
+        return Plan("train-policy", recipe | budget, self.recipe.seed, self.inputs, bad)
 
     def run(self, step: Step) -> None:
         recipe, section = self.recipe, self.recipe.train

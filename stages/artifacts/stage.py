@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from stages import processes
 from stages.artifacts.lock import lock_output
+from stages.artifacts.manifest import check_input
 from stages.artifacts.step import Plan, Step
 from stages.interruption import Requests
 
@@ -18,8 +20,13 @@ from stages.interruption import Requests
 class Stage(Protocol):
     """One step with its inputs and recipe."""
 
+    @property
+    def inputs(self) -> Mapping[str, Path]:
+        """What it reads, by name."""
+        ...
+
     def plan(self) -> Plan:
-        """Check inputs and recipe before any compute; say what the output depends on."""
+        """Check inputs and recipe before any compute; say what the output depends on. Call `planned` instead."""
         ...
 
     def run(self, step: Step) -> None:
@@ -51,7 +58,7 @@ def execute(
     requests = requests or Requests()
     with ExitStack() as held:
         held.enter_context(requests.heard())
-        plan = stage.plan()
+        plan = planned(stage)
         if dry_run:
             return Outcome(out, plan.record(), None, ran=False)
         step = processes.on_main(lambda: _open(out, plan, overwrite, held))
@@ -61,6 +68,21 @@ def execute(
         stage.run(step)
         processes.wait()
     return Outcome(out, step.plan, step.manifest, ran=True)
+
+
+def planned(stage: Stage) -> Plan:
+    """The plan of a stage whose inputs are what their manifests say: a reader may hang on a file that was damaged.
+
+    Raises:
+        DifferenceFeedbackError: whatever is wrong with inputs or recipe.
+    """
+
+    def check() -> None:
+        for path in stage.inputs.values():
+            check_input(path)
+
+    processes.on_main(check)
+    return stage.plan()
 
 
 def _open(out: Path, plan: Plan, overwrite: bool, held: ExitStack) -> Step:

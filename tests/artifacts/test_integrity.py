@@ -8,7 +8,7 @@ import pytest
 from stages.artifacts.columns import DROPPED, METRICS
 from stages.artifacts.fingerprint import MANIFEST
 from stages.artifacts.manifest import PLAN, model_folder, read_manifest
-from stages.artifacts.stage import execute
+from stages.artifacts.stage import execute, planned
 from stages.artifacts.step import Plan, Step
 from stages.artifacts.store import write_rows
 from stages.errors import ArtifactError, DataError
@@ -88,35 +88,47 @@ def test_every_flipped_bit_of_a_shard_is_noticed(source):
     for place in range(0, len(content), 17):
         flip(source / SHARD, place, place % 8)
         with pytest.raises(ArtifactError, match="changed since it was written"):
-            reads(source).plan().record()
+            planned(reads(source))
         (source / SHARD).write_bytes(content)
-    assert reads(source).plan().record()
+    planned(reads(source))
+
+
+def test_a_stage_reads_nothing_that_is_damaged(source, tmp_path):
+    """Some flipped bits of a footer have pyarrow read for ever."""
+
+    class Reader(Source):
+        def plan(self):
+            pytest.fail("the damaged file would be read")
+
+    flip(source / SHARD, -60)
+    with pytest.raises(ArtifactError, match="changed since it was written"):
+        execute(Reader(source=source), tmp_path / "out")
 
 
 def test_several_damaged_files_are_counted(source):
     (source / SHARD).unlink()
     (source / WEIGHTS).write_bytes(b"")
     with pytest.raises(ArtifactError, match=rf"{SHARD}: missing \(and 1 more of its files\); "):
-        reads(source).plan().record()
+        planned(reads(source))
 
 
 @pytest.mark.parametrize(("part", "file"), [("model", WEIGHTS), (SHARD, SHARD)])
 def test_a_part_of_a_step_is_read_for_itself(part, file, source):
     """A model folder or a shard may be given in place of the step."""
     (source / "dropped.parquet").unlink()
-    assert reads(source / part).plan().record()
+    planned(reads(source / part))
     flip(source / file, 100)
     with pytest.raises(ArtifactError, match=f"{file}: changed since it was written"):
-        reads(source / part).plan().record()
+        planned(reads(source / part))
 
 
 @pytest.mark.parametrize("name", ["metrics-00002.parquet", "model/model-00002-of-00002.safetensors"])
 def test_a_file_that_would_be_read_but_is_not_the_steps_is_named(name, source):
     (source / "notes.txt").write_text("mine")
-    assert reads(source).plan().record()
+    planned(reads(source))
     (source / name).write_bytes((source / SHARD).read_bytes())
     with pytest.raises(ArtifactError, match=rf"{name}: not in manifest\.json, but it would be read; move it elsewhere"):
-        reads(source).plan().record()
+        planned(reads(source))
 
 
 @pytest.mark.parametrize("content", [b"", b'{"schema_version": 1, "step": "so', b"\xff\xfe\x00"])
@@ -135,7 +147,7 @@ def test_a_manifest_or_plan_that_is_not_json_is_named(name, content, source, tmp
 def test_a_manifest_of_something_else_is_named(manifest, source):
     (source / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match=r"source/manifest\.json: not a step's; run the command that made it again"):
-        reads(source).plan().record()
+        planned(reads(source))
 
 
 @pytest.mark.parametrize(
@@ -164,11 +176,18 @@ def test_flat_parquet_is_read_before_anything_is_made_of_it(damage, in_folder, t
     file = tmp_path / "flat" / "metrics-00000.parquet"
     write_rows(file, METRICS, ROWS)
     stage = reads(tmp_path / "flat" if in_folder else file)
-    assert stage.plan().record()
+    planned(stage)
     DAMAGES[damage][0](file)
     with pytest.raises(DataError, match=rf"{file}: not a readable Parquet file \(.*\); write it again"):
         execute(stage, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_step_that_is_not_complete_is_no_input(source):
+    stopped = Step.open(source.parent / "stopped", reads(source).plan())
+    stopped.write_shards(0, {METRICS: ROWS})
+    with pytest.raises(ArtifactError, match=r"stopped: no manifest\.json, so this step is not complete"):
+        planned(reads(stopped.out))
 
 
 def test_a_stopped_steps_files_are_not_looked_at(source):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 HOLDER = """
 import os, signal, sys
 from pathlib import Path
+from types import MappingProxyType
 from stages.artifacts.lock import lock_output
 {imports}
 with lock_output(Path(sys.argv[1])):
@@ -51,6 +53,8 @@ def fork():
 
 class OneShard:
     """The smallest stage; `meanwhile` happens while it runs."""
+
+    inputs = MappingProxyType({})
 
     def __init__(self, meanwhile=lambda: None):
         self.meanwhile = meanwhile
@@ -163,6 +167,7 @@ def test_a_step_that_fails_gives_its_lock_back(tmp_path):
 TURNS = """
 import sys, time
 from pathlib import Path
+from types import MappingProxyType
 from stages.artifacts.lock import lock_output
 from stages.errors import ArtifactError
 out, turns = Path(sys.argv[1]), 0

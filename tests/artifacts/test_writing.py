@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -28,6 +29,8 @@ AGAIN = "then give the same command again: it goes on from what is whole"
 
 class Work:
     """Two shards, a checkpoint and a model."""
+
+    inputs = MappingProxyType({})
 
     def plan(self):
         return Plan("test", {}, 0, {})
