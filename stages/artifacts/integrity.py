@@ -1,9 +1,9 @@
-"""A finished step's files are still what its manifest says."""
+"""A step's files are still what its notes say of them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,40 @@ _READ_BY_PATTERN = ("*.parquet", "model/*.safetensors")
 """Files that are found by their names, so that one too many would be taken for a part."""
 
 
-def check_files(folder: Path, files: Mapping[str, Mapping[str, Any]], part: str = "") -> None:
+Files = Mapping[str, Mapping[str, Any]]
+"""By their names inside a folder, what `describe` says of each."""
+
+
+def describe(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Files of a folder in bytes and hex SHA-256."""
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing lets go of the interpreter
+        return dict(zip(names, threads.map(lambda name: _entry(folder / name), names), strict=True))
+
+
+def find_damage(folder: Path, files: Files) -> list[str]:
+    """Of the files that are not as they were described, the path and what is wrong with each."""
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        found = threads.map(lambda name: _damage(folder / name, files[name]), files)
+        return [f"{folder / name}: {damage}" for name, damage in zip(files, found, strict=True) if damage]
+
+
+def check_files(folder: Path, files: Files, part: str = "") -> None:
     """Read a step's files, or the part of them that has this name, and compare them with the manifest's `files`.
 
     Raises:
         ArtifactError: names the first that is missing, changed, or not in the manifest.
     """
     chosen = {name: entry for name, entry in files.items() if not part or f"{name}/".startswith(f"{part}/")}
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing lets go of the interpreter
-        found = threads.map(lambda name: _damage(folder / name, chosen[name]), chosen)
-        damaged = [f"{folder / name}: {damage}" for name, damage in zip(chosen, found, strict=True) if damage]
-    if damaged:
+    if damaged := find_damage(folder, chosen):
         others = f" (and {len(damaged) - 1} more of its files)" if damaged[1:] else ""
         raise ArtifactError(f"{damaged[0]}{others}; run the command that made it again with --overwrite")
     strangers = [] if part else sorted(set(_read_by_pattern(folder)) - files.keys())
     if strangers:
         raise ArtifactError(f"{folder / strangers[0]}: not in {MANIFEST}, but it would be read; move it elsewhere")
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    return {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
 
 
 def _damage(file: Path, entry: Mapping[str, Any]) -> str | None:

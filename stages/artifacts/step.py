@@ -1,8 +1,8 @@
 """One step's output folder: planned, written shard by shard, and complete once its manifest exists.
 
 What is finished is what `progress.json` notes. A shard's files are written as `*.pending`, then noted with their
-checksums, then renamed; a checkpoint is a folder that is whole before it is noted. Killed at any moment, the step goes
-on from the last note.
+checksums, then renamed; a checkpoint is a folder that is whole before its files are noted. Killed at any moment, the
+step goes on from the last note.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import pyarrow as pa
 from stages import processes
 from stages.artifacts.bad_rows import BadRow
 from stages.artifacts.columns import DROPPED, TableSpec
-from stages.artifacts.fingerprint import MANIFEST, file_sha256, fingerprint
+from stages.artifacts.fingerprint import MANIFEST, fingerprint
+from stages.artifacts.integrity import describe, find_damage
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.lock import LOCK
 from stages.artifacts.manifest import PLAN, SCHEMA_VERSION, checked_manifest, read_json, read_plan
@@ -98,6 +99,7 @@ class Step:
         self.requests = Requests()
         self._files: dict[str, dict[str, Any]] = {}
         self._checkpoint: str | None = None
+        self._checkpoint_files: dict[str, dict[str, Any]] = {}
         self._bad_rows: Sequence[BadRow] = ()
 
     @classmethod
@@ -153,11 +155,9 @@ class Step:
             step._tidy()
             return step
         damaged = step._resume()
-        if damaged is not None and not overwrite:
-            raise ArtifactError(
-                f"{out / damaged}: not as it was when its step was stopped; give --overwrite to start the step again"
-            )
-        if damaged is not None:
+        if damaged and not overwrite:
+            raise ArtifactError(f"{damaged[0]}, since the step was stopped; give --overwrite to start it again")
+        if damaged:
             with writing(out):
                 _clear(out)
             return cls.open(out, plan, devices=devices)
@@ -207,10 +207,11 @@ class Step:
             write(folder)
         processes.wait()
         if processes.is_main():
+            files = [file for file in folder.rglob("*") if file.is_file()]
             with writing(folder):
-                for file in folder.rglob("*"):
-                    if file.is_file():
-                        to_disk(file)
+                for file in files:
+                    to_disk(file)
+            self._checkpoint_files = describe(self.out, self._names(files))
             self._note_progress()
             if last is not None:
                 shutil.rmtree(last)
@@ -249,7 +250,7 @@ class Step:
             self.write_table(DROPPED, self.tally.dropped_rows)
         self.ledger.close()
         files = sorted(file for file in self.out.rglob("*") if file.is_file() and not self._is_bookkeeping(file))
-        names = [str(file.relative_to(self.out)) for file in files]
+        unknown = [name for name in self._names(files) if name not in self._files]
         self.manifest = self.plan | {
             "rows_in": self.tally.rows_in,
             "rows_out": self.tally.rows_out,
@@ -258,17 +259,21 @@ class Step:
             "devices": self.ledger.devices,
             "device_seconds": dict(self.ledger.device_seconds),
             "versions": _versions(),
-            "files": {name: self._files.get(name) or _entry(self.out / name) for name in names},
+            "files": self._files | describe(self.out, unknown),
         }
         _write_json(self.out / MANIFEST, self.manifest)
         self._tidy()
+
+    def _names(self, files: Iterable[Path]) -> list[str]:
+        return [str(file.relative_to(self.out)) for file in files]
 
     def _pending(self, name: str) -> Path:
         return self.out / (name + PENDING)
 
     def _finish_shards(self, names: Sequence[str]) -> None:
         main = processes.is_main()
-        self._files |= {name: _entry(self._pending(name)) if main else {} for name in names}
+        entries = describe(self.out, [name + PENDING for name in names]) if main else {}
+        self._files |= {name: entries.get(name + PENDING, {}) for name in names}
         if main:
             self._note_progress()
             for name in names:
@@ -279,6 +284,7 @@ class Step:
         progress = {
             "files": self._files,
             "checkpoint": self._checkpoint,
+            "checkpoint_files": self._checkpoint_files,
             "device_seconds": dict(self.ledger.device_seconds),
             "tally": {**vars(self.tally)},
         }
@@ -295,23 +301,24 @@ class Step:
             self.out.mkdir(parents=True, exist_ok=True)
         _write_json(self.out / PLAN, self.plan)
 
-    def _resume(self) -> str | None:
-        """Go on from the last note, if there is one; the name of a noted file, if one is not as it was."""
+    def _resume(self) -> list[str]:
+        """Go on from the last note, if there is one and every file in it is as it was; else tell which are not."""
         progress = read_json(self.out / PROGRESS)
         if progress is None:
-            return None
-        for name, entry in progress["files"].items():
+            return []
+        for name in progress["files"]:
             if self._pending(name).is_file():
                 replace(self._pending(name), self.out / name)
-            if not (self.out / name).is_file() or _entry(self.out / name) != entry:
-                return name
+        if damaged := find_damage(self.out, progress["files"] | progress["checkpoint_files"]):
+            return damaged
         self._files = progress["files"]
         self._checkpoint = progress["checkpoint"]
+        self._checkpoint_files = progress["checkpoint_files"]
         self.ledger.device_seconds.update(progress["device_seconds"])
         tally = progress["tally"]
         dropped, counts = Counter(tally["dropped"]), Counter(tally["counts"])
         self.tally = Tally(tally["rows_in"], tally["rows_out"], dropped, counts, tally["dropped_rows"])
-        return None
+        return []
 
     def _tidy(self) -> None:
         """Remove what a complete step no longer needs."""
@@ -340,11 +347,6 @@ def _clear(out: Path) -> None:
             shutil.rmtree(entry)
         elif entry.name not in (PLAN, LOCK):
             entry.unlink()
-
-
-def _entry(file: Path) -> dict[str, Any]:
-    """What a manifest says of a file."""
-    return {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
 
 
 def _shard_name(spec: TableSpec, index: int) -> str:

@@ -315,25 +315,34 @@ def test_a_shard_that_nobody_noted_does_not_count(tmp_path, source):
     assert first.plan == step.plan
 
 
-@pytest.mark.parametrize("damage", ["gone", "changed", "cut"])
-def test_a_noted_shard_that_is_not_as_it_was_is_named(damage, tmp_path, source):
+DAMAGES = {
+    "gone": (lambda file: file.unlink(), "missing"),
+    "changed": (lambda file: file.write_bytes(bytes(len(file.read_bytes()))), "changed since it was written"),
+    "cut": (lambda file: file.write_bytes(file.read_bytes()[:-1]), r"\d+ bytes instead of \d+"),
+}
+
+
+@pytest.mark.parametrize("name", ["metrics-00000.parquet", f"{CHECKPOINTS}/000001/weights/part"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_a_stopped_step_noted_and_is_not_as_it_was_is_named(damage, name, tmp_path, source):
     out = tmp_path / "out"
     stopped = Step.open(out, plan(source))
-    write_shard(stopped, 0)
-    write_shard(stopped, 1)
-    shard = out / "metrics-00000.parquet"
-    content = shard.read_bytes()
-    if damage == "gone":
-        shard.unlink()
-    else:
-        shard.write_bytes(content[:-1] if damage == "cut" else bytes([content[0] ^ 1]) + content[1:])
-    message = "metrics-00000.parquet: not as it was when its step was stopped; give --overwrite to start the step again"
-    with pytest.raises(ArtifactError, match=message):
+    for index in range(2):
+        write_shard(stopped, index)
+        stopped.save_checkpoint(write_weights)
+    spoil, told = DAMAGES[damage]
+    spoil(out / name)
+    with pytest.raises(ArtifactError, match=f"{name}: {told}, since the step was stopped; give --overwrite to start"):
         Step.open(out, plan(source))
 
     step = Step.open(out, plan(source), overwrite=True)
     assert not step.has_shard(METRICS, 1)
-    assert step.tally.rows_in == 0
+    assert (step.checkpoint, step.tally.rows_in) == (None, 0)
+
+
+def write_weights(folder):
+    (folder / "weights").mkdir()
+    (folder / "weights" / "part").write_text("0.25")
 
 
 def test_a_checkpoint_takes_the_place_of_the_last_one(tmp_path, source):
