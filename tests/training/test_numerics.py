@@ -10,7 +10,6 @@ from stages.engines.loading import open_engine, recipe_sampling
 from stages.engines.protocol import ScoreRequest
 from stages.model.batches import encode_prompt
 from stages.recipe import load_recipe
-from stages.s2_rl_repair import RepairLoop
 from stages.scoring.answering import Answerer
 from stages.scoring.auditor import open_auditor
 from stages.scoring.group_builder import GroupBuilder
@@ -20,6 +19,7 @@ from stages.training.groups import optimization_group
 from stages.training.heldout import annotated_draft, with_end
 from stages.training.losses import PolicyObjective
 from stages.training.metrics import MetricsLog
+from stages.training.repair_loop import RepairLoop
 from stages.training.trainer import Trainer, TrainingRow
 
 RECIPE = load_recipe(

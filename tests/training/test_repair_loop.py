@@ -20,7 +20,7 @@ from stages.engines.protocol import Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.model.batches import encode_prompt
 from stages.recipe import load_recipe
-from stages.s2_rl_repair import Episode, ErrorSource, RepairLoop, RlRepair, _summary
+from stages.s2_rl_repair import ErrorSource, RlRepair
 from stages.scoring.answering import Answerer
 from stages.scoring.auditor import Verdict, open_auditor
 from stages.scoring.extraction import final_answer
@@ -29,6 +29,7 @@ from stages.scoring.repairs import Repairer
 from stages.training.critic import CRITIC
 from stages.training.heldout import annotated_draft
 from stages.training.metrics import MetricsLog
+from stages.training.repair_loop import Episode, RepairLoop, _summary
 from stages.training.trainer import OPTIMIZER_STATE, Trainer
 
 NEARLY_GREEDY = "rollout.temperature=0.01"
