@@ -512,11 +512,14 @@ def test_a_manifest_of_another_schema_version_is_refused(tmp_path, source):
 
 
 def test_a_stopped_overwrite_does_not_look_complete(tmp_path, source, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
     out = tmp_path / "out"
     complete(out, plan(source))
     (out / "model").mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr("shutil.rmtree", lambda _: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr("shutil.rmtree", interrupted)
         with pytest.raises(KeyboardInterrupt):
             Step.open(out, plan(source), overwrite=True)
     step = Step.open(out, plan(source))
