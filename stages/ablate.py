@@ -16,11 +16,11 @@ from typing import IO, Any
 
 from stages.ablation import BASE, VariantRun, ablation_rows
 from stages.artifacts.columns import ABLATION
-from stages.artifacts.fingerprint import MANIFEST
 from stages.artifacts.lock import lock_output
-from stages.artifacts.manifest import read_manifest
+from stages.artifacts.notes import MANIFEST, read_manifest
 from stages.artifacts.stage import planned
 from stages.artifacts.store import write_rows
+from stages.artifacts.writing import writing
 from stages.errors import DifferenceFeedbackError, StepError
 from stages.evaluate import Evaluate
 from stages.interruption import Requests, Stopped
@@ -73,18 +73,28 @@ class Ablation:
 
         Raises:
             RecipeError: the recipe or a variant of it is not valid.
+            DataError, ModelError: an input cannot be used.
             ArtifactError: another ablation writes to `out`.
             Stopped: it was asked to stop, and so was the step under way.
         """
         recipe = load_recipe(self.recipe, self.assignments)
         for variant in recipe.ablate.variants.values():
             self.recipe_with(variant.set)
+        self._check_inputs(recipe)
         with lock_output(self.out):
-            (self.out / LOGS).mkdir(exist_ok=True)
+            with writing(self.out):
+                (self.out / LOGS).mkdir(exist_ok=True)
             runs = [run for seed in recipe.ablate.seeds for run in self._with_seed(seed, recipe)]
             rows = ablation_rows(runs, recipe.ablate.baseline, recipe.reward.threshold)
             write_rows(self.out / f"{ABLATION.name}.parquet", ABLATION, rows)
         return rows
+
+    def _check_inputs(self, recipe: Recipe) -> None:
+        """Each is looked at by a step that reads it, before the first step runs."""
+        planned(STAGES["rollout"](recipe, problems=self.train, policy=self.base))
+        planned(STAGES["evaluate"](recipe, problems=self.test, model=self.base))
+        if any(variant.repair_model != "none" for variant in recipe.ablate.variants.values()):
+            planned(STAGES["sft-repair"](recipe, repair_set=self.repair_set, model=self.base))
 
     def recipe_with(self, assignments: Sequence[str]) -> Recipe:
         """The recipe with these assignments after its own."""
@@ -175,7 +185,9 @@ class Chain:
         command += [word for assignment in (*of.assignments, *self.assignments) for word in ("--set", assignment)]
         command += [word for option, path in inputs.items() for word in (f"--{option.replace('_', '-')}", str(path))]
         log = of.out / LOGS / f"{folder.name}.log"
-        with log.open("ab") as output:
+        with writing(log):
+            output = log.open("ab")
+        with output:
             status = _status(command, output)
         if status in STOPPED:
             raise Stopped(f"{of.out}: stopped in {name}, what was done is saved; give the same command again", status)

@@ -31,6 +31,8 @@ from stages.sections import (
 )
 
 RECIPES = Path(__file__).parent / "recipes"
+ENDPOINTS = ("reward.judge", "audit.endpoint")
+"""Sections where somebody may write an API key in place of its variable's name: errors show no value of theirs."""
 
 
 class Recipe(Section):
@@ -73,7 +75,7 @@ def load_recipe(name: str | Path, assignments: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{name}: no such recipe file; shipped recipes: {', '.join(shipped)}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # no date on the calendar, brackets without end
         raise RecipeError(f"{path}: not YAML: {_one_line(error)}") from error
     values = {} if values is None else values
     if not isinstance(values, dict):
@@ -112,8 +114,9 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
         values = values[section]
     try:
         values[key] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {assignment}: {text!r} is not YAML: {_one_line(error)}; quote it") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        value, reason = ("its value", "") if _is_private(dotted) else (repr(text), f": {_one_line(error)}")
+        raise RecipeError(f"--set {_shown(assignment)}: {value} is not YAML{reason}; quote it") from error
 
 
 def _explain(path: Path, assignments: Sequence[str], item: Any) -> str:
@@ -124,7 +127,8 @@ def _explain(path: Path, assignments: Sequence[str], item: Any) -> str:
     if item["type"] == "value_error" and isinstance(item["input"], dict):  # of several fields together
         return f"{place}: {field}: {item['ctx']['error']}"
     if item["type"] != "extra_forbidden":
-        return f"{place}: {field} is {item['input']!r}: {item['msg']}"
+        value = "" if _is_private(field) else f" is {item['input']!r}"
+        return f"{place}: {field}{value}: {item['msg']}"
     near = difflib.get_close_matches(field, list(field_names(Recipe)), n=1, cutoff=0.0)
     return f"{place}: no field {field}; the nearest is {near[0]}"
 
@@ -134,8 +138,17 @@ def _origin(path: Path, assignments: Sequence[str], field: str) -> str:
     for assignment in reversed(assignments):
         assigned = assignment.partition("=")[0] + "."
         if f"{field}.".startswith(assigned) or assigned.startswith(f"{field}."):
-            return f"--set {assignment}"
+            return f"--set {_shown(assignment)}"
     return str(path)
+
+
+def _is_private(field: str) -> bool:
+    return any(f"{field}.".startswith(f"{section}.") for section in ENDPOINTS)
+
+
+def _shown(assignment: str) -> str:
+    field = assignment.partition("=")[0]
+    return f"{field}=..." if _is_private(field) else assignment
 
 
 def _one_line(error: Exception) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import METRICS, REPAIR_SET
-from stages.artifacts.manifest import MODEL
+from stages.artifacts.notes import MODEL
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Plan, Step
 from stages.batching import batched

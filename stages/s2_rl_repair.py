@@ -10,7 +10,7 @@ from typing import Any
 
 from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import DRAFTS, EPISODES, METRICS, REPAIR_SET
-from stages.artifacts.manifest import MODEL
+from stages.artifacts.notes import MODEL
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
 from stages.artifacts.step import Plan, Step
 from stages.artifacts.store import iterate_rows

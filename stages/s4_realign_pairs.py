@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stages.artifacts.columns import GROUPS
-from stages.artifacts.manifest import recorded_vocabulary
+from stages.artifacts.notes import recorded_vocabulary
 from stages.artifacts.step import Plan, Step, Tally
 from stages.artifacts.store import count_rows, iterate_tables, parquet_files
 from stages.core.alignment import mark_differences, symbols

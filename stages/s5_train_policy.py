@@ -15,7 +15,7 @@ import numpy as np
 from stages import processes
 from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import GROUPS, METRICS, VALUES
-from stages.artifacts.manifest import MODEL
+from stages.artifacts.notes import MODEL
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, ProblemSet
 from stages.artifacts.step import Plan, Step
 from stages.artifacts.store import count_rows, iterate_rows, parquet_files, read_tables

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.artifacts.columns import SAMPLES, SCORES, SUMMARY
-from stages.artifacts.manifest import read_manifest
+from stages.artifacts.notes import read_manifest
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.scoring.accuracy import Measure, mean_over_problems, share
 from stages.scoring.score_summary import correct_by_problem, summarize_scores

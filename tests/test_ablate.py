@@ -18,9 +18,9 @@ from stages.ablate import Ablation
 from stages.ablation import VariantRun, ablation_rows
 from stages.artifacts.columns import ABLATION, SAMPLES, SCORES
 from stages.artifacts.lock import lock_output
-from stages.artifacts.manifest import read_manifest
+from stages.artifacts.notes import read_manifest
 from stages.artifacts.store import iterate_rows, write_rows
-from stages.errors import RecipeError
+from stages.errors import DataError, ModelError, RecipeError
 from stages.interruption import Stopped
 from stages.recipe import RECIPES, load_recipe
 
@@ -244,3 +244,18 @@ def test_a_second_ablation_in_the_folder_is_told_of_the_first(tmp_path, digits):
         done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "has been writing here since" in done.stderr
+
+
+@pytest.mark.parametrize("missing", ["train", "test", "repair_set", "base"])
+def test_nothing_begins_where_an_input_is_missing(missing, digits, tmp_path):
+    inputs = {
+        "train": digits / "problems_train.parquet",
+        "test": digits / "problems_test.parquet",
+        "repair_set": digits / "repair_set.parquet",
+        "base": digits / "base",
+    }
+    gone = tmp_path / "gone"
+    ablation = Ablation("digits", ["ablate.seeds=[0]"], out=tmp_path / "out", **inputs | {missing: gone})
+    with pytest.raises((DataError, ModelError), match=f"{gone}: no such "):
+        ablation.run()
+    assert not (tmp_path / "out").exists()

@@ -119,6 +119,24 @@ def test_what_is_wrong_with_several_fields_is_told_without_their_values(endpoint
     assert str(error.value) == f"{file}: {message}"
 
 
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("reward.judge.api_key=sk-secret", "no field reward.judge.api_key; the nearest is reward.judge"),
+        ("audit.endpoint.api_key_env=sk-secret", "audit.endpoint.api_key_env: String should match pattern"),
+        ("audit.endpoint.base_url=https://me:sk-secret@h/v1", "audit.endpoint.base_url: String should match pattern"),
+        ("audit.endpoint={sk-secret", "its value is not YAML; quote it"),
+        ("reward.judge=sk-secret", "reward.judge: Input should be a valid dictionary"),
+    ],
+)
+def test_a_key_that_stands_where_its_variables_name_belongs_is_not_shown(assignment, message):
+    with pytest.raises(RecipeError) as error:
+        load_recipe("digits", [assignment])
+
+    assert f"--set {assignment.partition('=')[0]}=...: {message}" in str(error.value)
+    assert "secret" not in str(error.value)
+
+
 def test_every_wrong_field_has_a_line(recipe_file):
     with pytest.raises(RecipeError) as error:
         load_recipe(recipe_file("sed: 1\nrollout: {temperature: 0, samples: 4}"))
@@ -237,6 +255,7 @@ def test_set_changes_one_of_two_sections_that_share_a_yaml_alias(recipe_file):
         ("rollout.temperature", "--set rollout.temperature: write section.key=value"),
         ("seed.x=1", "--set seed.x=1: seed is a value, not a section"),
         ("prompt.instruction={", "--set prompt.instruction={: '{' is not YAML: "),
+        ("seed=2020-13-45", "--set seed=2020-13-45: '2020-13-45' is not YAML: month must be"),
     ],
 )
 def test_a_set_that_cannot_be_read_is_refused_with_its_text(assignment, message, recipe_file):
@@ -247,7 +266,7 @@ def test_a_set_that_cannot_be_read_is_refused_with_its_text(assignment, message,
     assert line.startswith(message)
 
 
-@pytest.mark.parametrize("content", [b"rollout: {", b"a: b: c", b"\xff\xfe\x00"])
+@pytest.mark.parametrize("content", [b"rollout: {", b"a: b: c", b"\xff\xfe\x00", b"seed: 2020-13-45", b"[" * 5000])
 def test_what_is_not_yaml_is_refused_in_one_line(content, tmp_path):
     (tmp_path / "mine.yaml").write_bytes(content)
     with pytest.raises(RecipeError) as error:

@@ -9,7 +9,7 @@ from launching import launch
 from scripted_server import completion, data_of, refusal, serving
 from stages import summary
 from stages.artifacts.columns import EPISODES, REPAIRS, ROLLOUTS
-from stages.artifacts.manifest import read_manifest
+from stages.artifacts.notes import read_manifest
 from stages.artifacts.stage import execute
 from stages.artifacts.store import iterate_rows
 from stages.errors import EndpointError

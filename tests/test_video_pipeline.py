@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from stages.artifacts.columns import GROUPS, METRICS, PROBLEMS, ROLLOUTS, SCORES
-from stages.artifacts.manifest import read_manifest
+from stages.artifacts.notes import read_manifest
 from stages.artifacts.problems import ProblemSet, encode_image
 from stages.artifacts.stage import execute
 from stages.artifacts.store import iterate_rows, write_rows

@@ -8,7 +8,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-MANIFEST = "manifest.json"
+from stages.artifacts.notes import is_step, read_manifest
+
 _MODEL_SUFFIXES = {".safetensors", ".json", ".jinja", ".txt", ".model", ".py"}
 
 
@@ -23,11 +24,14 @@ def fingerprint(path: Path) -> str:
 
     Timings in a step's manifest do not count: a step that made the same bytes again is the same input. A path that
     is not on this machine (a hub name) is its own fingerprint.
+
+    Raises:
+        ArtifactError: a step that is not complete.
     """
     if path.is_file():
         return file_sha256(path)
-    if (path / MANIFEST).is_file():
-        files = json.loads((path / MANIFEST).read_text())["files"]
+    if is_step(path):
+        files = read_manifest(path)["files"]
         return _digest({name: entry["sha256"] for name, entry in files.items()})
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in _MODEL_SUFFIXES or file.suffix == ".parquet")

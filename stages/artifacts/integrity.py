@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from stages.artifacts.fingerprint import MANIFEST, file_sha256
+from stages.artifacts.fingerprint import file_sha256
+from stages.artifacts.notes import MANIFEST, is_step, read_manifest
+from stages.artifacts.store import check_parquet
 from stages.errors import ArtifactError
 
 _READ_BY_PATTERN = ("*.parquet", "model/*.safetensors")
@@ -26,7 +28,11 @@ def describe(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def find_damage(folder: Path, files: Files) -> list[str]:
-    """Of the files that are not as they were described, the path and what is wrong with each."""
+    """Of the files that are not as they were described, the path and what is wrong with each.
+
+    Raises:
+        ArtifactError: one cannot be read.
+    """
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         found = threads.map(lambda name: _damage(folder / name, files[name]), files)
         return [f"{folder / name}: {damage}" for name, damage in zip(files, found, strict=True) if damage]
@@ -36,7 +42,7 @@ def check_files(folder: Path, files: Files, part: str = "") -> None:
     """Read a step's files, or the part of them that has this name, and compare them with the manifest's `files`.
 
     Raises:
-        ArtifactError: names the first that is missing, changed, or not in the manifest.
+        ArtifactError: names the first that is missing, changed, not to be read, or not in the manifest.
     """
     chosen = {name: entry for name, entry in files.items() if not part or f"{name}/".startswith(f"{part}/")}
     if damaged := find_damage(folder, chosen):
@@ -45,6 +51,30 @@ def check_files(folder: Path, files: Files, part: str = "") -> None:
     strangers = [] if part else sorted(set(_read_by_pattern(folder)) - files.keys())
     if strangers:
         raise ArtifactError(f"{folder / strangers[0]}: not in {MANIFEST}, but it would be read; move it elsewhere")
+
+
+def checked_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a complete step, whose files are what it says."""
+    manifest = read_manifest(folder)
+    check_files(folder, manifest["files"])
+    return manifest
+
+
+def check_input(path: Path) -> None:
+    """What is read of a step, its folder or something in that, has to be what its manifest says; other Parquet whole.
+
+    Raises:
+        ArtifactError: a step that is not complete, or a file of one that is missing or changed.
+        DataError: a Parquet file that cannot be read.
+    """
+    if is_step(path):
+        checked_manifest(path)
+    elif (path.parent / MANIFEST).is_file() and is_step(path.parent):
+        check_files(path.parent, read_manifest(path.parent)["files"], path.name)
+    else:
+        for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
+            if file.suffix == ".parquet" and file.is_file():
+                check_parquet(file)
 
 
 def _entry(file: Path) -> dict[str, Any]:
@@ -60,7 +90,9 @@ def _damage(file: Path, entry: Mapping[str, Any]) -> str | None:
     except FileNotFoundError:
         return "missing"
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
+        raise ArtifactError(
+            f"{file}: cannot be read ({error.strerror}); make it readable, or give a copy that is"
+        ) from error
 
 
 def _read_by_pattern(folder: Path) -> Iterator[str]:

@@ -7,7 +7,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -44,7 +44,8 @@ def lock_output(out: Path) -> Iterator[None]:
             os.write(locked, f"{who} has been writing here since {since}".encode())
         yield
     finally:
-        (out / LOCK).unlink(missing_ok=True)
+        with suppress(OSError):  # of a place that was made read-only meanwhile; without its owner it holds nobody up
+            (out / LOCK).unlink(missing_ok=True)
         os.close(locked)
 
 

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 
 from stages import processes
+from stages.artifacts.integrity import check_input
 from stages.artifacts.lock import lock_output
-from stages.artifacts.manifest import check_input
 from stages.artifacts.step import Plan, Step
 from stages.interruption import Requests
 

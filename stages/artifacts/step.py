@@ -23,11 +23,11 @@ import pyarrow as pa
 from stages import processes
 from stages.artifacts.bad_rows import BadRow
 from stages.artifacts.columns import DROPPED, TableSpec
-from stages.artifacts.fingerprint import MANIFEST, fingerprint
-from stages.artifacts.integrity import describe, find_damage
+from stages.artifacts.fingerprint import fingerprint
+from stages.artifacts.integrity import checked_manifest, describe, find_damage
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.lock import LOCK
-from stages.artifacts.manifest import PLAN, SCHEMA_VERSION, checked_manifest, read_json, read_plan
+from stages.artifacts.notes import MANIFEST, PLAN, SCHEMA_VERSION, is_intact, read_json, read_plan, sealed
 from stages.artifacts.store import write_rows, write_tables
 from stages.artifacts.writing import PARTIAL, replace, to_disk, write_text, writing
 from stages.errors import ArtifactError
@@ -156,7 +156,7 @@ class Step:
             return step
         damaged = step._resume()
         if damaged and not overwrite:
-            raise ArtifactError(f"{damaged[0]}, since the step was stopped; give --overwrite to start it again")
+            raise ArtifactError(f"{damaged[0]}; give --overwrite to start the step again")
         if damaged:
             with writing(out):
                 _clear(out)
@@ -214,7 +214,8 @@ class Step:
             self._checkpoint_files = describe(self.out, self._names(files))
             self._note_progress()
             if last is not None:
-                shutil.rmtree(last)
+                with writing(last):
+                    shutil.rmtree(last)
 
     def pause(self, save: Callable[[], None] = lambda: None) -> None:
         """Stop if that was asked for; `save` what is not saved yet first.
@@ -250,8 +251,9 @@ class Step:
             self.write_table(DROPPED, self.tally.dropped_rows)
         self.ledger.close()
         files = sorted(file for file in self.out.rglob("*") if file.is_file() and not self._is_bookkeeping(file))
+        self._open_to_readers(files)
         unknown = [name for name in self._names(files) if name not in self._files]
-        self.manifest = self.plan | {
+        manifest = self.plan | {
             "rows_in": self.tally.rows_in,
             "rows_out": self.tally.rows_out,
             "dropped": dict(self.tally.dropped),
@@ -261,8 +263,17 @@ class Step:
             "versions": _versions(),
             "files": self._files | describe(self.out, unknown),
         }
+        self.manifest = sealed(manifest)
         _write_json(self.out / MANIFEST, self.manifest)
         self._tidy()
+
+    def _open_to_readers(self, files: Iterable[Path]) -> None:
+        """safetensors are written for their owner alone; whoever may read the plan may read them too."""
+        mode = (self.out / PLAN).stat().st_mode
+        with writing(self.out):
+            for file in files:
+                if file.stat().st_mode != mode:
+                    file.chmod(mode)
 
     def _names(self, files: Iterable[Path]) -> list[str]:
         return [str(file.relative_to(self.out)) for file in files]
@@ -288,7 +299,7 @@ class Step:
             "device_seconds": dict(self.ledger.device_seconds),
             "tally": {**vars(self.tally)},
         }
-        _write_json(self.out / PROGRESS, progress)
+        _write_json(self.out / PROGRESS, sealed(progress))
 
     def _is_bookkeeping(self, file: Path) -> bool:
         """Not output: the step's own notes, and what an interrupted write left behind."""
@@ -303,9 +314,14 @@ class Step:
 
     def _resume(self) -> list[str]:
         """Go on from the last note, if there is one and every file in it is as it was; else tell which are not."""
-        progress = read_json(self.out / PROGRESS)
+        try:
+            progress = read_json(self.out / PROGRESS)
+        except ArtifactError:
+            progress = {}
         if progress is None:
             return []
+        if not is_intact(progress):
+            return [f"{self.out / PROGRESS}: changed since it was written"]
         for name in progress["files"]:
             if self._pending(name).is_file():
                 replace(self._pending(name), self.out / name)

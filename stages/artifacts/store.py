@@ -58,7 +58,8 @@ def write_tables(path: Path, spec: TableSpec, tables: Iterable[pa.Table]) -> int
         with writing(path):
             writer.close()
     except BaseException:
-        partial.unlink()
+        with suppress(OSError):  # of a place that was made read-only meanwhile
+            partial.unlink()
         with suppress(OSError):  # of a file that is gone
             writer.close()
         raise

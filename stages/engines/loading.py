@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from stages import processes
-from stages.artifacts.manifest import model_folder, read_manifest, recorded_vocabulary
+from stages.artifacts.notes import model_folder, read_manifest, recorded_vocabulary
 from stages.engines.protocol import Generator, Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.engines.vllm_engine import VllmEngine

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stages import processes
 from stages.artifacts.columns import METRICS
-from stages.artifacts.manifest import MODEL
+from stages.artifacts.notes import MODEL
 from stages.artifacts.step import Step
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.errors import ModelError

@@ -38,22 +38,23 @@ class JsonLinesTracker(GeneralTracker):  # type: ignore[misc]
         self._file = self._path.open("w", encoding="utf-8")
 
     def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
-        with writing(self._path):
-            print(json.dumps({"step": step} | values), file=self._file, flush=True)
+        print(json.dumps({"step": step} | values), file=self._file, flush=True)
 
     def finish(self) -> None:
         self._file.close()
 
 
 class Trackers:
-    """The trackers of one step."""
+    """The trackers of one step, which write to `folder`."""
 
-    def __init__(self, trackers: Sequence[GeneralTracker] = ()) -> None:
+    def __init__(self, trackers: Sequence[GeneralTracker] = (), folder: Path = Path()) -> None:
         self._trackers = trackers
+        self._folder = folder
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        for tracker in self._trackers:
-            tracker.log(dict(metrics), step=step)
+        with writing(self._folder):
+            for tracker in self._trackers:
+                tracker.log(dict(metrics), step=step)
 
 
 def check_trackers(section: TrackingSection) -> None:
@@ -75,6 +76,7 @@ def open_trackers(section: TrackingSection, out: Path, config: Mapping[str, Any]
 
     Raises:
         RecipeError: wandb does not start.
+        ArtifactError: as `writing`.
     """
     if not section.trackers or not processes.is_main():
         yield Trackers()
@@ -83,14 +85,15 @@ def open_trackers(section: TrackingSection, out: Path, config: Mapping[str, Any]
     shutil.rmtree(folder, ignore_errors=True)
     with writing(folder):
         folder.mkdir(parents=True)
-    trackers = [_start(name, section, folder) for name in dict.fromkeys(section.trackers)]
-    for tracker in trackers:
-        tracker.store_init_configuration(_flat(config))
-    try:
-        yield Trackers(trackers)
-    finally:
+        trackers = [_start(name, section, folder) for name in dict.fromkeys(section.trackers)]
         for tracker in trackers:
-            tracker.finish()
+            tracker.store_init_configuration(_flat(config))
+    try:
+        yield Trackers(trackers, folder)
+    finally:
+        with writing(folder):  # what is buffered is written now
+            for tracker in trackers:
+                tracker.finish()
 
 
 def _installed(package: str) -> bool:

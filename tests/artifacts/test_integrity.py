@@ -4,10 +4,11 @@ import json
 import re
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from stages.artifacts.columns import DROPPED, METRICS
-from stages.artifacts.fingerprint import MANIFEST
-from stages.artifacts.manifest import PLAN, model_folder, read_manifest
+from stages.artifacts.notes import MANIFEST, PLAN, model_folder, read_manifest
 from stages.artifacts.stage import execute, planned
 from stages.artifacts.step import Plan, Step
 from stages.artifacts.store import write_rows
@@ -143,7 +144,7 @@ def test_a_manifest_or_plan_that_is_not_json_is_named(name, content, source, tmp
         model_folder(source)
 
 
-@pytest.mark.parametrize("manifest", [[], {}, {"schema_version": 1}, {"schema_version": "1", "files": {}}])
+@pytest.mark.parametrize("manifest", [[], {}, {"schema_version": "2"}, {"schema_version": True, "files": {}}])
 def test_a_manifest_of_something_else_is_named(manifest, source):
     (source / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match=r"source/manifest\.json: not a step's; run the command that made it again"):
@@ -153,8 +154,8 @@ def test_a_manifest_of_something_else_is_named(manifest, source):
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        (0, "source: schema version 0, this is 1; run its command again with --overwrite"),
-        (2, "source: schema version 2, this is 1; update df, or run its command again with --overwrite"),
+        (1, "source: schema version 1, this is 2; run its command again with --overwrite"),
+        (3, "source: schema version 3, this is 2; update df, or run its command again with --overwrite"),
     ],
 )
 def test_a_step_of_another_schema_version_is_named(version, message, source, tmp_path):
@@ -165,7 +166,72 @@ def test_a_step_of_another_schema_version_is_named(version, message, source, tmp
     with pytest.raises(ArtifactError, match="source: made with other schema_version; give --overwrite"):
         execute(Source(), source)
     assert execute(Source(), source, overwrite=True).ran
-    assert read_manifest(source)["schema_version"] == 1
+    assert read_manifest(source)["schema_version"] == 2
+
+
+def test_every_flipped_bit_of_a_manifest_is_noticed(source):
+    content = (source / MANIFEST).read_bytes()
+    for place in range(0, len(content), 5):
+        for bit in range(8):
+            flip(source / MANIFEST, place, bit)
+            assert same_json(content, (source / MANIFEST).read_bytes()) or is_refused(source)
+            (source / MANIFEST).write_bytes(content)
+    planned(reads(source))
+
+
+def same_json(before, after):
+    """White space and the case of some letters say the same."""
+    try:
+        return json.loads(before) == json.loads(after)
+    except ValueError:
+        return False
+
+
+def is_refused(source):
+    with pytest.raises(ArtifactError, match=r"manifest\.json: (changed since|not JSON|not a step's)|schema version"):
+        planned(reads(source))
+    return True
+
+
+@pytest.mark.parametrize("plan", [None, "{}", "[]"])
+def test_a_step_whose_plan_is_lost_is_still_what_its_manifest_says(plan, source):
+    (source / PLAN).unlink()
+    if plan is not None:
+        (source / PLAN).write_text(plan)
+    planned(reads(source))
+    (source / SHARD).unlink()
+    with pytest.raises(ArtifactError, match=rf"{SHARD}: missing; run the command that made it again"):
+        planned(reads(source))
+
+
+def test_a_folder_with_a_manifest_of_somebody_elses_is_an_input_like_others(tmp_path):
+    write_rows(tmp_path / "metrics-00000.parquet", METRICS, ROWS)
+    (tmp_path / MANIFEST).write_text('{"files": ["metrics-00000.parquet"]}')
+    assert planned(reads(tmp_path)).record()["inputs"]["source"]["path"] == str(tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_not_to_be_made_again(source):
+    """The run that made it took days."""
+    (source / SHARD).unlink()
+    (source / SHARD).symlink_to(SHARD)  # the system refuses to read it, whoever asks
+    with pytest.raises(ArtifactError) as caught:
+        planned(reads(source))
+    assert str(caught.value).startswith(f"{source / SHARD}: cannot be read (")
+    assert str(caught.value).endswith("); make it readable, or give a copy that is")
+
+
+def test_who_may_read_the_plan_may_read_the_weights(tmp_path):
+    """safetensors are written for their owner alone."""
+
+    class Saves(Source):
+        def run(self, step):
+            (step.out / "model").mkdir()
+            save_file({"w": torch.zeros(2)}, step.out / WEIGHTS)
+            step.finish()
+
+    execute(Saves(), tmp_path / "out")
+    modes = {(tmp_path / "out" / name).stat().st_mode for name in (PLAN, MANIFEST, WEIGHTS)}
+    assert len(modes) == 1
 
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "page", "footer"])

@@ -15,9 +15,8 @@ from types import MappingProxyType
 import pytest
 
 from stages.artifacts.columns import METRICS
-from stages.artifacts.fingerprint import MANIFEST
 from stages.artifacts.lock import LOCK, lock_output
-from stages.artifacts.manifest import PLAN, read_manifest
+from stages.artifacts.notes import MANIFEST, PLAN, read_manifest
 from stages.artifacts.stage import execute
 from stages.artifacts.step import Plan, Step
 from stages.errors import ArtifactError

@@ -14,8 +14,8 @@ import pytest
 
 from stages.artifacts.bad_rows import BadRow
 from stages.artifacts.columns import DROPPED, METRICS
-from stages.artifacts.fingerprint import MANIFEST, fingerprint
-from stages.artifacts.manifest import PLAN, model_folder, read_manifest
+from stages.artifacts.fingerprint import fingerprint
+from stages.artifacts.notes import MANIFEST, PLAN, model_folder, read_manifest
 from stages.artifacts.stage import execute
 from stages.artifacts.step import CHECKPOINTS, PENDING, PROGRESS, Plan, Step
 from stages.artifacts.store import iterate_rows
@@ -94,7 +94,7 @@ def test_the_manifest_says_what_was_done(tmp_path, source):
     step.finish()
     manifest = step.manifest
 
-    assert manifest["schema_version"] == 1
+    assert manifest["schema_version"] == 2
     assert manifest["step"] == "rollout"
     assert manifest["recipe"] == {"rollout": {"temperature": 0.7, "problems": None}}
     assert manifest["seed"] == 1
@@ -332,12 +332,23 @@ def test_what_a_stopped_step_noted_and_is_not_as_it_was_is_named(damage, name, t
         stopped.save_checkpoint(write_weights)
     spoil, told = DAMAGES[damage]
     spoil(out / name)
-    with pytest.raises(ArtifactError, match=f"{name}: {told}, since the step was stopped; give --overwrite to start"):
+    with pytest.raises(ArtifactError, match=f"{name}: {told}; give --overwrite to start the step again$"):
         Step.open(out, plan(source))
 
     step = Step.open(out, plan(source), overwrite=True)
     assert not step.has_shard(METRICS, 1)
     assert (step.checkpoint, step.tally.rows_in) == (None, 0)
+
+
+@pytest.mark.parametrize("spoil", [lambda text: text[:-9], lambda _: "", lambda _: "[]", lambda t: t.replace("1", "2")])
+def test_a_note_of_progress_that_is_not_as_it_was_is_named(spoil, tmp_path, source):
+    write_shard(Step.open(tmp_path / "out", plan(source)), 0)
+    note = tmp_path / "out" / PROGRESS
+    note.write_text(spoil(note.read_text()))
+    with pytest.raises(ArtifactError, match=r"progress\.json: changed since it was written; give --overwrite to start"):
+        Step.open(tmp_path / "out", plan(source))
+
+    assert not Step.open(tmp_path / "out", plan(source), overwrite=True).has_shard(METRICS, 0)
 
 
 def write_weights(folder):
@@ -502,13 +513,6 @@ def test_the_model_of_an_incomplete_step_is_refused(tmp_path, source):
     Step.open(tmp_path / "out", plan(source))
     with pytest.raises(ArtifactError, match=r"out: no manifest\.json, so this step is not complete"):
         model_folder(tmp_path / "out")
-
-
-def test_a_manifest_of_another_schema_version_is_refused(tmp_path, source):
-    step = complete(tmp_path / "out", plan(source))
-    (tmp_path / "out" / MANIFEST).write_text(json.dumps(step.manifest | {"schema_version": 0}))
-    with pytest.raises(ArtifactError, match="out: schema version 0, this is 1; run its command again"):
-        read_manifest(tmp_path / "out")
 
 
 def test_a_stopped_overwrite_does_not_look_complete(tmp_path, source, monkeypatch):

@@ -9,18 +9,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from stages.artifacts.columns import METRICS
-from stages.artifacts.fingerprint import MANIFEST
-from stages.artifacts.manifest import PLAN
+from stages.artifacts.notes import MANIFEST, PLAN
 from stages.artifacts.stage import execute
 from stages.artifacts.step import CHECKPOINTS, PROGRESS, Plan, Step
 from stages.artifacts.store import parquet_files, write_rows
 from stages.artifacts.writing import PARTIAL, writing
-from stages.errors import ArtifactError, DataError
+from stages.errors import ArtifactError, DataError, DifferenceFeedbackError
+from stages.sections import TrackingSection
+from stages.training.tracking import open_trackers
 
 ROOT = Path(__file__).parents[2]
 ROWS = [{"step": step, "metric": f"m{step * 7919 % 997}", "value": step / 7} for step in range(300)]
@@ -47,9 +49,10 @@ class Work:
 
 
 def listing(folder):
-    """Its files, without what tells the time."""
+    """Its files, without what tells the time, and the checksum over it."""
     files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    return {name: re.sub(rb'"device_seconds": \{[^}]*\}', b"", content) for name, content in files.items()}
+    timed = rb'"device_seconds": \{[^}]*\}|"checksum": "\w+"'
+    return {name: re.sub(timed, b"", content) for name, content in files.items()}
 
 
 def fill_and_go_on(folder, expected, limited, reason):
@@ -113,13 +116,17 @@ def has_mounts(folder):
 
 
 def on_a_disk_of_its_own(folder, work):
-    """What a function of this module gives, as words, called in a process that sees another file system there."""
-    code = f"import sys, test_writing; from pathlib import Path; print(*test_writing.{work}(Path(sys.argv[1])))"
+    """The lines that a function of this module gives, called in a process that sees another file system there."""
+    return call([*NAMESPACE, "sh", "-c", MOUNTED, "sh", folder, sys.executable], folder, work)
+
+
+def call(python, folder, work):
+    """The lines that a function of this module gives, called by this command with the folder."""
+    code = f"import sys, test_writing as t; from pathlib import Path; print(*t.{work}(Path(sys.argv[1])), sep='\\n')"
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}
-    command = [*NAMESPACE, "sh", "-c", MOUNTED, "sh", folder, sys.executable, code]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run([*python, code, folder], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+    return done.stdout.splitlines()
 
 
 def test_files_that_may_not_grow_are_told_and_written_when_they_may(tmp_path):
@@ -181,7 +188,66 @@ def test_a_read_only_place_is_told_and_a_complete_output_is_found_there(tmp_path
         disk = tmp_path / "disk"
         disk.mkdir()
         told = [f"{disk / name}: cannot be written (Read-only file system); {remedy}" for name in ("new", "stopped")]
-        assert " ".join(on_a_disk_of_its_own(disk, "on_a_read_only_disk")) == " ".join([*told, "False"])
+        assert on_a_disk_of_its_own(disk, "on_a_read_only_disk") == [*told, "False"]
+
+
+class Shut(Work):
+    """Its folder is made read-only behind the first shard."""
+
+    def run(self, step):
+        step.write_shards(0, {METRICS: ROWS})
+        step.out.chmod(0o555)
+        super().run(step)
+
+
+class ShutWithinAFile(Work):
+    """The same in the midst of a shard, and then a row is bad."""
+
+    def run(self, step):
+        step.stream_shard(0, METRICS, self.tables(step.out))
+
+    def tables(self, out):
+        schema = METRICS.schema()
+        yield pa.Table.from_pylist(ROWS, schema=schema)
+        out.chmod(0o555)
+        yield pa.Table.from_pylist([ROWS[0] | {"metric": None}], schema=schema)
+
+
+def in_folders_that_are_shut(folder):
+    """What is told, and gone on from when they are open again."""
+    execute(Work(), folder / "whole")
+    told = []
+    for work in (Shut, ShutWithinAFile):
+        out = folder / work.__name__
+        with pytest.raises(DifferenceFeedbackError) as caught:
+            execute(work(), out)
+        told.append(str(caught.value))
+        out.chmod(0o755)
+        assert execute(Work(), out).ran
+        assert listing(out) == listing(folder / "whole")
+    return told
+
+
+def test_a_folder_that_becomes_read_only_meanwhile_is_told(tmp_path):
+    drop = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"] if os.geteuid() == 0 else []
+    shut, within = call([*drop, sys.executable, "-c"], tmp_path, "in_folders_that_are_shut")
+    assert shut == (
+        f"{tmp_path}/Shut/metrics-00001.parquet.pending: cannot be written (Permission denied); make it writable, or "
+        f"give another --out, {AGAIN}"
+    )
+    assert within.startswith(f"{tmp_path}/ShutWithinAFile/metrics-00000.parquet.pending row 300: metric is null")
+
+
+def test_a_trackers_file_that_may_not_grow_is_told(tmp_path):
+    """Each line is on the disk when it is logged, and what could not be written is tried once more at the end."""
+
+    def track():
+        with file_size_limit(300), open_trackers(TrackingSection(trackers=["jsonl"]), tmp_path, {}) as trackers:
+            for step in range(100):
+                trackers.log(step, {"loss": 0.5})
+
+    with pytest.raises(ArtifactError, match=rf"^{tmp_path}/tracking: cannot be written \(File too large\); raise .*"):
+        track()
 
 
 def test_what_reading_and_others_code_raise_is_left_alone(tmp_path):

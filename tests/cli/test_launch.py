@@ -8,7 +8,7 @@ import pytest
 from launching import launch
 from stages.artifacts.columns import GROUPS, ROLLOUTS
 from stages.artifacts.lock import lock_output
-from stages.artifacts.manifest import read_manifest
+from stages.artifacts.notes import read_manifest
 from stages.artifacts.store import iterate_rows, write_rows
 
 

@@ -1,20 +1,21 @@
-"""What the notes in a step's folder say: its plan, its manifest, and the files that the manifest vouches for."""
+"""The notes in a step's folder, its plan and its manifest, and what they say."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.artifacts.fingerprint import MANIFEST
-from stages.artifacts.integrity import check_files
-from stages.artifacts.store import check_parquet
 from stages.errors import ArtifactError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PLAN = "plan.json"
+MANIFEST = "manifest.json"
 MODEL = "model"
 """Folder of the checkpoint inside a training step's output."""
+_CHECKSUM = "checksum"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -26,45 +27,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(folder / MANIFEST)
     if manifest is None:
         raise ArtifactError(f"{folder}: no {MANIFEST}, so this step is not complete; run its command again")
-    version = manifest.get("schema_version")
-    if not isinstance(version, int) or not isinstance(manifest.get("files"), dict):
-        raise ArtifactError(f"{folder / MANIFEST}: not a step's; run the command that made it again with --overwrite")
+    version, again = manifest.get("schema_version"), "run the command that made it again with --overwrite"
+    if type(version) is not int:
+        raise ArtifactError(f"{folder / MANIFEST}: not a step's; {again}")
     if version != SCHEMA_VERSION:
         update = "update df, or " if version > SCHEMA_VERSION else ""
         raise ArtifactError(
             f"{folder}: schema version {version}, this is {SCHEMA_VERSION}; {update}run its command again with "
             "--overwrite"
         )
+    if not is_intact(manifest):
+        raise ArtifactError(f"{folder / MANIFEST}: changed since it was written; {again}")
     return manifest
-
-
-def checked_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a complete step, whose files are what it says."""
-    manifest = read_manifest(folder)
-    check_files(folder, manifest["files"])
-    return manifest
-
-
-def check_input(path: Path) -> None:
-    """What is read of a step, its folder or something in that, has to be what its manifest says; other Parquet whole.
-
-    Raises:
-        ArtifactError: a step that is not complete, or a file of one that is missing or changed.
-        DataError: a Parquet file that cannot be read.
-    """
-    if read_plan(path) is not None:
-        checked_manifest(path)
-    elif (path.parent / MANIFEST).is_file() and read_plan(path.parent) is not None:
-        check_files(path.parent, read_manifest(path.parent)["files"], path.name)
-    else:
-        for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
-            if file.suffix == ".parquet" and file.is_file():
-                check_parquet(file)
 
 
 def recorded_vocabulary(folder: Path) -> dict[str, Any]:
     """`vocabulary` in a plan: whose token ids a step's output holds; nothing where no manifest tells."""
-    recipe = read_manifest(folder)["recipe"] if (folder / MANIFEST).is_file() else {}
+    recipe = read_manifest(folder)["recipe"] if is_step(folder) else {}
     return {name: recipe[name] for name in ("vocabulary",) if name in recipe}
 
 
@@ -74,7 +53,7 @@ def model_folder(path: Path) -> Path:
     Raises:
         ArtifactError: a step that is not complete.
     """
-    if read_plan(path) is not None:
+    if is_step(path):
         read_manifest(path)
         return path / MODEL
     return path
@@ -86,12 +65,38 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
     return plan if plan is not None and {"schema_version", "step", "inputs"} <= plan.keys() else None
 
 
+def is_step(folder: Path) -> bool:
+    """Whether a step has written there, as far as its notes are still there."""
+    manifest = read_json(folder / MANIFEST) or {}
+    return read_plan(folder) is not None or {"schema_version", "step", "files"} <= manifest.keys()
+
+
+def sealed(note: Mapping[str, Any]) -> dict[str, Any]:
+    """The note with a checksum over the rest of it."""
+    return {**note, _CHECKSUM: _checksum(note)}
+
+
+def is_intact(note: Mapping[str, Any]) -> bool:
+    """Whether a note is what `sealed` gave."""
+    return note.get(_CHECKSUM) == _checksum(note)
+
+
+def _checksum(note: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in note.items() if name != _CHECKSUM}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
+    """What a file of JSON says; None where there is none, nothing where it is no mapping.
+
+    Raises:
+        ArtifactError: not JSON.
+    """
     if not path.is_file():
         return None
     try:
         value = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         remedy = f"if df made {path.parent}, delete it and run its command again"
         raise ArtifactError(f"{path}: not JSON ({error}); {remedy}") from error
     return value if isinstance(value, dict) else {}
