@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -90,6 +91,7 @@ def main() -> None:
     if meant_for_system(arguments, COMMANDS, OPTIONS):
         run_system_df(arguments)
     guard_logs()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is something to save
     try:
         app()
     except DifferenceFeedbackError as error:

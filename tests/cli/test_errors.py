@@ -187,3 +187,9 @@ def test_a_process_exits_with_1_and_no_traceback(workspace):
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: gone: no such model folder; ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_sigusr1_before_there_is_anything_to_save_ends_nothing():
+    early = "main.app = lambda: os.kill(os.getpid(), signal.SIGUSR1)"
+    code = f"import os, signal, sys; sys.path.insert(0, {str(ROOT)!r}); from df_cli import main; {early}; main.main()"
+    assert subprocess.run([sys.executable, "-c", code, "rollout"], timeout=120, check=False).returncode == 0
