@@ -27,7 +27,7 @@ from stages.artifacts.fingerprint import fingerprint
 from stages.artifacts.integrity import checked_manifest, describe, find_damage
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.lock import LOCK
-from stages.artifacts.notes import MANIFEST, PLAN, SCHEMA_VERSION, is_intact, read_json, read_plan, sealed
+from stages.artifacts.notes import MANIFEST, PLAN, SCHEMA_VERSION, is_intact, is_step, read_json, read_plan, sealed
 from stages.artifacts.store import write_rows, write_tables
 from stages.artifacts.writing import PARTIAL, replace, to_disk, write_text, writing
 from stages.errors import ArtifactError
@@ -136,7 +136,9 @@ class Step:
         existing = read_plan(out)
         if existing is None:
             if out.exists() and not (out.is_dir() and _is_empty(out)):
-                raise ArtifactError(f"{out}: not an empty folder and not made by df; name another with --out")
+                ours = is_step(out) or (out / PROGRESS).is_file()
+                reason = f"its {PLAN} is gone" if ours else "not an empty folder and not made by df"
+                raise ArtifactError(f"{out}: {reason}; name another with --out")
             step._begin()
             return step
         changed = sorted(_differences(existing, record))

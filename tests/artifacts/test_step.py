@@ -440,6 +440,19 @@ def test_a_killed_process_goes_on_where_it_was(tmp_path):
         assert {row["step"] for row in iterate_rows(tmp_path / "out" / name, METRICS)} == {index}
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_step_that_lost_its_plan_is_told_from_other_folders(finished, tmp_path, source):
+    step = Step.open(tmp_path / "out", plan(source))
+    write_shard(step, 0)
+    if finished:
+        step.finish()
+    (step.out / PLAN).unlink()
+    before = listing(step.out)
+    with pytest.raises(ArtifactError, match=r"out: its plan\.json is gone; name another with --out"):
+        Step.open(step.out, plan(source), overwrite=True)
+    assert listing(step.out) == before
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("name", ["thesis.tex", PLAN, MANIFEST])
 def test_a_folder_not_made_by_df_survives(overwrite, name, tmp_path, source):
