@@ -55,9 +55,10 @@ def stage_command(*, generates: bool = False, trains: bool = False) -> Callable[
     """A command from a function that makes a stage of a recipe and inputs.
 
     Its options are the function's inputs and those that every stage has: the recipe, its changes, the output; and the
-    recipe's engine where it generates, and how often it saves where it trains.
+    recipe's engine where it generates, how often it saves where it trains, and a time limit where it does either: work
+    that is cut into shards or steps can stop between them.
     """
-    left_out = {"engine": not generates, "save_every": not trains}
+    left_out = {"engine": not generates, "save_every": not trains, "stop_after": not (generates or trains)}
     return lambda make_stage: _command(make_stage, {name for name, is_left_out in left_out.items() if is_left_out})
 
 

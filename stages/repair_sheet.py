@@ -14,7 +14,7 @@ import numpy as np
 
 from stages import processes
 from stages.artifacts.bad_rows import OnBadRow
-from stages.artifacts.columns import ERRORS
+from stages.artifacts.columns import DRAFTS, ERRORS
 from stages.artifacts.label_studio import write_sheet
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, ProblemSet, encoded_images
 from stages.artifacts.step import Plan, Step, Tally
@@ -25,14 +25,12 @@ from stages.errors import DataError
 from stages.progress import track
 from stages.recipe import Recipe
 from stages.scoring.answering import Answerer
+from stages.scoring.repairs import Draft
 from stages.scoring.rewards import check_reward, open_reward
 from stages.scoring.usable import ProblemCheck
-from stages.scoring.wrong_answers import WrongAnswer, wrong_answers
+from stages.scoring.wrong_answers import WrongAnswer, draft_row, read_drafts, wrong_answers
 from stages.sections import SAMPLING_FIELDS
 from stages.seeds import Purpose, derive_seed
-
-Errors = list[WrongAnswer]
-"""Different wrong answers to one problem."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +72,15 @@ class RepairSheet:
         with step.ledger.phase("load"):
             engine = open_engine(self.policy, recipe)
         with open_reward(recipe.reward) as reward:
-            policy = Answerer(engine, recipe.prompt, reward, step.ledger)
-            found = self._look_for_errors(policy, self.usable, step.tally)
-        rows = spread_over_problems(found, self.count)
+            self._look_for_errors(Answerer(engine, recipe.prompt, reward, step.ledger), step)
+        drafts = read_drafts(step.out, self.usable)
+        rows = spread_over_problems(drafts, self.count)
         if not rows:
             raise DataError(
                 f"{self.problems}: no error to repair ({dict(step.tally.dropped)}); "
                 "raise repair_set.samples_per_problem or rollout.max_new_tokens"
             )
-        step.tally.dropped["surplus"] += sum(len(errors) for errors in found) - len(rows)
+        step.tally.dropped["surplus"] += len(drafts) - len(rows)
         step.tally.rows_out = len(rows)
         step.write_table(ERRORS, rows)
         if processes.is_main():
@@ -90,34 +88,42 @@ class RepairSheet:
                 write_sheet(step.out, rows)
         step.finish()
 
-    def _look_for_errors(self, policy: Answerer, problems: ProblemSet, tally: Tally) -> list[Errors]:
-        """Errors problem by problem in seeded order, until as many problems as errors are wanted have one."""
-        recipe, section = self.recipe, self.recipe.repair_set
-        rng = np.random.default_rng(derive_seed(recipe.seed, Purpose.SHEET_PROBLEMS))
-        order = rng.permutation(problems.ids).tolist()
-        found: list[Errors] = []
+    def _look_for_errors(self, policy: Answerer, step: Step) -> None:
+        """Write errors to `drafts`, part by part in seeded order, until as many problems as errors are wanted have one.
+
+        Counts `problems_with_error`.
+        """
+        rng = np.random.default_rng(derive_seed(self.recipe.seed, Purpose.SHEET_PROBLEMS))
+        order = rng.permutation(self.usable.ids).tolist()
+        counts = step.tally.counts
         with track("repair-set: looking for errors", self.count, "problems with an error") as advance:
+            advance(min(counts["problems_with_error"], self.count))
             for part, names in enumerate(batched(order, min(self.count, PROBLEMS_AT_ONCE))):
-                sampling = recipe_sampling(recipe, Purpose.SHEET_DRAFTS, part)
-                wrong = wrong_answers(
-                    policy,
-                    problems.many(names),
-                    section.samples_per_problem,
-                    sampling,
-                    recipe.reward.threshold,
-                    tally,
-                )
-                tally.rows_in += len(names)
-                new = by_problem(wrong, section.errors_per_problem, tally)
-                advance(min(len(new), self.count - len(found)))
-                found += new
-                if len(found) >= self.count:
+                if counts["problems_with_error"] >= self.count:
                     break
-        return found
+                if not step.has_shard(DRAFTS, part):
+                    errors = self._errors(policy, names, part, step.tally)
+                    advance(min(len(errors), self.count - counts["problems_with_error"]))
+                    counts["problems_with_error"] += len(errors)
+                    step.write_shards(part, {DRAFTS: [draft_row(wrong) for found in errors for wrong in found]})
+
+    def _errors(self, policy: Answerer, names: Sequence[str], part: int, tally: Tally) -> list[list[WrongAnswer]]:
+        """Those of each problem that has one."""
+        section = self.recipe.repair_set
+        found = wrong_answers(
+            policy,
+            self.usable.many(names),
+            section.samples_per_problem,
+            recipe_sampling(self.recipe, Purpose.SHEET_DRAFTS, part),
+            self.recipe.reward.threshold,
+            tally,
+        )
+        tally.rows_in += len(names)
+        return by_problem(found, section.errors_per_problem, tally)
 
 
-def by_problem(wrong: Sequence[WrongAnswer], limit: int, tally: Tally) -> list[Errors]:
-    """At most `limit` errors of each problem that has one; counts what is left out.
+def by_problem(wrong: Sequence[WrongAnswer], limit: int, tally: Tally) -> list[list[WrongAnswer]]:
+    """At most `limit` different errors of each problem that has one; counts what is left out.
 
     `length`: it was cut off, so nobody knows what it would have said; `empty`; `repeated`: the same text again;
     `surplus`: beyond the limit.
@@ -138,17 +144,20 @@ def by_problem(wrong: Sequence[WrongAnswer], limit: int, tally: Tally) -> list[E
     return [list(of_problem.values()) for of_problem in errors.values() if of_problem]
 
 
-def spread_over_problems(found: Sequence[Errors], count: int) -> list[dict[str, Any]]:
+def spread_over_problems(drafts: Sequence[Draft], count: int) -> list[dict[str, Any]]:
     """Rows of `errors`: the first error of every problem, then the second of every problem, `count` in all.
 
     Raises:
         DataError: the id of a second error is another problem's id.
     """
+    by_id: dict[str, list[Draft]] = defaultdict(list)
+    for draft in drafts:
+        by_id[draft.problem.problem_id].append(draft)
     rows: dict[str, dict[str, Any]] = {}
-    for turn, errors in enumerate(zip_longest(*found), 1):
-        for error in errors:
-            if error is not None and len(rows) < count:
-                row = _row(error, turn)
+    for turn, of_turn in enumerate(zip_longest(*by_id.values()), 1):
+        for draft in of_turn:
+            if draft is not None and len(rows) < count:
+                row = _row(draft, turn)
                 if rows.setdefault(row["error_id"], row) is not row:
                     raise DataError(
                         f"problem_id {row['error_id']} is also what an error of {row['problem_id']} would be called; "
@@ -157,8 +166,8 @@ def spread_over_problems(found: Sequence[Errors], count: int) -> list[dict[str, 
     return list(rows.values())
 
 
-def _row(error: WrongAnswer, turn: int) -> dict[str, Any]:
-    problem = error.problem
+def _row(draft: Draft, turn: int) -> dict[str, Any]:
+    problem = draft.problem
     return {
         "error_id": problem.problem_id if turn == 1 else f"{problem.problem_id}#{turn}",
         "problem_id": problem.problem_id,
@@ -169,5 +178,5 @@ def _row(error: WrongAnswer, turn: int) -> dict[str, Any]:
         "video": None if problem.video is None else encoded_images(problem.video.frames),
         "fps": None if problem.video is None else problem.video.fps,
         "preferred": problem.preferred,
-        "error": error.answer.text,
+        "error": draft.text,
     }

@@ -13,7 +13,6 @@ from stages.artifacts.columns import DRAFTS, EPISODES, METRICS, REPAIR_SET
 from stages.artifacts.notes import MODEL
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
 from stages.artifacts.step import Plan, Step
-from stages.artifacts.store import iterate_rows
 from stages.batching import batched
 from stages.core.objectives import has_critic
 from stages.core.selection import is_correct
@@ -38,7 +37,7 @@ from stages.scoring.references import References
 from stages.scoring.repairs import Draft, Repairer
 from stages.scoring.rewards import check_reward, open_reward
 from stages.scoring.usable import ProblemCheck
-from stages.scoring.wrong_answers import wrong_answers
+from stages.scoring.wrong_answers import draft_row, read_drafts, wrong_answers
 from stages.sections import MARK_FIELDS, SAMPLING_FIELDS
 from stages.seeds import Purpose, derive_seed
 from stages.training.checkpoints import Checkpoints
@@ -179,12 +178,7 @@ class ErrorSource:
                 if not self.step.has_shard(DRAFTS, part):
                     self.step.write_shards(part, {DRAFTS: self._rows(problems.many(names), part)})
                 advance(len(names))
-        rows = list(iterate_rows(self.step.out, DRAFTS))
-        by_id = {p.problem_id: p for p in problems.many(list(dict.fromkeys(row["problem_id"] for row in rows)))}
-        return [
-            Draft(by_id[row["problem_id"]], row["sample"], row["ids"], row["text"], row["right_response"])
-            for row in rows
-        ]
+        return read_drafts(self.step.out, problems)
 
     def _rows(self, problems: Sequence[Problem], part: int) -> list[dict[str, Any]]:
         without_need = self._text_only_solvable(problems, part)
@@ -199,16 +193,7 @@ class ErrorSource:
             self.recipe.reward.threshold,
             self.step.tally,
         )
-        return [
-            {
-                "problem_id": wrong.problem.problem_id,
-                "sample": wrong.sample,
-                "ids": wrong.answer.completion.ids,
-                "text": wrong.answer.text,
-                "right_response": self.references.draw(wrong.problem, wrong.sample, wrong.siblings),
-            }
-            for wrong in found
-        ]
+        return [draft_row(wrong, self.references.draw(wrong.problem, wrong.sample, wrong.siblings)) for wrong in found]
 
     def _text_only_solvable(self, problems: Sequence[Problem], part: int) -> set[str]:
         """Problems whose image the policy does not need: it solves them on the blank image often enough.

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from stages.artifacts.columns import ERRORS, REPAIR_SET
+from stages.artifacts.columns import DRAFTS, ERRORS, REPAIR_SET
 from stages.artifacts.label_studio import CONFIG, PLAIN
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.notes import read_manifest
@@ -26,6 +26,7 @@ from stages.repair_set import REMEDIES, ReadRepairSet
 from stages.repair_sheet import RepairSheet, by_problem, spread_over_problems
 from stages.s1_sft_repair import SftRepair
 from stages.scoring.answering import Answer, Answerer
+from stages.scoring.repairs import Draft
 from stages.scoring.wrong_answers import WrongAnswer, wrong_answers
 
 SMALL = ["repair_set.samples_per_problem=2", "sft.epochs=1", "sft.batch_size=8", "rollout.max_new_tokens=64"]
@@ -95,7 +96,17 @@ def test_the_manifest_accounts_for_every_answer(digits_sheet):
     assert manifest["counts"]["drafts"] == 2 * manifest["rows_in"]
     assert manifest["rows_out"] == COUNT
     assert manifest["dropped"].keys() <= {"prompt_too_long", "unscored", "length", "empty", "repeated", "surplus"}
-    assert {TASKS, PLAIN, CONFIG, "errors.parquet"} == manifest["files"].keys()
+    assert manifest["counts"]["problems_with_error"] >= COUNT
+    drafts = {file.name for file in digits_sheet.glob("drafts-*.parquet")}
+    assert {TASKS, PLAIN, CONFIG, "errors.parquet", *drafts} == manifest["files"].keys()
+
+
+def test_the_drafts_hold_the_token_ids_of_every_error_of_the_sheet(digits_sheet, base_vlm):
+    drafts = {(row["problem_id"], row["text"]): row for row in iterate_rows(digits_sheet, DRAFTS)}
+    for error in rows_of(digits_sheet, ERRORS):
+        draft = drafts[error["problem_id"], error["error"]]
+        assert base_vlm.decode(draft["ids"]) == error["error"]
+        assert draft["right_response"] is None
 
 
 def test_an_export_of_label_studio_becomes_a_repair_set_that_sft_repair_trains_on(digits_sheet, digits, tmp_path):
@@ -157,8 +168,13 @@ def wrong(name, *texts, finish="stop"):
     return [WrongAnswer(problem, sample, answer, []) for sample, answer in enumerate(answers)]
 
 
+def drafts(name, *texts):
+    problem = Problem(name, "Sum?", [], "7", None, None, {})
+    return [Draft(problem, sample, [1], text) for sample, text in enumerate(texts)]
+
+
 def test_second_errors_come_when_every_problem_has_given_its_first():
-    found = [wrong("a", "a1", "a2", "a3"), wrong("b", "b1"), wrong("c", "c1", "c2")]
+    found = [*drafts("a", "a1", "a2", "a3"), *drafts("b", "b1"), *drafts("c", "c1", "c2")]
     names = [(row["error_id"], row["problem_id"], row["error"]) for row in spread_over_problems(found, 5)]
     assert names == [("a", "a", "a1"), ("b", "b", "b1"), ("c", "c", "c1"), ("a#2", "a", "a2"), ("c#2", "c", "c2")]
     assert len(spread_over_problems(found, 2)) == 2
@@ -167,7 +183,7 @@ def test_second_errors_come_when_every_problem_has_given_its_first():
 
 def test_an_id_that_two_errors_would_have_is_refused():
     with pytest.raises(DataError, match="problem_id a#2 is also what an error of a"):
-        spread_over_problems([wrong("a", "a1", "a2"), wrong("a#2", "b1")], 9)
+        spread_over_problems([*drafts("a", "a1", "a2"), *drafts("a#2", "b1")], 9)
 
 
 @pytest.mark.parametrize(("limit", "kept", "surplus"), [(1, 1, 2), (2, 2, 1), (9, 3, 0)])

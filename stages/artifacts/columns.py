@@ -277,8 +277,8 @@ GROUPS = TableSpec(
 
 DRAFTS = TableSpec(
     "drafts",
-    "df rl-repair",
-    "you, df rl-repair when it goes on",
+    "df rl-repair, df repair-set sheet",
+    "you, the same command when it goes on",
     (
         _PROBLEM_ID,
         _GROUP_SAMPLE,
@@ -288,7 +288,7 @@ DRAFTS = TableSpec(
             "right_response",
             pa.string(),
             "the reference that its repairs are shown",
-            null="the annotated answer is shown",
+            null="the annotated answer is shown, or people repair the error",
         ),
     ),
 )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from stages.artifacts.problems import Problem
+from stages.artifacts.columns import DRAFTS
+from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Tally
+from stages.artifacts.store import iterate_rows
 from stages.core.selection import is_correct
 from stages.engines.protocol import Sampling
 from stages.scoring.answering import Answer, Answerer
+from stages.scoring.repairs import Draft
 
 
 class WrongAnswer(NamedTuple):
@@ -42,3 +46,23 @@ def wrong_answers(
             if answer.reward is not None and not is_correct(answer.reward, threshold)
         ]
     return wrong
+
+
+def draft_row(wrong: WrongAnswer, right_response: str | None = None) -> dict[str, Any]:
+    """A row of `drafts`."""
+    return {
+        "problem_id": wrong.problem.problem_id,
+        "sample": wrong.sample,
+        "ids": wrong.answer.completion.ids,
+        "text": wrong.answer.text,
+        "right_response": right_response,
+    }
+
+
+def read_drafts(folder: Path, problems: ProblemSet) -> list[Draft]:
+    """The `drafts` of a folder, in order."""
+    rows = list(iterate_rows(folder, DRAFTS))
+    by_id = {p.problem_id: p for p in problems.many(list(dict.fromkeys(row["problem_id"] for row in rows)))}
+    return [
+        Draft(by_id[row["problem_id"]], row["sample"], row["ids"], row["text"], row["right_response"]) for row in rows
+    ]

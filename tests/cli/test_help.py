@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from df_cli.main import COMMANDS
+from df_cli.main import COMMANDS, app
 
 ROOT = Path(__file__).parents[2]
 PIPELINE = [
@@ -79,6 +80,14 @@ def test_commands_of_a_group_have_help(command):
     assert done.returncode == 0
     assert f" {command} [OPTIONS]" in done.stdout
     assert done.stderr == "[]\n"
+
+
+def test_a_time_limit_is_offered_by_the_commands_that_can_stop_and_go_on():
+    commands = [name for name in COMMANDS if name != "repair-set"] + ["repair-set sheet", "repair-set read"]
+    helps = {name: CliRunner().invoke(app, [*name.split(), "--help"]).stdout for name in commands}
+
+    stages = {"sft-repair", "rl-repair", "rollout", "build-masks", "train-policy", "evaluate"}
+    assert {name for name in commands if "--stop-after" in helps[name]} == stages | {"repair-set sheet"}
 
 
 def test_no_arguments_show_the_commands():

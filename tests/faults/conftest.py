@@ -1,4 +1,4 @@
-"""The five stages as nobody interrupted them."""
+"""The stages as nobody interrupted them."""
 
 import time
 from pathlib import Path
@@ -11,6 +11,7 @@ pytest.register_assert_rewrite("interrupted")
 from interrupted import Command, Reference  # noqa: E402, after it
 
 SETTINGS = [
+    "repair_set.samples_per_problem=2",
     "sft.epochs=2",
     "sft.batch_size=8",
     "repair_rl.problems=12",
@@ -25,13 +26,14 @@ SETTINGS = [
     "masks.candidates=2",
     "train.problems_per_step=2",
     "train.epochs=2",
+    "evaluate.draws=2",
     "tracking.trackers=[jsonl]",
 ]
 
 
 @pytest.fixture(scope="session")
 def references(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dict[str, Reference]:
-    """The five stages, each on what the ones before it wrote."""
+    """The stages, each on what the ones before it wrote."""
     folder = tmp_path_factory.mktemp("faults")
     problems, pairs = folder / "problems.parquet", folder / "repair_set.parquet"
     pq.write_table(pq.read_table(digits / "problems_train.parquet").slice(0, 12), problems)
@@ -45,11 +47,14 @@ def references(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dict[s
             "rollouts": folder / "rollout", "problems": problems, "repair-model": folder / "rl-repair", "policy": base,
         },
         "train-policy": {"groups": folder / "build-masks", "problems": problems, "policy": base, "save-every": 2},
+        "repair-set sheet": {"problems": problems, "policy": base, "count": 4},
+        "evaluate": {"problems": problems, "model": base},
     }  # fmt: skip
     done = {}
     for stage, options in inputs.items():
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        command, started = Command([stage, *words, *recipe]), time.monotonic()
-        record = command.finish(folder / stage)
-        done[stage] = Reference(command, folder / stage, record, time.monotonic() - started)
+        command, out = Command([*stage.split(), *words, *recipe]), folder / stage.replace(" ", "-")
+        started = time.monotonic()
+        trace = command.finish(out)
+        done[stage] = Reference(command, out, trace, time.monotonic() - started)
     return done

@@ -1,23 +1,42 @@
 """A df command in a process that keeps a record of what it does to its output folder, and dies at one entry of it.
 
+What it computes that costs is written down too: what it generates, scores and audits.
+
 What is recorded is whatever can leave the folder different: files opened to be written, folders made, renames and
 removals. A rename can be the end before it and right after it. Where it gives a file that was being written its name,
 `finish` in the record, there is a third moment: with the file cut in half, as where the end came in the midst of it.
 """
 
+import hashlib
+import json
 import os
 import signal
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import wraps
 from pathlib import Path
 from typing import NamedTuple
+
+from PIL import Image
 
 # All that the commands import, once, in the server that they are forked from.
 import stages.ablate  # noqa: F401
 from df_cli.main import main
 from stages.artifacts.writing import PARTIAL
+from stages.engines.transformers_engine import TransformersEngine
+from stages.scoring.auditor import RulesAuditor
+from stages.scoring.rewards import MathReward
 
 WRITING = os.O_WRONLY | os.O_RDWR
 MOMENTS = {"finish": ("torn", "before", "after"), "rename": ("before", "after")}
+
+COSTLY = (
+    (TransformersEngine, "generate"),
+    (TransformersEngine, "score"),
+    (MathReward, "score_many"),
+    (RulesAuditor, "audit"),
+)
 
 
 class Point(NamedTuple):
@@ -28,11 +47,17 @@ class Point(NamedTuple):
 
 
 class Record:
-    """Numbers the changes of a folder, writes them down in a file beside it, and ends the process at one of them."""
+    """Numbers the changes of a folder, writes them down in a file beside it, and ends the process at one of them.
 
-    def __init__(self, folder: Path, file: Path, death: Point | None) -> None:
+    A file of its own has the costly work, each piece with the number of changes before it.
+    """
+
+    def __init__(self, folder: Path, death: Point | None) -> None:
         self.folder = str(folder)
-        self.log = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        self.log, self.work = (
+            os.open(folder.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            for suffix in (".record", ".work")
+        )
         self.death = death
         self.entries = 0
 
@@ -40,6 +65,20 @@ class Record:
         sys.addaudithook(self.hear)
         self.replace = os.replace
         os.replace = self.rename
+        for owner, name in COSTLY:
+            setattr(owner, name, self.recorded(getattr(owner, name)))
+
+    def recorded(self, method: Callable) -> Callable:
+        """The method, which first writes down what it is given to work on, unless that is nothing."""
+
+        @wraps(method)
+        def work(worker, items: Sequence, *arguments, **options):
+            if items:
+                entry = f"{self.entries} {method.__qualname__} {digest([items, arguments, options])}\n"
+                os.write(self.work, entry.encode())
+            return method(worker, items, *arguments, **options)
+
+        return work
 
     def hear(self, event: str, arguments: tuple) -> None:
         if event == "open":
@@ -73,11 +112,28 @@ class Record:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def run(arguments: list[str], folder: Path, record: Path, death: Point | None, output: Path) -> None:
-    """Run `df ARGUMENTS`, which writes `folder`; dies at `death`, else exits as df does."""
-    with output.open("w") as file:
+def digest(value: object) -> str:
+    """What tells a piece of work from others, pixels and seeds included."""
+    return hashlib.sha256(json.dumps(value, default=plain).encode()).hexdigest()
+
+
+def plain(value: object) -> object:
+    if isinstance(value, Image.Image):
+        return [value.size, hashlib.sha256(value.tobytes()).hexdigest()]
+    if isinstance(value, Sequence):
+        return list(value)
+    return {field.name: getattr(value, field.name) for field in fields(value)}
+
+
+def run(arguments: list[str], folder: Path, death: Point | None, waits: bool) -> None:
+    """Run `df ARGUMENTS`, which writes `folder`; dies at `death`, else exits as df does.
+
+    `waits` tells that of the reward, as if a server gave it.
+    """
+    MathReward.waits = waits
+    with folder.with_suffix(".output").open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    Record(folder, record, death).begin()
+    Record(folder, death).begin()
     sys.argv = ["df", *arguments]
     main()

@@ -1,11 +1,16 @@
 """Commands that are interrupted and given again, and what they wrote without what tells of the machine and the time."""
 
+from __future__ import annotations
+
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing import forkserver
 from pathlib import Path
@@ -31,28 +36,74 @@ def _server() -> multiprocessing.context.ForkServerContext:
 
 
 @dataclass(frozen=True)
+class Trace:
+    """What a command did."""
+
+    record: list[str]
+    """To its folder, in order."""
+    work: list[tuple[int, str]]
+    """Each piece of costly work, and how many entries of the record came before."""
+
+    @classmethod
+    def of(cls, out: Path) -> Trace:
+        pieces = [line.split(" ", 1) for line in out.with_suffix(".work").read_text().splitlines()]
+        return cls(out.with_suffix(".record").read_text().splitlines(), [(int(n), piece) for n, piece in pieces])
+
+    def notes(self) -> Iterator[tuple[int, list[str]]]:
+        """Entries at which the progress was noted, each with the shards or the checkpoint that were finished since."""
+        finished: list[str] = []
+        for entry, line in enumerate(self.record):
+            event, _, name = line.partition(" ")
+            if line == f"finish {PROGRESS}":
+                yield entry, finished
+                finished = []
+            elif (event == "finish" and name.endswith(PENDING)) or re.fullmatch(rf"os.mkdir {CHECKPOINTS}/\d+", line):
+                finished.append(name.removesuffix(PENDING))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a stopped run had noted as finished when the next one found it."""
+
+    shards: Collection[str] = ()
+    checkpoint: str = ""
+    is_complete: bool = False
+
+    @classmethod
+    def of(cls, out: Path) -> Progress:
+        noted = json.loads((out / PROGRESS).read_text()) if (out / PROGRESS).is_file() else {}
+        return cls(noted.get("files", ()), noted.get("checkpoint") or "", (out / MANIFEST).is_file())
+
+    def holds(self, name: str) -> bool:
+        """Whether a shard is finished, or a checkpoint no newer than the last."""
+        return name in self.shards or (Path(name).parent.name == CHECKPOINTS and Path(name).name <= self.checkpoint)
+
+
+@dataclass(frozen=True)
 class Command:
     """One stage's command on inputs that are there, but for its output folder."""
 
     arguments: list[str]
+    reward_waits: bool = False
+    """Whether `rollout` generates a shard while the reward scores the one before."""
 
     def start(self, out: Path, death: Point | None = None) -> multiprocessing.process.BaseProcess:
-        """A process that does it, forked where everything is imported; its record and output lie beside `out`."""
-        arguments = [*self.arguments, "--out", str(out)]
-        files = (out.with_suffix(".record"), death, out.with_suffix(".output"))
-        process = _server().Process(target=run, args=(arguments, out, *files))
+        """A process that does it, forked where everything is imported; its records and output lie beside `out`."""
+        process = _server().Process(
+            target=run, args=([*self.arguments, "--out", str(out)], out, death, self.reward_waits)
+        )
         process.start()
         return process
 
-    def with_options(self, *options: str) -> "Command":
-        return Command([*self.arguments, *options])
+    def with_options(self, *options: str) -> Command:
+        return replace(self, arguments=[*self.arguments, *options])
 
-    def finish(self, out: Path) -> list[str]:
-        """Do it to its end; what it did to the folder."""
+    def finish(self, out: Path) -> Trace:
+        """Do it to its end."""
         process = self.start(out)
         process.join()
         assert process.exitcode == 0, out.with_suffix(".output").read_text()
-        return out.with_suffix(".record").read_text().splitlines()
+        return Trace.of(out)
 
 
 @dataclass(frozen=True)
@@ -61,8 +112,12 @@ class Reference:
 
     command: Command
     out: Path
-    record: list[str]
+    trace: Trace
     seconds: float
+
+    @property
+    def record(self) -> list[str]:
+        return self.trace.record
 
     def points(self) -> list[Point]:
         """Moments of the run at which it can be killed by its record: all of each rename, and one in four others."""
@@ -87,15 +142,31 @@ class Reference:
         self.check_resumed(out, f"after {seconds:.2f} s")
 
     def check_resumed(self, out: Path, place: str) -> None:
-        progress = json.loads((out / PROGRESS).read_text()) if (out / PROGRESS).is_file() else {}
-        record = self.command.finish(out)
-        again = {f"finish {name}{PENDING}" for name in progress.get("files", {})} & set(record)
+        progress = Progress.of(out)
+        trace = self.command.finish(out)
+        again = {f"finish {name}{PENDING}" for name in progress.shards} & set(trace.record)
         assert not again, place
-        saved = [line.rpartition("/")[2] for line in record if line.startswith(f"os.mkdir {CHECKPOINTS}/0")]
-        assert all(name > (progress.get("checkpoint") or "") for name in saved), place
+        saved = [line.rpartition("/")[2] for line in trace.record if line.startswith(f"os.mkdir {CHECKPOINTS}/0")]
+        assert all(name > progress.checkpoint for name in saved), place
+        done_again = Counter(piece for _, piece in trace.work) - self.left(progress)
+        assert not done_again, place
         found, expected = content(out), content(self.out)
         assert found.keys() == expected.keys(), place
         assert [name for name in expected if found[name] != expected[name]] == [], place
+
+    def left(self, progress: Progress) -> Counter[str]:
+        """The costly work that a run which goes on from there has before it.
+
+        A piece belongs to what is noted next: the reference works on one shard after the other, none of them ahead.
+        """
+        if progress.is_complete:
+            return Counter()
+        notes = list(self.trace.notes())
+        return Counter(
+            piece
+            for before, piece in self.trace.work
+            if not any(map(progress.holds, next((names for entry, names in notes if entry >= before), [])))
+        )
 
 
 def content(out: Path) -> dict[str, object]:

@@ -9,6 +9,7 @@ import pytest
 
 from df_cli.options import seconds
 from interrupted import content
+from stages.artifacts.manifest import PLAN
 from stages.artifacts.step import CHECKPOINTS, PROGRESS, TRACKING
 from stages.interruption import Requests
 
@@ -25,7 +26,7 @@ def last_line(out):
     return out.with_suffix(".output").read_text().splitlines()[-1]
 
 
-@pytest.mark.parametrize("stage", ["rl-repair", "rollout", "train-policy"])
+@pytest.mark.parametrize("stage", ["repair-set sheet", "rl-repair", "rollout", "train-policy"])
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stage_that_is_asked_to_stop_saves_and_goes_on(stage, number, exit_code, references, tmp_path):
     reference, out = references[stage], tmp_path / "out"
@@ -53,6 +54,20 @@ def test_a_time_limit_stops_as_often_as_it_takes(references, tmp_path):
     assert saved
     assert saved == sorted(set(saved))  # every start got on
     assert content(out) == content(reference.out)
+
+
+@pytest.mark.parametrize("stage", ["repair-set sheet", "evaluate"])
+def test_a_time_limit_that_passes_stops_at_the_next_shard(stage, references, tmp_path):
+    reference, out = references[stage], tmp_path / "out"
+    process = reference.command.with_options("--stop-after", "1s").start(out)
+    wait_for(out / PLAN, process)
+    os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(1)
+    os.kill(process.pid, signal.SIGCONT)
+    assert finished(process) == 75
+    assert "stopped (--stop-after, 1 s), what was done is saved" in last_line(out)
+
+    reference.check_resumed(out, "--stop-after")
 
 
 def finished(process):

@@ -5,13 +5,16 @@ instants spread evenly over its run; the ordinary tests do a sample.
 """
 
 import random
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from interrupted import Reference
+from doomed import Point
+from interrupted import Command, Progress, Reference, Trace
 
-STAGES = ("sft-repair", "rl-repair", "rollout", "build-masks", "train-policy")
+STAGES = ("repair-set sheet", "sft-repair", "rl-repair", "rollout", "build-masks", "train-policy", "evaluate")
 INSTANTS = 6
 SAMPLED_POINTS = 4
 
@@ -37,3 +40,29 @@ def test_a_stage_that_was_killed_anywhere_goes_on(stage: str, references: dict[s
     for number in range(INSTANTS):
         seconds = reference.seconds * (number + 1) / (INSTANTS + 1)
         reference.check_after_death_at_instant(seconds, tmp_path / f"instant-{number}")
+
+
+@pytest.mark.timeout(600)
+def test_a_rollout_that_was_killed_while_a_shard_was_generated_ahead_goes_on(
+    references: dict[str, Reference], tmp_path: Path
+) -> None:
+    reference, out = references["rollout"], tmp_path / "out"
+    ahead = replace(reference, command=replace(reference.command, reward_waits=True))
+    ahead.check_after_death_at(Point(reference.record.index("rename rollouts-00000.parquet"), "after"), out)
+
+    work = Trace.of(out).work
+    at_first = [piece for before, piece in work if before == work[0][0]]
+    assert sum(piece.startswith("TransformersEngine.generate") for piece in at_first) == 2
+
+
+def test_costly_work_belongs_to_the_shard_or_checkpoint_that_is_noted_next() -> None:
+    shard, checkpoint = ["finish a-00000.parquet.pending", "finish progress.json"], ["os.mkdir checkpoints/000000"]
+    record = [*shard, "rename a-00000.parquet", *checkpoint, "finish progress.json", "finish manifest.json"]
+    work = [(0, "drafts"), (0, "drafts"), (3, "repairs"), (3, "drafts"), (5, "held-out repairs")]
+    reference = Reference(Command([]), Path(), Trace(record, work), 0)
+
+    assert reference.left(Progress()) == Counter({"drafts": 3, "repairs": 1, "held-out repairs": 1})
+    with_shard = Progress(shards=["a-00000.parquet"])
+    assert reference.left(with_shard) == Counter(["repairs", "drafts", "held-out repairs"])
+    assert reference.left(replace(with_shard, checkpoint="000000")) == Counter(["held-out repairs"])
+    assert reference.left(Progress(is_complete=True)) == Counter()
