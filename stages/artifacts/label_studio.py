@@ -6,7 +6,6 @@ Formats: labelstud.io/guide/predictions (tasks with a prefilled text area), labe
 from __future__ import annotations
 
 import base64
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from stages.artifacts.problems import encode_image
+from stages.artifacts.problems import encode_image, open_image
 from stages.errors import DataError
 
 Json = dict[str, Any]
@@ -112,7 +111,7 @@ def _task(data: Json) -> Json:
 def _data_uri(image: Mapping[str, Any]) -> str:
     """The image as it is where browsers show its format, else as a PNG."""
     content = image["bytes"]
-    with Image.open(io.BytesIO(content)) as opened:
+    with open_image(content) as opened:
         name = str(opened.format)
         if name not in _BROWSER_FORMATS:
             name, content = "PNG", encode_image(opened.convert("RGB"))["bytes"]
