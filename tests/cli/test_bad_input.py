@@ -185,6 +185,23 @@ PROBLEM_CASES = {
         "rl-repair",
         question=f"Sum{DRAFT_MARK}?",
     ),
+    "question with the image's token": bad_problem(
+        ["problem p1: its question holds <|image_pad|>, which stands for pixels; take it out"],
+        "vision_token",
+        question="Sum <|image_pad|>?",
+    ),
+    "question with the video's token": bad_problem(
+        ["problem p1: its question holds <|video_pad|>"], "vision_token", "evaluate", question="<|video_pad|>"
+    ),
+    "answer with the image's token": bad_problem(
+        [r"problem p1: its answer holds <|image_pad|>"], "vision_token", "rl-repair", answer=r"\text{<|image_pad|>}"
+    ),
+    "answer with the draft's mark": bad_problem(
+        ["problem p1: its text holds the private-use character U+E000; take it out"],
+        "private_use_character",
+        "rl-repair",
+        answer=f"7{DRAFT_MARK}",
+    ),
     "several bad rows": Case(
         "rollout",
         "problems",
@@ -232,6 +249,21 @@ PAIR_CASES = {
     "reference with the draft's mark": bad_pair(
         ["problem p2: its text holds the private-use character U+E000"], "private_use_character", preferred=DRAFT_MARK
     ),
+    "error with the image's token": bad_pair(
+        ["problem p2: its error holds <|image_pad|>, which stands for pixels; take it out"],
+        "vision_token",
+        error="6 <|image_pad|>",
+    ),
+    "repair with a token that is never sampled": bad_pair(
+        ["problem p2: its repair holds <|vision_end|>"], "vision_token", repair="7 <|vision_end|>"
+    ),
+    "rejected with the video's token": bad_pair(
+        ["problem p2: its rejected holds <|video_pad|>"],
+        "vision_token",
+        "preferences",
+        "preferences",
+        rejected="6 <|video_pad|>",
+    ),
     "no preferences": Case("preferences", "preferences", [], ["preferences.parquet: no rows in it", "written by you"]),
     "null chosen": bad_pair(["row 2: chosen is ", NULL], "null_chosen", "preferences", "preferences", chosen=None),
     "rejected longer than the model": bad_pair(
@@ -268,6 +300,17 @@ ROLLOUT_CASES = {
         ["1): token id 355 is outside the vocabulary of 355; give the model"], "unknown_token", ids=[355]
     ),
     "negative token": bad_rollout(["1): token id -1 is outside the vocabulary"], "unknown_token", ids=[-1]),
+    "token that stands for pixels": bad_rollout(
+        ["1): token id 5 stands for pixels, which no response holds; drop the row"], "vision_token", ids=[5]
+    ),
+    "log-prob above zero": bad_rollout(
+        ["1): sampler_logprobs holds 0.25, a probability above 1; write it again"],
+        "logprob_above_zero",
+        sampler_logprobs=[0.25],
+    ),
+    "sample below zero": bad_rollout(
+        ["-5): sample is -5; count a problem's rollouts from 0"], "negative_sample", sample=-5
+    ),
     "no tokens": bad_rollout(["1): it has no token ids; drop"], "no_tokens", ids=[], sampler_logprobs=[]),
     "response longer than the model": bad_rollout(
         ["1): 1024 token ids, and the model takes 1024 with the prompt; drop the row"],
@@ -321,6 +364,8 @@ GROUP_CASES = {
     "too few sampler's log-probs": bad_group(["1 token ids, 0 sampler_"], "lengths_disagree", sampler_logprobs=[]),
     "infinite old log-prob": bad_group(["0): old_logprobs holds inf"], "not_finite", old_logprobs=[INF]),
     "NaN sampler's log-prob": bad_group(["0): sampler_logprobs holds nan"], "not_finite", sampler_logprobs=[NAN]),
+    "old log-prob above zero": bad_group(["0): old_logprobs holds 5.0"], "logprob_above_zero", old_logprobs=[5.0]),
+    "group's token that stands for pixels": bad_group(["token id 6 stands for pixels"], "vision_token", ids=[6]),
     "NaN reward of a group": bad_group(["0): reward is nan"], "not_finite", reward=NAN),
     "group's token outside the vocabulary": bad_group(["token id 100000 is outside"], "unknown_token", ids=[100_000]),
     "role of nobody": bad_group(["role is 'judge', not one of correct, error"], "unknown_role", role="judge"),
@@ -365,6 +410,14 @@ def folder(workspace):
     write(workspace, "problems", [PROBLEM, problem(), problem("p2")])
     write(workspace, "preferences", [PREFERENCE])
     return workspace
+
+
+def test_texts_and_log_probs_at_the_bounds_are_no_fault(folder, df):
+    """Other special tokens break nothing in a question; log-softmax rounds to a little above 0."""
+    write(folder, "problems", [PROBLEM | {"question": "What is <|im_start|> or <|vision_start|>?"}])
+    assert df(line("rollout", "--dry-run"))[0] == 0
+    write(folder, "rollouts", [ROLLOUT | {"sampler_logprobs": [5e-4]}])
+    assert df(line("build-masks", "--dry-run"))[0] == 0
 
 
 @pytest.mark.parametrize("name", CASES)
