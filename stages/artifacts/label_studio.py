@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ REPAIR = "repair"
 """Name of the text area, and of the plain sheet's field."""
 _BROWSER_FORMATS = {"PNG", "JPEG", "GIF", "WEBP", "BMP"}
 _IMAGES_TAG = '<Image name="images" valueList="$images" zoom="true"/>'
+_HALF = re.compile("[\ud800-\udfff]")
 _CONFIG = """<View>
   <Style>.htx-text { white-space: pre-wrap; }</Style>
   <Header value="$question"/>
@@ -154,8 +156,13 @@ def _from_export(task: Json, path: Path, place: str) -> Annotated:
 
 def _named(data: Json) -> tuple[str | None, str | None]:
     """Which error it is, and its text."""
-    error_id, error = (data.get(name) for name in ("error_id", "error"))
-    return (error_id if isinstance(error_id, str) else None), (error if isinstance(error, str) else None)
+    error_id, error = (value if is_unicode(value := data.get(name)) else None for name in ("error_id", "error"))
+    return error_id, error
+
+
+def is_unicode(value: Any) -> bool:
+    """Whether it is a text, and has no half of a surrogate pair: JSON can write one, UTF-8 cannot."""
+    return isinstance(value, str) and not _HALF.search(value)
 
 
 def _texts(annotation: Json) -> list[Any]:
@@ -175,7 +182,7 @@ def _items(path: Path) -> list[Json]:
     for first_line, piece in pieces:
         try:
             value = json.loads(piece)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{path} line {first_line}: not JSON ({error}); give an export of Label Studio, or one object a line"
             ) from error
