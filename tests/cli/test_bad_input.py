@@ -236,6 +236,13 @@ def bad_pair(told, reason, artifact="repair_set", command="sft-repair", **change
 
 PAIR_CASES = {
     "no repair set": Case("sft-repair", "repair_set", [], ["repair_set.parquet: no rows in it", "df repair-set read"]),
+    "every pair held out": Case(
+        "sft-repair",
+        "repair_set",
+        [PAIR],
+        ["repair_set.parquet: nothing to train on, all 1 of its pairs are held out with sft.heldout_share 0.9; lower"],
+        settings="--set sft.heldout_share=0.9",
+    ),
     "null repair": bad_pair(["repair_set.parquet row 2: repair is ", NULL], "null_repair", repair=None),
     "null error": bad_pair(["row 2: error is ", NULL], "null_error", command="rl-repair", error=None),
     "repair set of two equal ids": bad_pair(["problem_id p0 stands twice"], "duplicate_id", problem_id="p0"),
@@ -479,6 +486,14 @@ COLUMN_CASES = {
     ("train-policy", "groups", "mask of numbers"): (
         cast("mask", pa.list_(pa.float32())),
         ["column mask is list<element: float>, not list<item: bool>; cast it or write it again with df build-masks"],
+    ),
+    ("rollout", "problems", "column twice"): (
+        lambda table: table.append_column("problem_id", table["problem_id"]),
+        ["problems.parquet: column problem_id stands 2 times; keep one of them"],
+    ),
+    ("evaluate", "problems", "optional column twice"): (
+        lambda table: table.append_column("preferred", table["preferred"]),
+        ["problems.parquet: column preferred stands 2 times; keep one of them"],
     ),
     ("preferences", "preferences", "misnamed"): (
         renamed(PREFERENCES, "rejected", "reject"),
