@@ -511,6 +511,18 @@ def test_a_missing_misnamed_or_mistyped_column_is_named(case, folder, df):
     refused(df, folder, told, line(command))
 
 
+@pytest.mark.parametrize("letters", [300, 5000])
+@pytest.mark.parametrize("option", ["problems", "policy", "out", "recipe"])
+def test_a_name_that_no_file_can_have_is_told(option, letters, folder, df):
+    arguments = {"problems": "problems.parquet", "policy": "model", "out": "out", "recipe": "digits"}
+    options = " ".join(f"--{name} {value}" for name, value in (arguments | {option: "x" * letters}).items())
+    refused(df, folder, [f"error: {'x' * 60}…: ", "characters are too long for a file name"], f"rollout {options}")
+
+
+def test_a_data_set_of_a_name_that_no_file_can_have_is_told(folder, df):
+    refused(df, folder, [f"error: {'x' * 60}…: 300 characters are"], f"import-problems {'x' * 300} --out out")
+
+
 UNREADABLE = {
     "text": (lambda path: path.write_text("problem_id,question\n"), "not a readable Parquet file ("),
     "empty": (lambda path: path.write_bytes(b""), "not a readable Parquet file ("),
