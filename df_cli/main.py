@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import traceback
@@ -26,7 +27,7 @@ from df_cli.sft_repair import sft_repair
 from df_cli.summarize import summarize
 from df_cli.system_df import meant_for_system, run_system_df
 from df_cli.train_policy import train_policy
-from stages.errors import DifferenceFeedbackError
+from stages.errors import DataError, DifferenceFeedbackError
 from stages.interruption import Stopped
 from stages.told import guard_logs, told, told_lines
 
@@ -72,6 +73,20 @@ def _told_usage() -> Iterator[None]:
         raise
 
 
+@contextmanager
+def _told_names() -> Iterator[None]:
+    """Wherever a name is looked at first that no file can have, it is the argument that is wrong."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        name = str(error.filename)
+        raise DataError(
+            f"{name[:60]}…: {len(name)} characters are too long for a file name; give a shorter one"
+        ) from error
+
+
 app = typer.Typer(
     cls=PipelineOrder,
     help="Reinforcement learning for vision-language models that learns where an answer went wrong.",
@@ -93,7 +108,8 @@ def main() -> None:
     guard_logs()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is something to save
     try:
-        app()
+        with _told_names():
+            app()
     except DifferenceFeedbackError as error:
         sys.stderr.write(f"error: {told_lines(str(error))}\n")
         sys.exit(1)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from stages.artifacts.bad_rows import BadRow, OnBadRow
 from stages.artifacts.columns import ERRORS, REPAIR_SET
-from stages.artifacts.label_studio import Annotated, read_annotated
+from stages.artifacts.label_studio import Annotated, is_unicode, read_annotated
 from stages.artifacts.problems import problem_of_row
 from stages.artifacts.step import Plan, Step
 from stages.artifacts.store import iterate_rows
@@ -19,9 +19,10 @@ from stages.core.alignment import edit_cost
 from stages.core.holdout import order_heldout_last
 from stages.core.selection import is_correct
 from stages.engines.loading import open_codec
-from stages.errors import DataError
+from stages.errors import DataError, RowError
 from stages.recipe import Recipe
 from stages.scoring.rewards import check_reward, open_reward, score_all
+from stages.scoring.usable import ProblemCheck
 from stages.seeds import Purpose, derive_seed
 
 Row = dict[str, Any]
@@ -32,9 +33,12 @@ REMEDIES = {
     "annotated_twice": "an earlier row annotates the same error; keep one of them",
     "not_one_text": "more than one text, or none at all; the repair is a single one",
     "empty": "no repair; write one, or skip the task",
+    "not_unicode": "half of a surrogate pair in the repair, which is no letter; write it again",
     "unchanged": "the repair is the error; edit it, or skip the task",
     "wrong": "the answer of the repair is not the reference; edit it until it is",
     "unscored": "the answer of the repair could not be scored; state it plainly, or raise reward.timeout_s",
+    "repair_too_long": "the repair has more tokens than the model takes; shorten it",
+    "vision_token": "the repair holds a token of the model that stands for pixels; take it out",
     "rewritten": "the edit cost is too large; edit fewer words, or raise repair_set.max_edit_cost",
 }
 """Why a row is bad, and what to do about it."""
@@ -148,21 +152,25 @@ class ReadRepairSet:
             ) from error
 
     def _second_look(self, pairs: Sequence[Pair]) -> list[Pair | Bad]:
-        """Pairs whose repair is right and near its error."""
+        """Pairs whose repair is right, near its error and a response that the model can have."""
         with open_reward(self.recipe.reward) as reward:
             rewards = score_all(reward, [pair.repair for pair in pairs], [_problem(pair) for pair in pairs])
-        tokenizer = open_codec(self.policy, self.recipe).tokenizer
-        costs = [edit_cost(*_token_ids(tokenizer, pair)) for pair in pairs]
+        check = ProblemCheck(self.recipe, open_codec(self.policy, self.recipe))
         return [
-            pair if (bad := self._obstacle(pair, reward, cost)) is None else bad
-            for pair, reward, cost in zip(pairs, rewards, costs, strict=True)
+            pair if (bad := self._obstacle(pair, reward, check)) is None else bad
+            for pair, reward in zip(pairs, rewards, strict=True)
         ]
 
-    def _obstacle(self, pair: Pair, reward: float | None, cost: float) -> Bad | None:
+    def _obstacle(self, pair: Pair, reward: float | None, check: ProblemCheck) -> Bad | None:
+        try:
+            check.check_response(pair.place, "repair", pair.repair)
+        except RowError as error:
+            return Bad(pair.row["error_id"], error.reason, pair.place)
         if reward is None:
             return Bad(pair.row["error_id"], "unscored", pair.place)
         if not is_correct(reward, self.recipe.reward.threshold):
             return Bad(pair.row["error_id"], "wrong", f"{pair.place}, reference {pair.row['answer']}")
+        cost = edit_cost(*_token_ids(check.codec.tokenizer, pair))
         if cost > self.recipe.repair_set.max_edit_cost:
             return Bad(pair.row["error_id"], "rewritten", f"{pair.place}, {cost:.2f}")
         return None
@@ -187,6 +195,8 @@ def _first_look(done: Sequence[Annotated], sheet: Mapping[str, Row]) -> Iterator
             yield Bad(error_id, "annotated_twice", place)
         elif len(texts) > 1 or not all(isinstance(text, str) for text in texts):
             yield Bad(error_id, "not_one_text", place)
+        elif not all(map(is_unicode, texts)):
+            yield Bad(error_id, "not_unicode", place)
         elif not "".join(texts).strip():
             yield Bad(error_id, "empty", place)
         elif (repair := _with_margins_of(row["error"], texts[0])) == row["error"]:

@@ -17,6 +17,7 @@ from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Plan, Step
 from stages.batching import batched
 from stages.engines.loading import embedded_engine, open_codec, open_model
+from stages.errors import DataError
 from stages.model.batches import encode_prompt
 from stages.prefetch import prefetch
 from stages.progress import track
@@ -65,6 +66,11 @@ class SftRepair:
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
         check_trackers(self.recipe.tracking)
+        if not split_repair_set(self.usable, self.recipe.sft.heldout_share).train:
+            raise DataError(
+                f"{self.repair_set}: nothing to train on, all {len(self.usable)} of its pairs are held out with "
+                f"sft.heldout_share {self.recipe.sft.heldout_share}; lower it, or annotate more errors"
+            )
         sections = ("model", "prompt", "reward", "sft", "trainer")
         # Its held-out repairs come from the weights in training, whatever the recipe's engine.
         batches = {"rows_per_batch", "tokens_per_batch"}

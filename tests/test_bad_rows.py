@@ -191,6 +191,8 @@ def test_unusual_images_are_usable_to_the_last_token(folder, digits, base_vlm):
         "pixel": encode_image(Image.new("RGB", (1, 1))),
         "palette": encoded(red.quantize(4), "PNG"),
         "one bit": encoded(red.convert("1"), "PNG"),
+        "two pictures": encoded(red, "MPO", save_all=True, append_images=[blue]),
+        **{name: encoded(red, name) for name in ("WEBP", "BMP", "TIFF", "PPM")},
     }
     row = pq.read_table(digits / "problems_train.parquet").slice(0, 1).to_pylist()[0]
     rows = [row | {"problem_id": name, "images": [image]} for name, image in kinds.items()]

@@ -253,6 +253,9 @@ BAD = {
     "unchanged": {"repair": f"\n{ERROR_ROWS[6]['error']} "},
     "wrong": {"repair": ERROR_ROWS[7]["error"].replace("17", "19")},
     "rewritten": {"repair": "I see something else altogether in this picture, and so the answer is 18."},
+    "not_unicode": {"repair": "The answer is \ud800 18."},
+    "vision_token": {"repair": ERROR_ROWS[10]["error"].replace("17", "18") + "<|vision_start|>"},
+    "repair_too_long": {"repair": "9 " * 1_100 + "The answer is 18."},
 }
 """What is wrong with the annotation of p1 (else with that of the error of the same number), by reason."""
 
@@ -272,7 +275,7 @@ def test_every_bad_row_is_named_at_once_with_its_remedy_and_nothing_is_written(r
     assert first.endswith(
         f"{len(BAD)} bad rows, nothing was written; mend them, or leave them out with --on-bad-row drop"
     )
-    ids = ["p99", "p2", "p0", "p4", "p5", "p6", "p7", "p8"]
+    ids = ["p99", "p2", "p0", *(f"p{number}" for number in range(4, 12))]
     for number, (reason, name) in enumerate(zip(BAD, ids, strict=True), 1):
         (line,) = [line for line in lines if f" {reason}: " in line]
         assert line.startswith(f"  1 {reason}: {REMEDIES[reason]}: row {number} ({name})")
@@ -283,10 +286,10 @@ def test_bad_rows_that_are_dropped_are_counted_by_reason(reading):
     stage, out = reading(ERROR_ROWS, with_bad_rows(), on_bad_row="drop")
     manifest = execute(stage, out).manifest
     kept = {row["problem_id"] for row in rows_of(out, REPAIR_SET)}
-    assert kept == {f"p{number}" for number in (0, *range(9, 20))}
+    assert kept == {f"p{number}" for number in (0, *range(12, 20))}
     # p1 and p3 have no annotation of their own left
     assert {k: n for k, n in manifest["dropped"].items() if n} == dict.fromkeys(BAD, 1) | {"not_annotated": 2}
-    assert (manifest["rows_in"], manifest["rows_out"]) == (20, 12)
+    assert (manifest["rows_in"], manifest["rows_out"]) == (20, 9)
 
 
 def test_what_was_skipped_or_not_annotated_is_counted_and_no_fault(reading):

@@ -51,12 +51,16 @@ class TableSpec:
         return schema
 
     def check_schema(self, schema: pa.Schema, place: str) -> None:
-        """Refuse a file whose columns are not these; further columns are left alone.
+        """Refuse a file whose columns are not these, each once; further columns are left alone.
 
         Raises:
             DataError: names the column, what it is and what it should be.
         """
         for column in self.columns:
+            if schema.names.count(column.name) > 1:
+                raise DataError(
+                    f"{place}: column {column.name} stands {schema.names.count(column.name)} times; keep one of them"
+                )
             index = schema.get_field_index(column.name)
             if index < 0 and column.optional:
                 continue

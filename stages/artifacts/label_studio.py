@@ -6,8 +6,8 @@ Formats: labelstud.io/guide/predictions (tasks with a prefilled text area), labe
 from __future__ import annotations
 
 import base64
-import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from stages.artifacts.problems import encode_image
+from stages.artifacts.problems import encode_image, open_image
 from stages.errors import DataError
 
 Json = dict[str, Any]
@@ -27,6 +27,7 @@ REPAIR = "repair"
 """Name of the text area, and of the plain sheet's field."""
 _BROWSER_FORMATS = {"PNG", "JPEG", "GIF", "WEBP", "BMP"}
 _IMAGES_TAG = '<Image name="images" valueList="$images" zoom="true"/>'
+_HALF = re.compile("[\ud800-\udfff]")
 _CONFIG = """<View>
   <Style>.htx-text { white-space: pre-wrap; }</Style>
   <Header value="$question"/>
@@ -112,7 +113,7 @@ def _task(data: Json) -> Json:
 def _data_uri(image: Mapping[str, Any]) -> str:
     """The image as it is where browsers show its format, else as a PNG."""
     content = image["bytes"]
-    with Image.open(io.BytesIO(content)) as opened:
+    with open_image(content) as opened:
         name = str(opened.format)
         if name not in _BROWSER_FORMATS:
             name, content = "PNG", encode_image(opened.convert("RGB"))["bytes"]
@@ -155,8 +156,13 @@ def _from_export(task: Json, path: Path, place: str) -> Annotated:
 
 def _named(data: Json) -> tuple[str | None, str | None]:
     """Which error it is, and its text."""
-    error_id, error = (data.get(name) for name in ("error_id", "error"))
-    return (error_id if isinstance(error_id, str) else None), (error if isinstance(error, str) else None)
+    error_id, error = (value if is_unicode(value := data.get(name)) else None for name in ("error_id", "error"))
+    return error_id, error
+
+
+def is_unicode(value: Any) -> bool:
+    """Whether it is a text, and has no half of a surrogate pair: JSON can write one, UTF-8 cannot."""
+    return isinstance(value, str) and not _HALF.search(value)
 
 
 def _texts(annotation: Json) -> list[Any]:
@@ -176,7 +182,7 @@ def _items(path: Path) -> list[Json]:
     for first_line, piece in pieces:
         try:
             value = json.loads(piece)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{path} line {first_line}: not JSON ({error}); give an export of Label Studio, or one object a line"
             ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -28,6 +29,11 @@ FILES_OPEN = 4
 """Files of problems that stay open: a footer takes long to read where it tells of many row groups."""
 DEFAULT_FPS = 2.0
 """Rate of frames that come without one: what Qwen2.5-VL samples videos at."""
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""What images are read as. Pillow knows many more; for some, as EPS, it runs other programs on what it was given."""
+MAX_PIXELS = 50_000_000
+"""An image of more is not decoded."""
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `open_image` refuses what it warns of
 
 
 class EncodedImages(Sequence[Image.Image]):
@@ -50,7 +56,7 @@ class EncodedImages(Sequence[Image.Image]):
         """The decoded image, in RGB.
 
         Raises:
-            RowError: `image_missing`, `image_undecodable`.
+            RowError: `image_missing`, `image_over_limit`, `image_undecodable`.
         """
         return _decode(self._encoded[index], f"{self._place} {index}")
 
@@ -68,7 +74,7 @@ class Video:
         """Its frames.
 
         Raises:
-            RowError: `image_missing`, `image_undecodable`, `frames_differ`.
+            RowError: `image_missing`, `image_over_limit`, `image_undecodable`, `frames_differ`.
         """
         frames = list(self.frames)
         for index, frame in enumerate(frames):
@@ -307,17 +313,33 @@ def _video(frames: list[dict[str, Any]] | None, fps: float | None, place: str) -
     return Video(EncodedImages(frames, f"{place} frame"), DEFAULT_FPS if fps is None else fps, place)
 
 
+def open_image(encoded: bytes) -> Image.Image:
+    """An image whose pixels are not decoded yet.
+
+    Raises:
+        UnidentifiedImageError: it is in none of `IMAGE_FORMATS`.
+        Image.DecompressionBombError: it has more than `MAX_PIXELS`.
+        Exception: whatever Pillow's readers raise on broken bytes.
+    """
+    image = Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels, at most {MAX_PIXELS:,} in all")
+    return image
+
+
 def _decode(image: dict[str, Any] | None, place: str) -> Image.Image:
     if image is None or not image.get("bytes"):
         raise RowError(
             "image_missing", f"{place}: no bytes; embed the image in the file (datasets: cast_column(..., Image()))"
         )
     try:
-        return _to_rgb(ImageOps.exif_transpose(Image.open(io.BytesIO(image["bytes"]))))
+        return _to_rgb(ImageOps.exif_transpose(open_image(image["bytes"])))
+    except Image.DecompressionBombError as error:
+        raise RowError("image_over_limit", f"{place}: {error}; shrink it or drop the row") from error
     except UnidentifiedImageError as error:  # its text holds an address
         raise RowError(
             "image_undecodable",
-            f"{place}: cannot be decoded (in no format that Pillow knows); replace it or drop the row",
+            f"{place}: cannot be decoded (none of {', '.join(IMAGE_FORMATS)}); replace it or drop the row",
         ) from error
     except Exception as error:  # PIL's readers raise anything on broken bytes
         raise RowError(

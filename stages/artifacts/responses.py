@@ -21,6 +21,8 @@ from stages.errors import DataError
 
 ROLES = ("correct", "error", "repair")
 _FLOATS = ("sampler_logprobs", "old_logprobs")
+ROUNDING = 1e-3
+"""How far above 0 a log-prob may be (our choice)."""
 
 
 class Limits(NamedTuple):
@@ -30,6 +32,8 @@ class Limits(NamedTuple):
     """Ids are below this."""
     max_length: int | None
     """Tokens of a prompt with its response; None where the model names no bound."""
+    banned_ids: tuple[int, ...]
+    """Ids that are never sampled: they stand for pixels."""
 
 
 class Fault(NamedTuple):
@@ -52,8 +56,8 @@ def check_responses(path: Path, spec: TableSpec, known: Callable[[str], bool], l
     """Look at every row of `rollouts` or `groups`; `known` tells whether there is a problem of an id.
 
     Bad rows: `unknown_problem`; `split_group`, rows of a problem in two places; `duplicate_sample`; `stray_repair`,
-    which does not follow its error; `unknown_role`; `lengths_disagree`; `no_tokens`; `unknown_token`;
-    `response_too_long`; `not_finite`, a log-prob or a reward.
+    which does not follow its error; `unknown_role`; `negative_sample`; `lengths_disagree`; `no_tokens`;
+    `unknown_token`; `vision_token`; `response_too_long`; `not_finite`, a log-prob or a reward; `logprob_above_zero`.
 
     Raises:
         DataError: as `iterate_rows`, or there are no rows.
@@ -116,6 +120,9 @@ class _Order:
 
 def _faults(table: pa.Table, limits: Limits) -> Iterator[tuple[int, Fault]]:
     """Rows whose values cannot be, whatever stands around them."""
+    samples_R = table["sample"].to_numpy()
+    for row in np.flatnonzero(samples_R < 0).tolist():
+        yield row, Fault("negative_sample", f"sample is {samples_R[row]}; count a problem's rollouts from 0")
     ids_T, lengths_R = _flat(table["ids"])
     for row in np.flatnonzero(lengths_R == 0).tolist():
         yield row, Fault("no_tokens", "it has no token ids; drop the row")
@@ -126,6 +133,9 @@ def _faults(table: pa.Table, limits: Limits) -> Iterator[tuple[int, Fault]]:
     for entry in np.flatnonzero((ids_T < 0) | (ids_T >= limits.tokens)).tolist():
         told = f"token id {ids_T[entry]} is outside the vocabulary of {limits.tokens}; give the model that made it"
         yield int(rows_T[entry]), Fault("unknown_token", told)
+    for entry in np.flatnonzero(np.isin(ids_T, limits.banned_ids)).tolist():
+        told = f"token id {ids_T[entry]} stands for pixels, which no response holds; drop the row"
+        yield int(rows_T[entry]), Fault("vision_token", told)
     if limits.max_length is not None:
         for row in np.flatnonzero(lengths_R >= limits.max_length).tolist():
             told = f"{lengths_R[row]} token ids, and the model takes {limits.max_length} with the prompt; drop the row"
@@ -144,6 +154,9 @@ def _faults_of_list(name: str, column: pa.ChunkedArray, lengths_R: NDArray[Any])
         rows_T = np.repeat(np.arange(len(found_R)), found_R)
         for entry in np.flatnonzero(~np.isfinite(values_T)).tolist():
             yield int(rows_T[entry]), Fault("not_finite", f"{name} holds {values_T[entry]}; write it again")
+        for entry in np.flatnonzero(values_T > ROUNDING).tolist():
+            told = f"{name} holds {values_T[entry]}, a probability above 1; write it again"
+            yield int(rows_T[entry]), Fault("logprob_above_zero", told)
 
 
 def _flat(column: pa.ChunkedArray) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,12 +26,23 @@ def cell(row: Mapping[str, Any], name: str) -> Any:
 
 
 def text(value: Any) -> str:
-    """A cell as text: stripped, null as the empty text, a float that is whole as an integer."""
-    if value is None:
+    """A cell as text: stripped, null and NaN as the empty text, a float that is whole as an integer.
+
+    Raises:
+        Unfit: `not_text`, as bytes, a list and a struct.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return str(value).strip()
+    if isinstance(value, Sequence | Mapping) and not isinstance(value, str):
+        raise Unfit("not_text")
+    try:
+        written = str(value).strip()
+        written.encode()
+    except ValueError as error:  # too many digits, or half of a surrogate pair
+        raise Unfit("not_text") from error
+    return written
 
 
 def as_list(value: Any) -> list[Any] | None:

@@ -16,6 +16,7 @@ from stages.importing.presets import AnswerForm, Layout
 LETTERS = "ABCDEFGHIJ"
 """As many choices as the rule-based reward knows letters for."""
 ASK_FOR_LETTER = "Answer with the letter of the right choice."
+_INDEX = re.compile("0*[0-9]")
 _LETTER = re.compile(r"\(?([A-Ja-j])\)?[.:]?")
 
 
@@ -28,13 +29,16 @@ class RowReader:
         self._seen: set[bytes] = set()
 
     def problem_id(self, number: int, row: Mapping[str, Any]) -> str:
-        """The row's id: from its column, or from its number where there is no column or it is empty.
+        """The row's id: from its column, or from its number where there is no column or no text in it.
 
         Raises:
             DataError: an id that stands twice.
         """
         column = self._layout.id
-        name = text(cell(row, column)) if column else ""
+        try:
+            name = text(cell(row, column)) if column else ""
+        except Unfit:  # as `problem` will say
+            name = ""
         if not name:
             return f"row-{number:07d}"
         key = blake2b(name.encode(), digest_size=8).digest()
@@ -90,7 +94,9 @@ class RowReader:
         values = [cell(row, column) for column in columns]
         listed: list[Any] | None = values
         if len(columns) == 1:
-            listed = as_list(values[0]) if text(values[0]) else []
+            listed = as_list(values[0])
+            if listed is None and not text(values[0]):
+                listed = []
         if listed is None:
             raise Unfit("choices_unreadable")
         choices = [" ".join(text(value).split()) for value in _without_last_nulls(listed)]
@@ -133,8 +139,8 @@ def right_letter(answer: str, choices: Sequence[str], form: AnswerForm) -> str:
         named |= {letter for letter, choice in zip(letters, choices, strict=True) if choice == answer}
     if form in ("letter", "either") and (match := _LETTER.fullmatch(answer)) and match[1].upper() in letters:
         named.add(match[1].upper())
-    if form == "index" and answer.isascii() and answer.isdigit() and int(answer) < len(choices):
-        named.add(letters[int(answer)])
+    if form == "index" and _INDEX.fullmatch(answer) and int(answer[-1]) < len(choices):
+        named.add(letters[int(answer[-1])])
     if not named:
         raise Unfit("answer_not_a_choice")
     if len(named) > 1:

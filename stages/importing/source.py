@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import chain, count, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -81,6 +81,8 @@ def open_source(name: str, split: str | None, config_name: str | None) -> Source
     path = Path(name)
     with _told(name):
         builder = _builder(name, path, config_name)
+        if path.exists():
+            _check_json(map(Path, chain.from_iterable((builder.config.data_files or {}).values())))
         streams = builder.as_streaming_dataset()
         chosen = _split(name, split, list(streams))
         features = streams[chosen].features
@@ -147,6 +149,40 @@ def _check_cards(folder: Path) -> None:
                     f"{card}: names {name}, which does not lie in the folder; copy it there and name it by its path "
                     "in the folder"
                 )
+
+
+def _check_json(files: Iterable[Path]) -> None:
+    """Refuse JSON among them that the reader behind `datasets` crashes on: a null for a row, deep nesting.
+
+    Raises:
+        DataError: a row is no object; tells its place.
+        ValueError, RecursionError: it is no JSON, or nested too deep.
+    """
+    for file in files:
+        for place, row in _json_rows(file) if _READERS.get(file.suffix) == "json" else ():
+            if not isinstance(row, dict):
+                raise DataError(f"{file} {place}: {json.dumps(row)[:60]}, not an object of columns; take it out")
+
+
+def _json_rows(file: Path) -> Iterator[tuple[str, Any]]:
+    """Of a list, of lines, or of one object over many lines, each with its place."""
+    with file.open(encoding="utf-8-sig", errors="replace") as content:
+        first = next((line for line in content if line.strip()), "")
+        content.seek(0)
+        if first.startswith("["):
+            yield from ((f"row {number}", row) for number, row in enumerate(json.load(content)))
+        elif _is_json(first):
+            yield from ((f"line {number}", json.loads(line)) for number, line in enumerate(content, 1) if line.strip())
+        else:
+            yield "row 0", json.load(content)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    return True
 
 
 def _text_columns(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from stages.scoring.extraction import MAX_ANSWER_CHARS, gold_answer
 
 RESPONSES = ("error", "repair", "chosen", "rejected", "preferred")
 """Columns of a repair set, of preference data and of `problems` that hold whole responses."""
+
+PLACEHOLDERS = ("image_token", "video_token")
+"""Names of a processor's texts that stand in a prompt for an image and a video, wherever in it they are written."""
 
 _QUICK = 4 * PROBLEMS_AT_ONCE
 """So many problems are looked at without telling how far it is."""
@@ -61,7 +65,7 @@ class ProblemCheck:
         Raises:
             DataError, ModelError: as `usable`.
         """
-        limits = Limits(len(self.codec.tokenizer), self.codec.max_length)
+        limits = Limits(len(self.codec.tokenizer), self.codec.max_length, self.codec.banned_ids)
         responses = check_responses(path, spec, problems.knows, limits)
         refuse(responses.bad, on_bad_row, path, left=len(responses.problem_ids) - len(responses.bad))
         excluded = {row.problem_id for row in responses.bad}
@@ -105,13 +109,40 @@ class ProblemCheck:
                 f"{name}: the rules read no answer in {problem.answer[:60]!r} ({len(problem.answer)} characters, at "
                 f"most {MAX_ANSWER_CHARS}); state it bare, as in 18, or take another reward.name",
             )
-        if self.repairs and any(DRAFT_MARK in (text or "") for text in (problem.question, problem.preferred)):
+        shown = (problem.question, problem.answer, problem.preferred)
+        if self.repairs and any(DRAFT_MARK in (text or "") for text in shown):
             raise RowError(
                 "private_use_character", f"{name}: its text holds the private-use character U+E000; take it out"
             )
         self._check_length(name, "question", problem.question)
+        self._check_tokens(name, "question", problem.question, self._placeholders)
+        self._check_tokens(name, "answer", problem.answer, self._placeholders)
         for column in RESPONSES:
-            self._check_length(name, column, problem.extra.get(column) or "")
+            self.check_response(name, column, problem.extra.get(column) or "")
+
+    def check_response(self, name: str, column: str, text: str) -> None:
+        """Raises RowError where a whole response is too long, or holds a token that is never sampled."""
+        self._check_length(name, column, text)
+        self._check_tokens(name, column, text, self._banned)
+
+    @cached_property
+    def _placeholders(self) -> tuple[str, ...]:
+        """Texts that the processor replaces by an image or a video, and fails where there is none for them."""
+        found = (getattr(self.codec.processor, name, None) for name in PLACEHOLDERS)
+        return tuple(text for text in found if isinstance(text, str))
+
+    @cached_property
+    def _banned(self) -> tuple[str, ...]:
+        """Those, and tokens whose log-prob is minus infinity in a response."""
+        ids = [token for token in self.codec.banned_ids if token < len(self.codec.tokenizer)]
+        return (*self._placeholders, *self.codec.tokenizer.convert_ids_to_tokens(ids))
+
+    def _check_tokens(self, name: str, column: str, text: str, refused: Sequence[str]) -> None:
+        for token in refused:
+            if token in text:
+                raise RowError(
+                    "vision_token", f"{name}: its {column} holds {token}, which stands for pixels; take it out"
+                )
 
     def _check_pixels(self, problem: Problem) -> None:
         """Raises RowError where an image or a frame cannot be used."""

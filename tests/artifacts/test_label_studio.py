@@ -187,11 +187,19 @@ def test_what_editors_of_text_files_add_is_read(read):
         ('"p0"', "annotated row 0: str, not an object"),
         ('[{"data": {"error_id": "p0"}, "annotations": [{}]}]', "annotated row 0: not a task of Label Studio"),
         ('[{"data": "p0"}]', "annotated row 0: not a task of Label Studio"),
+        pytest.param("[" * 100_000, "annotated line 1: not JSON ", id="nested lists"),
+        pytest.param('{"error_id": "p0"}\n' + '{"a":' * 100_000, "annotated line 2: not JSON ", id="nested objects"),
     ],
 )
 def test_what_is_no_sheet_is_refused_with_its_place(read, text, message):
     with pytest.raises(DataError, match=message):
         read(text)
+
+
+def test_half_of_a_surrogate_pair_names_no_error(read):
+    half, pair = json.dumps("p\ud800"), json.dumps("\U0001d7d9")
+    (item,) = read(f'{{"error_id": {half}, "error": {half}, "repair": {pair}}}')
+    assert (item.error_id, item.error, item.texts) == (None, None, ["\U0001d7d9"])
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

@@ -151,7 +151,9 @@ PROBLEM_CASES = {
     "PNG without pixels": bad_problem(UNDECODABLE, "image_undecodable", images=[png_header(4, 4)]),
     "zero-sized image": bad_problem(UNDECODABLE, "image_undecodable", images=[png_header(0, 4)]),
     "decompression bomb": bad_problem(
-        [*UNDECODABLE, "400000000 pixels"], "image_undecodable", images=[png_header(20_000, 20_000)]
+        ["problem p1 image 0: 20000x20000 pixels, at most 50,000,000 in all; shrink it or drop the row"],
+        "image_over_limit",
+        images=[png_header(20_000, 20_000)],
     ),
     "the second image is bad": bad_problem(
         ["problem p1 image 1: cannot be decoded"], "image_undecodable", images=[encode_image(noise()), TRUNCATED]
@@ -182,6 +184,23 @@ PROBLEM_CASES = {
         "private_use_character",
         "rl-repair",
         question=f"Sum{DRAFT_MARK}?",
+    ),
+    "question with the image's token": bad_problem(
+        ["problem p1: its question holds <|image_pad|>, which stands for pixels; take it out"],
+        "vision_token",
+        question="Sum <|image_pad|>?",
+    ),
+    "question with the video's token": bad_problem(
+        ["problem p1: its question holds <|video_pad|>"], "vision_token", "evaluate", question="<|video_pad|>"
+    ),
+    "answer with the image's token": bad_problem(
+        [r"problem p1: its answer holds <|image_pad|>"], "vision_token", "rl-repair", answer=r"\text{<|image_pad|>}"
+    ),
+    "answer with the draft's mark": bad_problem(
+        ["problem p1: its text holds the private-use character U+E000; take it out"],
+        "private_use_character",
+        "rl-repair",
+        answer=f"7{DRAFT_MARK}",
     ),
     "several bad rows": Case(
         "rollout",
@@ -217,6 +236,13 @@ def bad_pair(told, reason, artifact="repair_set", command="sft-repair", **change
 
 PAIR_CASES = {
     "no repair set": Case("sft-repair", "repair_set", [], ["repair_set.parquet: no rows in it", "df repair-set read"]),
+    "every pair held out": Case(
+        "sft-repair",
+        "repair_set",
+        [PAIR],
+        ["repair_set.parquet: nothing to train on, all 1 of its pairs are held out with sft.heldout_share 0.9; lower"],
+        settings="--set sft.heldout_share=0.9",
+    ),
     "null repair": bad_pair(["repair_set.parquet row 2: repair is ", NULL], "null_repair", repair=None),
     "null error": bad_pair(["row 2: error is ", NULL], "null_error", command="rl-repair", error=None),
     "repair set of two equal ids": bad_pair(["problem_id p0 stands twice"], "duplicate_id", problem_id="p0"),
@@ -229,6 +255,21 @@ PAIR_CASES = {
     ),
     "reference with the draft's mark": bad_pair(
         ["problem p2: its text holds the private-use character U+E000"], "private_use_character", preferred=DRAFT_MARK
+    ),
+    "error with the image's token": bad_pair(
+        ["problem p2: its error holds <|image_pad|>, which stands for pixels; take it out"],
+        "vision_token",
+        error="6 <|image_pad|>",
+    ),
+    "repair with a token that is never sampled": bad_pair(
+        ["problem p2: its repair holds <|vision_end|>"], "vision_token", repair="7 <|vision_end|>"
+    ),
+    "rejected with the video's token": bad_pair(
+        ["problem p2: its rejected holds <|video_pad|>"],
+        "vision_token",
+        "preferences",
+        "preferences",
+        rejected="6 <|video_pad|>",
     ),
     "no preferences": Case("preferences", "preferences", [], ["preferences.parquet: no rows in it", "written by you"]),
     "null chosen": bad_pair(["row 2: chosen is ", NULL], "null_chosen", "preferences", "preferences", chosen=None),
@@ -266,6 +307,17 @@ ROLLOUT_CASES = {
         ["1): token id 355 is outside the vocabulary of 355; give the model"], "unknown_token", ids=[355]
     ),
     "negative token": bad_rollout(["1): token id -1 is outside the vocabulary"], "unknown_token", ids=[-1]),
+    "token that stands for pixels": bad_rollout(
+        ["1): token id 5 stands for pixels, which no response holds; drop the row"], "vision_token", ids=[5]
+    ),
+    "log-prob above zero": bad_rollout(
+        ["1): sampler_logprobs holds 0.25, a probability above 1; write it again"],
+        "logprob_above_zero",
+        sampler_logprobs=[0.25],
+    ),
+    "sample below zero": bad_rollout(
+        ["-5): sample is -5; count a problem's rollouts from 0"], "negative_sample", sample=-5
+    ),
     "no tokens": bad_rollout(["1): it has no token ids; drop"], "no_tokens", ids=[], sampler_logprobs=[]),
     "response longer than the model": bad_rollout(
         ["1): 1024 token ids, and the model takes 1024 with the prompt; drop the row"],
@@ -319,6 +371,8 @@ GROUP_CASES = {
     "too few sampler's log-probs": bad_group(["1 token ids, 0 sampler_"], "lengths_disagree", sampler_logprobs=[]),
     "infinite old log-prob": bad_group(["0): old_logprobs holds inf"], "not_finite", old_logprobs=[INF]),
     "NaN sampler's log-prob": bad_group(["0): sampler_logprobs holds nan"], "not_finite", sampler_logprobs=[NAN]),
+    "old log-prob above zero": bad_group(["0): old_logprobs holds 5.0"], "logprob_above_zero", old_logprobs=[5.0]),
+    "group's token that stands for pixels": bad_group(["token id 6 stands for pixels"], "vision_token", ids=[6]),
     "NaN reward of a group": bad_group(["0): reward is nan"], "not_finite", reward=NAN),
     "group's token outside the vocabulary": bad_group(["token id 100000 is outside"], "unknown_token", ids=[100_000]),
     "role of nobody": bad_group(["role is 'judge', not one of correct, error"], "unknown_role", role="judge"),
@@ -363,6 +417,14 @@ def folder(workspace):
     write(workspace, "problems", [PROBLEM, problem(), problem("p2")])
     write(workspace, "preferences", [PREFERENCE])
     return workspace
+
+
+def test_texts_and_log_probs_at_the_bounds_are_no_fault(folder, df):
+    """Other special tokens break nothing in a question; log-softmax rounds to a little above 0."""
+    write(folder, "problems", [PROBLEM | {"question": "What is <|im_start|> or <|vision_start|>?"}])
+    assert df(line("rollout", "--dry-run"))[0] == 0
+    write(folder, "rollouts", [ROLLOUT | {"sampler_logprobs": [5e-4]}])
+    assert df(line("build-masks", "--dry-run"))[0] == 0
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -425,6 +487,14 @@ COLUMN_CASES = {
         cast("mask", pa.list_(pa.float32())),
         ["column mask is list<element: float>, not list<item: bool>; cast it or write it again with df build-masks"],
     ),
+    ("rollout", "problems", "column twice"): (
+        lambda table: table.append_column("problem_id", table["problem_id"]),
+        ["problems.parquet: column problem_id stands 2 times; keep one of them"],
+    ),
+    ("evaluate", "problems", "optional column twice"): (
+        lambda table: table.append_column("preferred", table["preferred"]),
+        ["problems.parquet: column preferred stands 2 times; keep one of them"],
+    ),
     ("preferences", "preferences", "misnamed"): (
         renamed(PREFERENCES, "rejected", "reject"),
         ["no column rejected (", "of which the nearest is reject. preferences is written by you"],
@@ -439,6 +509,18 @@ def test_a_missing_misnamed_or_mistyped_column_is_named(case, folder, df):
     path = folder / INPUTS[artifact][0]
     pq.write_table(change(pq.read_table(path)), path)
     refused(df, folder, told, line(command))
+
+
+@pytest.mark.parametrize("letters", [300, 5000])
+@pytest.mark.parametrize("option", ["problems", "policy", "out", "recipe"])
+def test_a_name_that_no_file_can_have_is_told(option, letters, folder, df):
+    arguments = {"problems": "problems.parquet", "policy": "model", "out": "out", "recipe": "digits"}
+    options = " ".join(f"--{name} {value}" for name, value in (arguments | {option: "x" * letters}).items())
+    refused(df, folder, [f"error: {'x' * 60}…: ", "characters are too long for a file name"], f"rollout {options}")
+
+
+def test_a_data_set_of_a_name_that_no_file_can_have_is_told(folder, df):
+    refused(df, folder, [f"error: {'x' * 60}…: 300 characters are"], f"import-problems {'x' * 300} --out out")
 
 
 UNREADABLE = {

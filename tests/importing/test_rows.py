@@ -1,5 +1,7 @@
 """One row, one problem: answers that name a choice, placeholders in words, and the reasons of those that do not fit."""
 
+import math
+
 import pytest
 
 from pictures import png, sizes
@@ -59,6 +61,8 @@ def test_a_placeholder_without_its_image_does_not_fit(question):
         ("(b)", "letter", "B"),
         ("B.", "letter", "B"),
         ("2", "index", "C"),
+        ("002", "index", "C"),
+        ("0" * 5000, "index", "A"),
         ("a  dog", "text", "A"),
         ("B", "text", "C"),
         ("a dog", "either", "A"),
@@ -77,6 +81,8 @@ def test_the_right_choice_becomes_its_letter(answer, form, expected):
         ("4", "index", "answer_not_a_choice"),
         ("-1", "index", "answer_not_a_choice"),
         ("²", "index", "answer_not_a_choice"),
+        ("", "index", "answer_not_a_choice"),
+        ("9" * 5000, "index", "answer_not_a_choice"),
         ("A", "text", "answer_not_a_choice"),
         ("B", "either", "answer_ambiguous"),  # the letter of 5, and the text of C
         ("5", "text", "answer_ambiguous"),
@@ -123,6 +129,13 @@ def test_without_choices_the_answer_stays(choices):
         ({"answer": None}, "answer_missing"),
         ({"answer": " "}, "answer_missing"),
         ({"answer": []}, "answer_missing"),
+        ({"answer": float("nan")}, "answer_missing"),
+        ({"answer": b"\xff2"}, "not_text"),
+        ({"answer": {"value": 2}}, "not_text"),
+        ({"answer": [["1"]]}, "not_text"),
+        ({"answer": "[0x" + "f" * 9000 + "]"}, "not_text"),
+        ({"options": r'["\ud800", "18"]'}, "not_text"),
+        ({"question": [ROW["question"]]}, "not_text"),
         ({"answer": ["1", "2"]}, "answer_several"),
         ({"question": None}, "question_missing"),
         ({"question": "<image>"}, "question_missing"),
@@ -168,6 +181,8 @@ def test_ids_come_from_their_column_or_the_row_number():
     assert reader.problem_id(0, {"key": 7}) == "7"
     assert reader.problem_id(1, {"key": None}) == "row-0000001"
     assert reason(Layout(id="key"), key=" ") == "id_missing"
+    assert reader.problem_id(3, {"key": b"7"}) == "row-0000003"
+    assert reason(Layout(id="key"), key=b"7") == "not_text"
     with pytest.raises(DataError, match=r"row 2: id '7' in column key stands twice; .*--id ''"):
         reader.problem_id(2, {"key": "7"})
 
@@ -176,5 +191,13 @@ def test_cells():
     row = {"a": {"b": {"c": 1}}, "a.b": "dotted", "n": None}
 
     assert [cell(row, name) for name in ("a.b", "a.b.c", "n", "n.x", "gone")] == ["dotted", 1, None, None, None]
-    assert [text(value) for value in (None, 3.0, 2.5, " x ", 7, True)] == ["", "3", "2.5", "x", "7", "True"]
+    assert [text(value) for value in (None, 3.0, 2.5, " x ", 7, True, math.nan)] == [
+        "",
+        "3",
+        "2.5",
+        "x",
+        "7",
+        "True",
+        "",
+    ]
     assert [as_list(value) for value in ("[1]", "(1, 2)", "x", b"[1]", [1], None)] == [[1], None, None, None, [1], None]

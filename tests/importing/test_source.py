@@ -128,6 +128,49 @@ def test_what_cannot_be_read_is_told(name, content, message, tmp_path, monkeypat
         open_source(name, None, None)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "place"),
+    [
+        ("data.jsonl", 'null\n{"a": 1}\n', "line 1: null"),
+        ("data.jsonl", '\n {"a": 1}\r\tnull\n', "line 3: null"),
+        ("data.jsonl", '{"a": 1}\n7\n', "line 2: 7"),
+        ("data.json", "\ufeffnull", "line 1: null"),
+        ("data.json", '\ufeff[{"a": 1},\nnull]', "row 1: null"),
+    ],
+)
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_null_for_a_row_is_told_where_the_reader_would_crash(name, content, place, folder, tmp_path):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(DataError) as error:
+        open_source(str(tmp_path if folder else tmp_path / name), None, None)
+    assert str(error.value) == f"{tmp_path / name} {place}, not an object of columns; take it out"
+
+
+def test_a_null_beside_the_pictures_of_a_folder_is_told(tmp_path):
+    (tmp_path / "a.png").write_bytes(png()["bytes"])
+    (tmp_path / "metadata.jsonl").write_text('null\n{"file_name": "a.png"}\n')
+    with pytest.raises(DataError, match=r"metadata\.jsonl line 1: null, not an object"):
+        open_source(str(tmp_path), None, None)
+
+
+@pytest.mark.parametrize("between", ["", "\n"])
+def test_nesting_that_the_reader_would_crash_on_is_told(between, tmp_path):
+    (tmp_path / "data.jsonl").write_text(f'{{"a":{between}' * 100_000 + "1" + "}" * 100_000)
+    with pytest.raises(DataError, match=r"data\.jsonl: cannot be read as a dataset \(RecursionError: "):
+        open_source(str(tmp_path / "data.jsonl"), None, None)
+
+
+@pytest.mark.parametrize("content", ['[\n{"a": 1},\n{"a": null}]', '{"a": 1}\n\n{"a": null}\n'])
+def test_a_list_of_objects_reads_as_lines_do(content, tmp_path):
+    (tmp_path / "data.json").write_text(content)
+    assert rows(tmp_path / "data.json") == [{"a": 1}, {"a": None}]
+
+
+def test_one_object_over_many_lines_is_a_row(tmp_path):
+    (tmp_path / "data.json").write_text('{\n"a": [\n1,\nnull\n]\n}\n')
+    assert rows(tmp_path / "data.json") == [{"a": [1, None]}]
+
+
 def test_a_row_that_breaks_is_placed(tmp_path):
     (tmp_path / "data.jsonl").write_text('{"a": 1}\n' * 3 + '{"a": [}\n')
     with pytest.raises(DataError, match=r"data\.jsonl.*cannot be read as a dataset"):

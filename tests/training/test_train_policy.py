@@ -277,10 +277,14 @@ def test_the_optimizer_goes_on_from_one_output_to_the_next(stage_of, trajectorie
 
 
 def sampled_by(group, delta):
-    """The group as an engine sampled it whose log-probs are `delta` lower; a repair has none."""
+    """The group as an engine sampled it whose log-probs are `delta` lower; a repair has none.
+
+    All are one lower than they were: none may be above 0.
+    """
+    rows = [row | {"old_logprobs": [old - 1 for old in row["old_logprobs"]]} for row in group]
     return [
         row if row["role"] == "repair" else row | {"sampler_logprobs": [old - delta for old in row["old_logprobs"]]}
-        for row in group
+        for row in rows
     ]
 
 
