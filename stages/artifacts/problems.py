@@ -321,7 +321,10 @@ def open_image(encoded: bytes) -> Image.Image:
         Image.DecompressionBombError: it has more than `MAX_PIXELS`.
         Exception: whatever Pillow's readers raise on broken bytes.
     """
-    image = Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS)
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS)
+    except Image.DecompressionBombError as error:  # Pillow's own limit is higher, and its words name that
+        raise Image.DecompressionBombError(f"more than {MAX_PIXELS:,} pixels") from error
     if image.width * image.height > MAX_PIXELS:
         raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels, at most {MAX_PIXELS:,} in all")
     return image

@@ -151,7 +151,7 @@ PROBLEM_CASES = {
     "PNG without pixels": bad_problem(UNDECODABLE, "image_undecodable", images=[png_header(4, 4)]),
     "zero-sized image": bad_problem(UNDECODABLE, "image_undecodable", images=[png_header(0, 4)]),
     "decompression bomb": bad_problem(
-        ["problem p1 image 0: 20000x20000 pixels, at most 50,000,000 in all; shrink it or drop the row"],
+        ["problem p1 image 0: more than 50,000,000 pixels; shrink it or drop the row"],
         "image_over_limit",
         images=[png_header(20_000, 20_000)],
     ),

@@ -9,7 +9,7 @@ import pytest
 
 from df_cli.options import seconds
 from interrupted import content
-from stages.artifacts.manifest import PLAN
+from stages.artifacts.notes import PLAN
 from stages.artifacts.step import CHECKPOINTS, PROGRESS, TRACKING
 from stages.interruption import Requests
 
