@@ -16,13 +16,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from stages import processes
 from stages.errors import ModelError
+from stages.model.architecture import INDEX, WEIGHTS, check_loaded, check_tensors
 from stages.model.codec import Codec
 from stages.model.image_cache import CachedImageProcessor
 from stages.model.tree_attention import use_tree_attention
 from stages.model.trust import check_trusted
 from stages.model.video_positions import continue_behind_videos
 
-WEIGHTS = "model.safetensors"
 _COPY = "fetch or copy the model folder again"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -87,20 +87,27 @@ def load_model(
     several processes each loads onto its own GPU, or onto the CPU what is going to be cut into shards.
 
     Raises:
-        ModelError: as `check_model_folder` and `check_trusted`, or no end token is named.
+        ModelError: as `load_codec` and `check_loaded`.
     """
-    check_model_folder(path)
-    check_trusted(path, trust_remote_code)
-    processor = _load_processor(path, min_pixels, max_pixels, trust_remote_code, image_cache)
-    model = AutoModelForImageTextToText.from_pretrained(
+    codec = load_codec(
+        path,
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+        trust_remote_code=trust_remote_code,
+        image_cache=image_cache,
+    )
+    model, info = AutoModelForImageTextToText.from_pretrained(
         path,
         dtype=torch.float32 if master_weights else DTYPES[dtype],
         device_map=_device_map(master_weights),
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
+    check_loaded(path, info)
     autocast_dtype = DTYPES[dtype] if master_weights and dtype != "float32" else None
-    return wrap_model(model.eval(), processor, autocast_dtype)
+    return wrap_model(model.eval(), codec.processor, autocast_dtype)
 
 
 def load_codec(
@@ -114,12 +121,13 @@ def load_codec(
     """What `load_model` with the same arguments knows about prompts and responses, without the weights.
 
     Raises:
-        ModelError: as `load_model`; configuration or processor cannot be read; it is no image-text-to-text model; its
-            processor is another model's; or no end token is named.
+        ModelError: as `check_model_folder`, `check_trusted` and `check_tensors`; configuration or processor cannot be
+            read; it is no image-text-to-text model; its processor is another model's; or no end token is named.
     """
     check_model_folder(path)
     check_trusted(path, trust_remote_code)
     config = _load_config(path, trust_remote_code)
+    check_tensors(path, config, trust_remote_code)
     processor = _load_processor(path, min_pixels, max_pixels, trust_remote_code, image_cache)
     _check_image_token(path, config, processor)
     try:
@@ -177,7 +185,7 @@ def check_model_folder(path: Path | str) -> None:
 
 def _check_shards(folder: Path, weights: Mapping[str, Set[str]]) -> None:
     """Every tensor of the index lies in the file that it names; `weights` are the names of the tensors by file."""
-    index = folder / f"{WEIGHTS}.index.json"
+    index = folder / INDEX
     if not index.is_file():
         raise ModelError(f"{folder}: neither {WEIGHTS} nor {index.name}; {_COPY}")
     named = _read_json(index).get("weight_map")

@@ -9,6 +9,7 @@ from typing import Any
 from transformers.utils.hub import cached_file
 
 from stages.errors import ModelError
+from stages.model.architecture import INDEX
 from stages.nested import named, texts
 
 _CODE = (
@@ -20,7 +21,6 @@ _CODE = (
 )
 """Files whose `auto_map` names classes to import from the checkpoint, or from another one on the hub."""
 _ADAPTERS = "adapter_config.json"
-_INDEX = "model.safetensors.index.json"
 
 
 def check_trusted(path: Path | str, trust_remote_code: bool) -> None:
@@ -45,11 +45,11 @@ def check_trusted(path: Path | str, trust_remote_code: bool) -> None:
             f"{path}: {_ADAPTERS} stands beside the weights, adapters are not read; add them to the weights "
             "(peft's merge_and_unload) and save the model, or take the file away"
         )
-    index = _read(path, _INDEX)
+    index = _read(path, INDEX)
     for file in sorted({text for value in named(index, "weight_map") for text in texts(value)}):
         if PurePosixPath(file).name != file or not file.endswith(".safetensors"):
             raise ModelError(
-                f"{path}: {_INDEX} names {file!r}; weights are *.safetensors files beside it, other formats are not "
+                f"{path}: {INDEX} names {file!r}; weights are *.safetensors files beside it, other formats are not "
                 "read: save the model again with save_pretrained"
             )
 

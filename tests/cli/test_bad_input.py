@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from workspace import GROUP, OPTIONS, PAIR, PROBLEM, ROLLOUT, listing
 
 from stages.artifacts.columns import GROUPS, PREFERENCES, PROBLEMS, REPAIR_SET, ROLLOUTS
@@ -513,6 +514,19 @@ def no_processor(folder):
     (folder / "model" / "processor_config.json").unlink()
 
 
+def change_weights(folder, change):
+    """`change` takes a tensor's name and value, and gives another value or None."""
+    file = own_copy(folder, "model.safetensors")
+    changed = {name: change(name, value) for name, value in load_file(file).items()}
+    save_file({name: value for name, value in changed.items() if value is not None}, file, {"format": "pt"})
+
+
+def change_text_model(folder, **changes):
+    config = json.loads((folder / "model" / "config.json").read_text())
+    change_json(folder, "config.json", text_config=config["text_config"] | changes)
+
+
+CONFIG_OF_WEIGHTS = "; give the config.json that these weights were saved with, or copy the whole checkpoint again"
 MODELS = {
     "no processor": (no_processor, ["model: no preprocessor_config.json or processor_config.json; save the processor"]),
     "language model": (text_model, ["model: llama is not an image-text-to-text model", "take a vision-language"]),
@@ -536,6 +550,24 @@ MODELS = {
         lambda folder: own_copy(folder, "tokenizer.json").write_text("{}"),
         ["model: its processor cannot be loaded (", "save the model's own beside the weights"],
     ),
+    "a layer without weights": (
+        lambda folder: change_weights(folder, lambda name, value: None if ".layers.1." in name else value),
+        ["model: its weights have no tensor ", "layers.1.input_layernorm.weight and 11 others", CONFIG_OF_WEIGHTS],
+    ),
+    "a tensor of another shape": (
+        lambda folder: change_weights(
+            folder, lambda name, value: value[:-1].clone() if "layers.0.mlp.up_proj" in name else value
+        ),
+        ["layers.0.mlp.up_proj.weight is [319, 128], its config.json wants [320, 128]", CONFIG_OF_WEIGHTS],
+    ),
+    "another text model": (
+        lambda folder: change_text_model(folder, num_attention_heads=3),
+        ["model: its config.json makes no model of its weights (", CONFIG_OF_WEIGHTS],
+    ),
+    "quantized": (
+        lambda folder: change_json(folder, "config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
+        ["model: its config.json has a quantization_config; give the model before it was quantized"],
+    ),
 }
 
 
@@ -543,7 +575,8 @@ MODELS = {
 def test_a_bad_model_is_refused_before_it_is_loaded(name, folder, df):
     change, told = MODELS[name]
     change(folder)
-    refused(df, folder, told, line("rollout"))
+    for dry_run in ("", "--dry-run"):
+        refused(df, folder, told, line("rollout", dry_run))
 
 
 @pytest.mark.parametrize("command", ["sft-repair", "rl-repair", "build-masks", "train-policy", "evaluate"])
