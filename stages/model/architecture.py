@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import nn
 from transformers import AutoModelForImageTextToText
-from transformers.utils import logging
+from transformers.utils.logging import get_verbosity, set_verbosity
 
 from stages.errors import ModelError
 
@@ -63,6 +65,18 @@ def check_loaded(path: Path | str, info: Mapping[str, Any]) -> None:
         )
 
 
+def check_finite(path: Path | str, model: nn.Module) -> None:
+    """Refuse weights that are not numbers, or without end.
+
+    Raises:
+        ModelError: names the first tensor.
+    """
+    for name, weight in model.named_parameters():
+        # 0.04 s for 100 million weights; `isfinite` takes 1.4 s, and several times the memory of an embedding.
+        if weight.numel() and not all(bound.isfinite() for bound in weight.detach().aminmax()):
+            raise ModelError(f"{path}: tensor {name} holds NaN or infinity; give a checkpoint from before it diverged")
+
+
 def _others(found: list[Any]) -> str:
     return f" and {len(found) - 1} others" if len(found) > 1 else ""
 
@@ -95,9 +109,9 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the table that transformers writes of what is missing."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
+    verbosity = get_verbosity()
+    set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        set_verbosity(verbosity)

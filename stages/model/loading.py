@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from stages import processes
 from stages.errors import ModelError
-from stages.model.architecture import INDEX, WEIGHTS, check_loaded, check_tensors
+from stages.model.architecture import INDEX, WEIGHTS, check_finite, check_loaded, check_tensors
 from stages.model.codec import Codec
 from stages.model.image_cache import CachedImageProcessor
 from stages.model.tree_attention import use_tree_attention
@@ -87,7 +87,7 @@ def load_model(
     several processes each loads onto its own GPU, or onto the CPU what is going to be cut into shards.
 
     Raises:
-        ModelError: as `load_codec` and `check_loaded`.
+        ModelError: as `load_codec`, `check_loaded` and `check_finite`.
     """
     codec = load_codec(
         path,
@@ -96,7 +96,7 @@ def load_model(
         trust_remote_code=trust_remote_code,
         image_cache=image_cache,
     )
-    model, info = AutoModelForImageTextToText.from_pretrained(
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(
         path,
         dtype=torch.float32 if master_weights else DTYPES[dtype],
         device_map=_device_map(master_weights),
@@ -105,7 +105,9 @@ def load_model(
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
+    model, info = loaded
     check_loaded(path, info)
+    check_finite(path, model)
     autocast_dtype = DTYPES[dtype] if master_weights and dtype != "float32" else None
     return wrap_model(model.eval(), codec.processor, autocast_dtype)
 

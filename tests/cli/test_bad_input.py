@@ -579,6 +579,56 @@ def test_a_bad_model_is_refused_before_it_is_loaded(name, folder, df):
         refused(df, folder, told, line("rollout", dry_run))
 
 
+TRAINED = {"sft-repair": "--set sft.epochs=1", "train-policy": ""}
+PAIR_OF_GROUP = [GROUP, GROUP | {"role": "repair", "reward": 1.0}]
+
+
+def told_after_loading(df, command, told):
+    """The command ends in one message, without an output that reads as complete."""
+    code, out, err = df(command)
+    assert (code, out) == (1, "")
+    assert [line for line in err.splitlines() if line.startswith("error: ")] == [err.splitlines()[-1]]
+    assert "Traceback" not in err
+    assert told in err
+    assert not Path("out/manifest.json").exists()
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+@pytest.mark.parametrize("command", [*TRAINED, "rollout", "siblings", "evaluate"])
+def test_weights_that_are_no_numbers_are_told(command, value, folder, df):
+    write(folder, "groups", PAIR_OF_GROUP)
+
+    def spoil(name, tensor):
+        if "embed_tokens" in name:
+            tensor[300, 0] = value
+        return tensor
+
+    change_weights(folder, spoil)
+    told = "embed_tokens.weight holds NaN or infinity; give a checkpoint from before it diverged"
+    told_after_loading(df, line(command, TRAINED.get(command, "")), told)
+
+
+def overflowing(folder):
+    """Finite weights that the model's own sums take to infinity."""
+    change_weights(folder, lambda name, tensor: tensor.fill_(1e38) if name.endswith("model.norm.weight") else tensor)
+
+
+@pytest.mark.parametrize("command", TRAINED)
+def test_training_without_one_finite_step_is_an_error(command, folder, df):
+    overflowing(folder)
+    write(folder, "groups", PAIR_OF_GROUP)
+    told = "out/model: all 1 optimizer steps were skipped, none had a finite loss and gradient; set model.dtype=float32"
+    told_after_loading(df, line(command, TRAINED[command]), told)
+
+
+def test_log_probs_that_are_no_numbers_are_not_written(folder, df):
+    overflowing(folder)
+    write(folder, "rollouts", [ROLLOUT, ROLLOUT | {"sample": 1, "reward": 1.0, "text": "7"}])
+    told = "p0, sample 0: the policy's log-prob of token 1 is nan; set model.dtype=float32, or take a checkpoint from"
+    told_after_loading(df, line("siblings"), told)
+    assert not list(folder.glob("out/groups*"))
+
+
 @pytest.mark.parametrize("command", ["sft-repair", "rl-repair", "build-masks", "train-policy", "evaluate"])
 def test_every_command_refuses_a_language_model(command, folder, df):
     text_model(folder)

@@ -119,6 +119,21 @@ def test_names_of_other_releases_are_known(layout, checkpoint):
     assert all(torch.equal(loaded[name], weight) for name, weight in model.state_dict().items())
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_are_numbers(value, checkpoint):
+    def spoil(weights):
+        (name,) = (name for name in weights if name.endswith("layers.1.mlp.up_proj.weight"))
+        weights[name][-1, -1] = value
+        return weights
+
+    change_weights(checkpoint, spoil)
+    load_codec(checkpoint)
+    with pytest.raises(
+        ModelError, match=r"model: tensor \S+layers\.1\.mlp\.up_proj\.weight holds NaN or infinity; give"
+    ):
+        load_model(checkpoint)
+
+
 def test_nothing_is_told_of_a_refused_model_but_its_error(checkpoint, caplog, capfd):
     """transformers would write a table of all that is missing."""
     change_weights(checkpoint, without("layers.1."))
