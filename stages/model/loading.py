@@ -87,7 +87,7 @@ def load_model(
     several processes each loads onto its own GPU, or onto the CPU what is going to be cut into shards.
 
     Raises:
-        ModelError: as `load_codec`, `check_loaded` and `check_finite`.
+        ModelError: as `load_codec`, `check_loaded` and `check_finite`; the hub has no such safetensors.
     """
     codec = load_codec(
         path,
@@ -96,15 +96,22 @@ def load_model(
         trust_remote_code=trust_remote_code,
         image_cache=image_cache,
     )
-    loaded: Any = AutoModelForImageTextToText.from_pretrained(
-        path,
-        dtype=torch.float32 if master_weights else DTYPES[dtype],
-        device_map=_device_map(master_weights),
-        trust_remote_code=trust_remote_code,
-        use_safetensors=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-    )
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            path,
+            dtype=torch.float32 if master_weights else DTYPES[dtype],
+            device_map=_device_map(master_weights),
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            local_files_only=_only_local(path, trust_remote_code),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except OSError as error:
+        raise ModelError(
+            f"{path}: no safetensors to be had ({_one_line(error)}); take a checkpoint that has them, other formats "
+            "can run code"
+        ) from error
     model, info = loaded
     check_loaded(path, info)
     check_finite(path, model)
@@ -133,7 +140,9 @@ def load_codec(
     processor = _load_processor(path, min_pixels, max_pixels, trust_remote_code, image_cache)
     _check_image_token(path, config, processor)
     try:
-        generation_config = GenerationConfig.from_pretrained(path)
+        generation_config = GenerationConfig.from_pretrained(
+            path, local_files_only=_only_local(path, trust_remote_code)
+        )
     except OSError:
         generation_config = GenerationConfig.from_model_config(config)
     return _make_codec(processor, config, generation_config)
@@ -217,6 +226,11 @@ def _tensors(file: Path) -> Set[str]:
         raise ModelError(f"{file}: not a whole safetensors file ({error}); {_COPY}") from error
 
 
+def _only_local(path: Path | str, trust_remote_code: bool) -> bool:
+    """Whether transformers is to look nowhere but in this folder; code that is trusted may lie on the hub."""
+    return Path(path).is_dir() and not trust_remote_code
+
+
 def _device_map(trained: bool) -> str | dict[str, torch.device]:
     if processes.count() > 1:
         return "cpu" if trained and processes.will_shard() else {"": processes.device()}
@@ -235,7 +249,10 @@ def _load_processor(
     pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     try:
         processor = AutoProcessor.from_pretrained(
-            path, trust_remote_code=trust_remote_code, **{k: v for k, v in pixels.items() if v is not None}
+            path,
+            trust_remote_code=trust_remote_code,
+            local_files_only=_only_local(path, trust_remote_code),
+            **{k: v for k, v in pixels.items() if v is not None},
         )
     except Exception as error:  # whatever the files make its classes raise
         raise ModelError(
@@ -253,7 +270,9 @@ def _load_processor(
 
 def _load_config(path: Path | str, trust_remote_code: bool) -> Any:
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(
+            path, trust_remote_code=trust_remote_code, local_files_only=_only_local(path, trust_remote_code)
+        )
     except Exception as error:  # whatever the file makes its classes raise
         raise ModelError(
             f"{path}: its config.json cannot be read ({_one_line(error)}); save the checkpoint again"

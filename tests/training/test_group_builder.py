@@ -98,7 +98,9 @@ def test_a_token_that_the_policy_never_samples_is_named(build, rollouts_of, repa
     rollouts = rollouts_of(problem, repair=[1.0])
     token = base_vlm.model.config.vision_end_token_id
     rollouts[0]["ids"].insert(1, token)
-    message = rf"{problem.problem_id}, sample 0: the policy's log-prob of token {token} is -inf, it may not be sampled; drop the row"
+    message = (
+        f"{problem.problem_id}, sample 0: the policy's log-prob of token {token} is -inf, it may not be sampled; drop"
+    )
     with pytest.raises(DataError, match=message):
         build(rollouts)
 
