@@ -19,6 +19,7 @@ from stages.errors import ModelError
 from stages.model.architecture import INDEX, WEIGHTS, check_finite, check_loaded, check_tensors
 from stages.model.codec import Codec
 from stages.model.image_cache import CachedImageProcessor
+from stages.model.prompts import check_chat_template
 from stages.model.tree_attention import use_tree_attention
 from stages.model.trust import check_trusted
 from stages.model.video_positions import continue_behind_videos
@@ -131,7 +132,8 @@ def load_codec(
 
     Raises:
         ModelError: as `check_model_folder`, `check_trusted` and `check_tensors`; configuration or processor cannot be
-            read; it is no image-text-to-text model; its processor is another model's; or no end token is named.
+            read; it is no image-text-to-text model; its processor is another model's; its chat template is of no use;
+            or no end token is named, or one that it does not have.
     """
     check_model_folder(path)
     check_trusted(path, trust_remote_code)
@@ -139,13 +141,8 @@ def load_codec(
     check_tensors(path, config, trust_remote_code)
     processor = _load_processor(path, min_pixels, max_pixels, trust_remote_code, image_cache)
     _check_image_token(path, config, processor)
-    try:
-        generation_config = GenerationConfig.from_pretrained(
-            path, local_files_only=_only_local(path, trust_remote_code)
-        )
-    except OSError:
-        generation_config = GenerationConfig.from_model_config(config)
-    return _make_codec(processor, config, generation_config)
+    check_chat_template(processor)
+    return _make_codec(processor, config, _load_generation_config(path, config, trust_remote_code))
 
 
 def wrap_model(model: Any, processor: Any, autocast_dtype: torch.dtype | None = None) -> VisionLanguageModel:
@@ -286,6 +283,17 @@ def _load_config(path: Path | str, trust_remote_code: bool) -> Any:
     return config
 
 
+def _load_generation_config(path: Path | str, config: Any, trust_remote_code: bool) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(path, local_files_only=_only_local(path, trust_remote_code))
+    except OSError:
+        return GenerationConfig.from_model_config(config)
+    except Exception as error:  # whatever the file makes its class raise
+        raise ModelError(
+            f"{path}: its generation_config.json cannot be read ({_one_line(error)}); save it again, or delete it"
+        ) from error
+
+
 def _check_image_token(path: Path | str, config: Any, processor: Any) -> None:
     """What the processor puts into a prompt for an image must be what the model replaces by the image."""
     given, wanted = (getattr(holder, "image_token_id", None) for holder in (processor, config))
@@ -302,17 +310,25 @@ def _one_line(error: Exception) -> str:
 
 
 def _make_codec(processor: Any, config: Any, generation_config: GenerationConfig) -> Codec:
-    end_ids = generation_config.eos_token_id
-    if end_ids is None:
-        end_ids = processor.tokenizer.eos_token_id
-    if end_ids is None:
+    named = generation_config.eos_token_id
+    if named is None:
+        named = processor.tokenizer.eos_token_id
+    end_ids = tuple(named) if isinstance(named, list) else () if named is None else (named,)
+    if not end_ids:
         raise ModelError(
             f"{config.name_or_path}: neither generation_config nor the tokenizer names an end token; "
             "set eos_token_id in generation_config.json"
         )
+    vocabulary = config.get_text_config().vocab_size
+    for end_id in end_ids:
+        if type(end_id) is not int or not 0 <= end_id < vocabulary:
+            raise ModelError(
+                f"{config.name_or_path}: its end token {end_id!r} is no id below the vocabulary of {vocabulary}; set "
+                "eos_token_id in generation_config.json"
+            )
     return Codec(
         processor=processor,
-        end_ids=tuple(end_ids) if isinstance(end_ids, list) else (end_ids,),
+        end_ids=end_ids,
         banned_ids=_banned_ids(config, processor),
         max_length=getattr(config.get_text_config(), "max_position_embeddings", None),
     )

@@ -564,6 +564,22 @@ MODELS = {
         lambda folder: change_text_model(folder, num_attention_heads=3),
         ["model: its config.json makes no model of its weights (", CONFIG_OF_WEIGHTS],
     ),
+    "a list of generation settings": (
+        lambda folder: own_copy(folder, "generation_config.json").write_text("[1]"),
+        ["model: its generation_config.json cannot be read (", "; save it again, or delete it"],
+    ),
+    "a word for the end token": (
+        lambda folder: change_json(folder, "generation_config.json", eos_token_id="x"),
+        ["model: its end token 'x' is no id below the vocabulary of 355; set eos_token_id in generation_config.json"],
+    ),
+    "an end token that it does not have": (
+        lambda folder: change_json(folder, "generation_config.json", eos_token_id=[2, 355]),
+        ["model: its end token 355 is no id below the vocabulary of 355; set eos_token_id in generation_config.json"],
+    ),
+    "a template that divides by zero": (
+        lambda folder: own_copy(folder, "chat_template.jinja").write_text("{{ 1/0 }}"),
+        ["model: its chat template cannot be rendered (division by zero); save the model's own chat_template.jinja"],
+    ),
     "quantized": (
         lambda folder: change_json(folder, "config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
         ["model: its config.json has a quantization_config; give the model before it was quantized"],
