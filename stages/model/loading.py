@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from stages import processes
 from stages.errors import ModelError
@@ -66,7 +67,8 @@ class VisionLanguageModel(Codec):
         `state` are the weights where the model holds only a part of them.
         """
         self.model.save_pretrained(folder, state_dict=state)
-        self.generation_config.save_pretrained(folder)
+        # `save_pretrained` refuses settings that it reads, as a temperature beside do_sample=false.
+        self.generation_config.to_json_file(folder / GENERATION_CONFIG_NAME)
         self.processor.save_pretrained(folder)
 
 

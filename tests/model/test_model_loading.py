@@ -191,6 +191,15 @@ def test_a_checkpoint_s_sampling_defaults_are_kept_but_not_used(tiny_vlm, copy_o
     assert loaded.generation_config.repetition_penalty == 1.05
 
 
+def test_sampling_defaults_that_contradict_each_other_are_saved_as_they_were(checkpoint, tmp_path):
+    """Many checkpoints have them; transformers reads them with a warning."""
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    (folder / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.3, "eos_token_id": 2}')
+    load_model(folder).save(tmp_path / "saved")
+    saved = load_model(tmp_path / "saved")
+    assert (saved.generation_config.do_sample, saved.generation_config.temperature, saved.end_ids) == (False, 0.3, (2,))
+
+
 def test_pixel_bounds_reach_the_processor(checkpoint, problems, recipe):
     strip = next(problem for problem in problems if problem.images[0].width == 112)
 
