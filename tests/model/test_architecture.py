@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.errors import ModelError
+from stages.model.architecture import check_finite
 from stages.model.loading import load_codec, load_model
 
 
@@ -132,6 +133,11 @@ def test_weights_are_numbers(value, checkpoint):
         ModelError, match=r"model: tensor \S+layers\.1\.mlp\.up_proj\.weight holds NaN or infinity; give"
     ):
         load_model(checkpoint)
+
+
+def test_weights_that_lie_on_a_disk_are_left_there():
+    """As accelerate's, where the GPUs cannot hold a model."""
+    check_finite("model", torch.nn.Linear(2, 2, device="meta"))
 
 
 def test_nothing_is_told_of_a_refused_model_but_its_error(checkpoint, caplog, capfd):
