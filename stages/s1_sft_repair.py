@@ -101,6 +101,7 @@ class SftRepair:
                         log.add(trainer.steps_done, metrics)
                         checkpoints.advance()
                         advance(len(rows))
+                checkpoints.finish()
                 with trainer.parallel.whole():
                     repair_heldout(repairer, repair_set, recipe, step)
         with ledger.phase("save"):

@@ -132,6 +132,7 @@ class RlRepair:
                     loop.iterate(iteration, loop.draw(drafts, iteration))
                     checkpoints.advance()
                     advance(1)
+            checkpoints.finish()
             if self.usable_repair_set is not None:
                 with loop.sampling():
                     repair_heldout(repairer, self.usable_repair_set, recipe, step)

@@ -109,6 +109,7 @@ class TrainPolicy:
                     advance(source.rows_read - advanced)
                     advanced = source.rows_read
         self._check_trained(step, log)
+        checkpoints.finish()
         with step.ledger.phase("save"):
             trainer.save(step.out, step.out / MODEL)
             if prime is not None:

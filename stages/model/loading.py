@@ -13,16 +13,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from stages import processes
 from stages.errors import ModelError
+from stages.model.architecture import INDEX, WEIGHTS, check_finite, check_loaded, check_tensors
 from stages.model.codec import Codec
 from stages.model.image_cache import CachedImageProcessor
+from stages.model.prompts import check_chat_template
 from stages.model.tree_attention import use_tree_attention
 from stages.model.trust import check_trusted
 from stages.model.video_positions import continue_behind_videos
 
-WEIGHTS = "model.safetensors"
 _COPY = "fetch or copy the model folder again"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -65,7 +67,8 @@ class VisionLanguageModel(Codec):
         `state` are the weights where the model holds only a part of them.
         """
         self.model.save_pretrained(folder, state_dict=state)
-        self.generation_config.save_pretrained(folder)
+        # `save_pretrained` refuses settings that it reads, as a temperature beside do_sample=false.
+        self.generation_config.to_json_file(folder / GENERATION_CONFIG_NAME)
         self.processor.save_pretrained(folder)
 
 
@@ -87,20 +90,36 @@ def load_model(
     several processes each loads onto its own GPU, or onto the CPU what is going to be cut into shards.
 
     Raises:
-        ModelError: as `check_model_folder` and `check_trusted`, or no end token is named.
+        ModelError: as `load_codec`, `check_loaded` and `check_finite`; the hub has no such safetensors.
     """
-    check_model_folder(path)
-    check_trusted(path, trust_remote_code)
-    processor = _load_processor(path, min_pixels, max_pixels, trust_remote_code, image_cache)
-    model = AutoModelForImageTextToText.from_pretrained(
+    codec = load_codec(
         path,
-        dtype=torch.float32 if master_weights else DTYPES[dtype],
-        device_map=_device_map(master_weights),
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
         trust_remote_code=trust_remote_code,
-        use_safetensors=True,
+        image_cache=image_cache,
     )
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            path,
+            dtype=torch.float32 if master_weights else DTYPES[dtype],
+            device_map=_device_map(master_weights),
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            local_files_only=_only_local(path, trust_remote_code),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except OSError as error:
+        raise ModelError(
+            f"{path}: no safetensors to be had ({_one_line(error)}); take a checkpoint that has them, other formats "
+            "can run code"
+        ) from error
+    model, info = loaded
+    check_loaded(path, info)
+    check_finite(path, model)
     autocast_dtype = DTYPES[dtype] if master_weights and dtype != "float32" else None
-    return wrap_model(model.eval(), processor, autocast_dtype)
+    return wrap_model(model.eval(), codec.processor, autocast_dtype)
 
 
 def load_codec(
@@ -114,19 +133,18 @@ def load_codec(
     """What `load_model` with the same arguments knows about prompts and responses, without the weights.
 
     Raises:
-        ModelError: as `load_model`; configuration or processor cannot be read; it is no image-text-to-text model; its
-            processor is another model's; or no end token is named.
+        ModelError: as `check_model_folder`, `check_trusted` and `check_tensors`; configuration or processor cannot be
+            read; it is no image-text-to-text model; its processor is another model's; its chat template is of no use;
+            or no end token is named, or one that it does not have.
     """
     check_model_folder(path)
     check_trusted(path, trust_remote_code)
     config = _load_config(path, trust_remote_code)
+    check_tensors(path, config, trust_remote_code)
     processor = _load_processor(path, min_pixels, max_pixels, trust_remote_code, image_cache)
     _check_image_token(path, config, processor)
-    try:
-        generation_config = GenerationConfig.from_pretrained(path)
-    except OSError:
-        generation_config = GenerationConfig.from_model_config(config)
-    return _make_codec(processor, config, generation_config)
+    check_chat_template(processor)
+    return _make_codec(processor, config, _load_generation_config(path, config, trust_remote_code))
 
 
 def wrap_model(model: Any, processor: Any, autocast_dtype: torch.dtype | None = None) -> VisionLanguageModel:
@@ -177,7 +195,7 @@ def check_model_folder(path: Path | str) -> None:
 
 def _check_shards(folder: Path, weights: Mapping[str, Set[str]]) -> None:
     """Every tensor of the index lies in the file that it names; `weights` are the names of the tensors by file."""
-    index = folder / f"{WEIGHTS}.index.json"
+    index = folder / INDEX
     if not index.is_file():
         raise ModelError(f"{folder}: neither {WEIGHTS} nor {index.name}; {_COPY}")
     named = _read_json(index).get("weight_map")
@@ -207,6 +225,11 @@ def _tensors(file: Path) -> Set[str]:
         raise ModelError(f"{file}: not a whole safetensors file ({error}); {_COPY}") from error
 
 
+def _only_local(path: Path | str, trust_remote_code: bool) -> bool:
+    """Whether transformers is to look nowhere but in this folder; code that is trusted may lie on the hub."""
+    return Path(path).is_dir() and not trust_remote_code
+
+
 def _device_map(trained: bool) -> str | dict[str, torch.device]:
     if processes.count() > 1:
         return "cpu" if trained and processes.will_shard() else {"": processes.device()}
@@ -225,7 +248,10 @@ def _load_processor(
     pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     try:
         processor = AutoProcessor.from_pretrained(
-            path, trust_remote_code=trust_remote_code, **{k: v for k, v in pixels.items() if v is not None}
+            path,
+            trust_remote_code=trust_remote_code,
+            local_files_only=_only_local(path, trust_remote_code),
+            **{k: v for k, v in pixels.items() if v is not None},
         )
     except Exception as error:  # whatever the files make its classes raise
         raise ModelError(
@@ -243,7 +269,9 @@ def _load_processor(
 
 def _load_config(path: Path | str, trust_remote_code: bool) -> Any:
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(
+            path, trust_remote_code=trust_remote_code, local_files_only=_only_local(path, trust_remote_code)
+        )
     except Exception as error:  # whatever the file makes its classes raise
         raise ModelError(
             f"{path}: its config.json cannot be read ({_one_line(error)}); save the checkpoint again"
@@ -255,6 +283,17 @@ def _load_config(path: Path | str, trust_remote_code: bool) -> Any:
             "vision-language checkpoint, as Qwen2.5-VL or InternVL"
         )
     return config
+
+
+def _load_generation_config(path: Path | str, config: Any, trust_remote_code: bool) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(path, local_files_only=_only_local(path, trust_remote_code))
+    except OSError:
+        return GenerationConfig.from_model_config(config)
+    except Exception as error:  # whatever the file makes its class raise
+        raise ModelError(
+            f"{path}: its generation_config.json cannot be read ({_one_line(error)}); save it again, or delete it"
+        ) from error
 
 
 def _check_image_token(path: Path | str, config: Any, processor: Any) -> None:
@@ -273,17 +312,25 @@ def _one_line(error: Exception) -> str:
 
 
 def _make_codec(processor: Any, config: Any, generation_config: GenerationConfig) -> Codec:
-    end_ids = generation_config.eos_token_id
-    if end_ids is None:
-        end_ids = processor.tokenizer.eos_token_id
-    if end_ids is None:
+    named = generation_config.eos_token_id
+    if named is None:
+        named = processor.tokenizer.eos_token_id
+    end_ids = tuple(named) if isinstance(named, list) else () if named is None else (named,)
+    if not end_ids:
         raise ModelError(
             f"{config.name_or_path}: neither generation_config nor the tokenizer names an end token; "
             "set eos_token_id in generation_config.json"
         )
+    vocabulary = config.get_text_config().vocab_size
+    for end_id in end_ids:
+        if type(end_id) is not int or not 0 <= end_id < vocabulary:
+            raise ModelError(
+                f"{config.name_or_path}: its end token {end_id!r} is no id below the vocabulary of {vocabulary}; set "
+                "eos_token_id in generation_config.json"
+            )
     return Codec(
         processor=processor,
-        end_ids=tuple(end_ids) if isinstance(end_ids, list) else (end_ids,),
+        end_ids=end_ids,
         banned_ids=_banned_ids(config, processor),
         max_length=getattr(config.get_text_config(), "max_position_embeddings", None),
     )

@@ -31,13 +31,26 @@ class Prompt:
     video: Video | None = None
 
 
+def check_chat_template(processor: Any) -> None:
+    """Refuse a chat template that cannot be rendered, or leaves out or repeats what it is given.
+
+    Raises:
+        ModelError: names the model.
+    """
+    bare, shown = (_render(processor, images, None, DRAFT_MARK) for images in (0, 1))
+    if shown.count(DRAFT_MARK) != 1:
+        raise _bad_template(processor, f"writes a question {shown.count(DRAFT_MARK)} times into the prompt")
+    if bare == shown:
+        raise _bad_template(processor, "leaves images out of the prompt")
+
+
 def policy_prompt(
     processor: Any, style: PromptSection, question: str, images: Sequence[Image.Image], video: Video | None = None
 ) -> Prompt:
     """`x`: the images, the video and the question, rendered by the model's own chat template.
 
     Raises:
-        ModelError: there is a video, and the model takes none.
+        ModelError: there is a video, and the model takes none; its chat template cannot be rendered.
     """
     text = _render(processor, len(images), video, _join(question, style.instruction))
     return Prompt(text, tuple(images), video=video)
@@ -60,7 +73,7 @@ def repair_prompt(
 
     Raises:
         DataError: the question or the reference holds the character that stands for the draft.
-        ModelError: there is a video, and the model takes none.
+        ModelError: there is a video, and the model takes none; its chat template cannot be rendered.
     """
     parts = [question, style.repair_instruction, DRAFT_MARK]
     if reference is not None:
@@ -84,17 +97,27 @@ def _join(*parts: str) -> str:
 
 def _render(processor: Any, images: int, video: Video | None, text: str) -> str:
     content = [{"type": "image"} for _ in range(images)] + [{"type": "video"} for _ in [video] if video]
-    rendered = processor.apply_chat_template(
-        [{"role": "user", "content": [*content, {"type": "text", "text": text}]}],
-        add_generation_prompt=True,
-        tokenize=False,
-    )
+    try:
+        rendered: str = processor.apply_chat_template(
+            [{"role": "user", "content": [*content, {"type": "text", "text": text}]}],
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+    except Exception as error:  # whatever it makes Jinja raise
+        raise _bad_template(processor, f"cannot be rendered ({' '.join(str(error).split())[:200]})") from error
     if video is not None and not _takes_video(processor, rendered):
         raise ModelError(
             f"{video.place}: it has a video, and {type(processor).__name__} with its chat template takes none; "
             "take a model for videos, or give the frames as images"
         )
     return rendered
+
+
+def _bad_template(processor: Any, reason: str) -> ModelError:
+    return ModelError(
+        f"{processor.tokenizer.name_or_path}: its chat template {reason}; save the model's own chat_template.jinja "
+        "beside the weights"
+    )
 
 
 def _takes_video(processor: Any, rendered: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import groupby, pairwise
 from typing import Any
@@ -11,6 +12,7 @@ from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Step
 from stages.core.selection import is_correct, select_repair
 from stages.engines.protocol import Completion, Sampling, ScoreRequest
+from stages.errors import DataError, ModelError
 from stages.recipe import Recipe
 from stages.scoring.answering import Answerer
 from stages.scoring.auditor import AuditCase, Auditor, Verdict, is_audited
@@ -221,3 +223,15 @@ class GroupBuilder:
         logprobs = dict(zip(unique, scores, strict=True))
         for row, trajectory in zip(rows, trajectories, strict=True):
             row["old_logprobs"] = logprobs[trajectory]
+            self._check_finite(row)
+
+    def _check_finite(self, row: Row) -> None:
+        """Raises DataError where the row has a token that is never sampled, ModelError where the policy overflows."""
+        for token, logprob in zip(row["ids"], row["old_logprobs"], strict=True):
+            if not math.isfinite(logprob):
+                told = (
+                    f"{row['problem_id']}, sample {row['sample']}: the policy's log-prob of token {token} is {logprob}"
+                )
+                if token in self.policy.engine.codec.banned_ids:
+                    raise DataError(f"{told}, it may not be sampled; drop the row")
+                raise ModelError(f"{told}; set model.dtype=float32, or take a checkpoint from before it diverged")

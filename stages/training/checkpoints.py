@@ -62,6 +62,19 @@ class Checkpoints:
         else:
             self.step.pause(self._save)
 
+    def finish(self) -> None:
+        """All steps are done.
+
+        Raises:
+            ModelError: none of them had a finite loss and gradient.
+        """
+        for name, one in self.trainers.items():
+            if 0 < one.steps_skipped == one.steps_of_run:
+                raise ModelError(
+                    f"{self.step.out / name}: all {one.steps_skipped} optimizer steps were skipped, none had a finite "
+                    "loss and gradient; set model.dtype=float32, or start from another checkpoint"
+                )
+
     def _count_skipped(self) -> None:
         trainer = next(iter(self.trainers.values()))
         if skipped := sum(one.steps_skipped for one in self.trainers.values()):

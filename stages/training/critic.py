@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from stages import processes
 from stages.errors import ModelError
+from stages.model.architecture import check_finite
 from stages.model.critic import ValueHead
 from stages.model.loading import VisionLanguageModel
 from stages.training.parallel import Parallel
@@ -23,7 +24,7 @@ def open_critic(folder: Path, vlm: VisionLanguageModel) -> ValueHead:
     """The critic that lies in a training step's output, or where there is none a fresh one, whose values are 0.
 
     Raises:
-        ModelError: it is of a model of another hidden size.
+        ModelError: it is of a model of another hidden size, or not finite.
     """
     weight_VH = vlm.model.get_output_embeddings().weight
     head = ValueHead(weight_VH.shape[1])
@@ -36,6 +37,7 @@ def open_critic(folder: Path, vlm: VisionLanguageModel) -> ValueHead:
                 "delete the folder to start a fresh one"
             )
         head.load_state_dict(load_file(path / WEIGHTS))
+        check_finite(path, head)
     return head.to(weight_VH.device)
 
 

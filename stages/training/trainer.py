@@ -152,6 +152,12 @@ class Trainer:
             self.steps_done = load_optimizer_state(resume_from / OPTIMIZER_STATE, vlm.model, self.parallel)
         if self.critic is not None and critic_from is not None and (critic_from / CRITIC / OPTIMIZER_STATE).is_file():
             load_optimizer_state(critic_from / CRITIC / OPTIMIZER_STATE, self.critic, self.parallel)
+        self._steps_before = self.steps_done
+
+    @property
+    def steps_of_run(self) -> int:
+        """Steps since it was opened, those before an interruption included."""
+        return self.steps_done - self._steps_before
 
     def step(self, rows: Sequence[TrainingRow], loss_function: Loss, totals: Totals | None = None) -> dict[str, float]:
         """One optimizer step over `rows`, in micro-batches whose losses add up to the whole batch's.

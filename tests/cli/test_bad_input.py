@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from workspace import GROUP, OPTIONS, PAIR, PROBLEM, ROLLOUT, listing
 
 from stages.artifacts.columns import GROUPS, PREFERENCES, PROBLEMS, REPAIR_SET, ROLLOUTS
@@ -595,6 +596,19 @@ def no_processor(folder):
     (folder / "model" / "processor_config.json").unlink()
 
 
+def change_weights(folder, change):
+    """`change` takes a tensor's name and value, and gives another value or None."""
+    file = own_copy(folder, "model.safetensors")
+    changed = {name: change(name, value) for name, value in load_file(file).items()}
+    save_file({name: value for name, value in changed.items() if value is not None}, file, {"format": "pt"})
+
+
+def change_text_model(folder, **changes):
+    config = json.loads((folder / "model" / "config.json").read_text())
+    change_json(folder, "config.json", text_config=config["text_config"] | changes)
+
+
+CONFIG_OF_WEIGHTS = "; give the config.json that these weights were saved with, or copy the whole checkpoint again"
 MODELS = {
     "no processor": (no_processor, ["model: no preprocessor_config.json or processor_config.json; save the processor"]),
     "language model": (text_model, ["model: llama is not an image-text-to-text model", "take a vision-language"]),
@@ -618,6 +632,40 @@ MODELS = {
         lambda folder: own_copy(folder, "tokenizer.json").write_text("{}"),
         ["model: its processor cannot be loaded (", "save the model's own beside the weights"],
     ),
+    "a layer without weights": (
+        lambda folder: change_weights(folder, lambda name, value: None if ".layers.1." in name else value),
+        ["model: its weights have no tensor ", "layers.1.input_layernorm.weight and 11 others", CONFIG_OF_WEIGHTS],
+    ),
+    "a tensor of another shape": (
+        lambda folder: change_weights(
+            folder, lambda name, value: value[:-1].clone() if "layers.0.mlp.up_proj" in name else value
+        ),
+        ["layers.0.mlp.up_proj.weight is [319, 128], its config.json wants [320, 128]", CONFIG_OF_WEIGHTS],
+    ),
+    "another text model": (
+        lambda folder: change_text_model(folder, num_attention_heads=3),
+        ["model: its config.json makes no model of its weights (", CONFIG_OF_WEIGHTS],
+    ),
+    "a list of generation settings": (
+        lambda folder: own_copy(folder, "generation_config.json").write_text("[1]"),
+        ["model: its generation_config.json cannot be read (", "; save it again, or delete it"],
+    ),
+    "a word for the end token": (
+        lambda folder: change_json(folder, "generation_config.json", eos_token_id="x"),
+        ["model: its end token 'x' is no id below the vocabulary of 355; set eos_token_id in generation_config.json"],
+    ),
+    "an end token that it does not have": (
+        lambda folder: change_json(folder, "generation_config.json", eos_token_id=[2, 355]),
+        ["model: its end token 355 is no id below the vocabulary of 355; set eos_token_id in generation_config.json"],
+    ),
+    "a template that divides by zero": (
+        lambda folder: own_copy(folder, "chat_template.jinja").write_text("{{ 1/0 }}"),
+        ["model: its chat template cannot be rendered (division by zero); save the model's own chat_template.jinja"],
+    ),
+    "quantized": (
+        lambda folder: change_json(folder, "config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
+        ["model: its config.json has a quantization_config; give the model before it was quantized"],
+    ),
 }
 
 
@@ -625,7 +673,58 @@ MODELS = {
 def test_a_bad_model_is_refused_before_it_is_loaded(name, folder, df):
     change, told = MODELS[name]
     change(folder)
-    refused(df, folder, told, line("rollout"))
+    for dry_run in ("", "--dry-run"):
+        refused(df, folder, told, line("rollout", dry_run))
+
+
+TRAINED = {"sft-repair": "--set sft.epochs=1", "train-policy": ""}
+PAIR_OF_GROUP = [GROUP, GROUP | {"role": "repair", "reward": 1.0}]
+
+
+def told_after_loading(df, command, told):
+    """The command ends in one message, without an output that reads as complete."""
+    code, out, err = df(command)
+    assert (code, out) == (1, "")
+    assert [line for line in err.splitlines() if line.startswith("error: ")] == [err.splitlines()[-1]]
+    assert "Traceback" not in err
+    assert told in err
+    assert not Path("out/manifest.json").exists()
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+@pytest.mark.parametrize("command", [*TRAINED, "rollout", "siblings", "evaluate"])
+def test_weights_that_are_no_numbers_are_told(command, value, folder, df):
+    write(folder, "groups", PAIR_OF_GROUP)
+
+    def spoil(name, tensor):
+        if "embed_tokens" in name:
+            tensor[300, 0] = value
+        return tensor
+
+    change_weights(folder, spoil)
+    told = "embed_tokens.weight holds NaN or infinity; give a checkpoint from before it diverged"
+    told_after_loading(df, line(command, TRAINED.get(command, "")), told)
+
+
+def overflowing(folder):
+    """Finite weights that the model's own sums take to infinity."""
+    change_weights(folder, lambda name, tensor: tensor.fill_(1e38) if name.endswith("model.norm.weight") else tensor)
+
+
+@pytest.mark.parametrize("command", TRAINED)
+def test_training_without_one_finite_step_is_an_error(command, folder, df):
+    overflowing(folder)
+    write(folder, "groups", PAIR_OF_GROUP)
+    told = "out/model: all 1 optimizer steps were skipped, none had a finite loss and gradient; set model.dtype=float32"
+    told_after_loading(df, line(command, TRAINED[command]), told)
+
+
+def test_log_probs_that_are_no_numbers_are_not_written(folder, df):
+    overflowing(folder)
+    write(folder, "rollouts", [ROLLOUT, ROLLOUT | {"sample": 1, "reward": 1.0, "text": "7"}])
+    told = "p0, sample 0: the policy's log-prob of token 1 is nan; set model.dtype=float32, or take a checkpoint from"
+    told_after_loading(df, line("siblings"), told)
+    assert not list(folder.glob("out/groups*"))
 
 
 @pytest.mark.parametrize("command", ["sft-repair", "rl-repair", "build-masks", "train-policy", "evaluate"])

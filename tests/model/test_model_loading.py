@@ -109,6 +109,51 @@ def test_a_model_without_an_end_token_is_refused(tiny_vlm, copy_of):
         wrap_model(model, processor)
 
 
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ([], "names an end token"),
+        ([2, -1], "its end token -1 is no id below"),
+        ([2, True], "its end token True is no id below"),
+        ([2, "3"], "its end token '3' is no id below"),
+        (2.0, r"its end token 2\.0 is no id below"),
+        (999999, "its end token 999999 is no id below"),
+    ],
+)
+def test_end_tokens_are_ids_of_the_model(tiny_vlm, copy_of, named, told):
+    model = copy_of(tiny_vlm).model
+    model.generation_config.eos_token_id = named
+    with pytest.raises(ModelError, match=told):
+        wrap_model(model, tiny_vlm.processor)
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"eos_token_id": "x"}', '{"max_new_tokens": "many"}'])
+def test_generation_settings_that_cannot_be_read_are_named(checkpoint, tmp_path, content):
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(ModelError, match=rf"{folder}: .*(generation_config\.json|eos_token_id)"):
+        load_codec(folder)
+
+
+TEMPLATES = {
+    "{{ 1/0 }}": r"cannot be rendered \(division by zero\)",
+    "{% if %}": r"cannot be rendered \(Expected an expression, got 'end of statement block'\)",
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}": r"cannot be rendered \(access to attribute '__class__'",
+    "": r"cannot be rendered \(.* this processor does not have a chat template",
+    "user": "writes a question 0 times into the prompt",
+    "{{ messages[0]['content'][-1]['text'] * 2 }}": "writes a question 2 times into the prompt",
+    "{% for part in messages[0]['content'] %}{{ part['text'] }}{% endfor %}": "leaves images out of the prompt",
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_chat_template_of_no_use_is_refused(checkpoint, tmp_path, template):
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(ModelError, match=f"{folder}: its chat template {TEMPLATES[template]}.*; save the model's own"):
+        load_codec(folder)
+
+
 def test_several_end_tokens_all_end_a_response(tiny_vlm, copy_of):
     model = copy_of(tiny_vlm).model
     model.generation_config.eos_token_id = [2, 0]
@@ -144,6 +189,15 @@ def test_a_checkpoint_s_sampling_defaults_are_kept_but_not_used(tiny_vlm, copy_o
     vlm.save(tmp_path)
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert loaded.generation_config.repetition_penalty == 1.05
+
+
+def test_sampling_defaults_that_contradict_each_other_are_saved_as_they_were(checkpoint, tmp_path):
+    """Many checkpoints have them; transformers reads them with a warning."""
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    (folder / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.3, "eos_token_id": 2}')
+    load_model(folder).save(tmp_path / "saved")
+    saved = load_model(tmp_path / "saved")
+    assert (saved.generation_config.do_sample, saved.generation_config.temperature, saved.end_ids) == (False, 0.3, (2,))
 
 
 def test_pixel_bounds_reach_the_processor(checkpoint, problems, recipe):

@@ -16,6 +16,7 @@ from stages.model.loading import load_model
 from stages.model.prompts import policy_prompt
 from stages.recipe import load_recipe
 from stages.s1_sft_repair import SftRepair
+from stages.s2_rl_repair import RlRepair
 from stages.sections import LoraSection, ObjectiveSection, OptimizerSection, RolloutSection, TrainerSection
 from stages.training.checkpoints import Checkpoints
 from stages.training.groups import with_token_advantages
@@ -159,6 +160,40 @@ def test_past_the_limit_training_stops_with_the_last_good_weights(open_trainer, 
     saved = load_model(step.out / MODEL).model.state_dict()
     assert saved.keys() == good.keys()
     assert all(torch.equal(saved[name], good[name]) for name in good)
+
+
+def test_a_run_of_skipped_steps_alone_is_an_error_at_its_end(open_trainer, prompts, step):
+    trainer = open_trainer()
+    checkpoints = checkpoints_of(step, trainer, MetricsLog())
+    checkpoints.finish()  # nothing was to be done
+    trainer.step([TrainingRow(prompts[0], [8, 9], "error")], NotANumber())
+    checkpoints.advance()
+    with pytest.raises(ModelError, match="out/model: all 1 optimizer steps were skipped"):
+        checkpoints.finish()
+    train(trainer, prompts, "grpo", 0, 1)
+    checkpoints.finish()
+
+
+def test_earlier_training_does_not_count_as_a_step(tiny_vlm, copy_of, open_trainer, prompts, step):
+    first = open_trainer()
+    train(first, prompts, "grpo", 0, 2)
+    first.save(step.out, step.out / MODEL)
+    own = Trainer(copy_of(tiny_vlm), OptimizerSection(), temperature=1.0, resume_from=step.out)
+    assert (own.steps_done, own.steps_of_run) == (2, 0)
+    own.step([TrainingRow(prompts[0], [8, 9], "error")], NotANumber())
+    with pytest.raises(ModelError, match="all 1 optimizer steps were skipped"):
+        checkpoints_of(step, own, MetricsLog()).finish()
+
+
+def test_rl_repair_without_one_finite_step_is_an_error(tmp_path, digits, base_dir):
+    """A KL of zero times what is infinite in float32."""
+    settings = [f"repair_rl.{name}" for name in (
+        "objective.kl_coef=1e300", "problems=12", "text_only_tries=0", "iterations=1", "errors_per_iteration=3",
+        "errors_per_step=3", "repairs_per_error=2", "c1=false",
+    )]  # fmt: skip
+    recipe = load_recipe("digits", [*settings, "audit.auditor=none", "sft.heldout_share=0"])
+    with pytest.raises(ModelError, match="out/model: all 1 optimizer steps were skipped"):
+        execute(RlRepair(recipe, digits / "problems_train.parquet", base_dir, base_dir), tmp_path / "out")
 
 
 def test_a_stage_that_diverges_says_so(tmp_path, digits, base_dir):

@@ -10,6 +10,7 @@ from stages.artifacts.step import Tally
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.engines.protocol import Sampling
 from stages.engines.transformers_engine import TransformersEngine
+from stages.errors import DataError
 from stages.recipe import load_recipe
 from stages.s4_build_masks import BuildMasks
 from stages.scoring.answering import Answerer
@@ -89,6 +90,19 @@ def test_a_problem_whose_rollouts_are_all_unscored_is_counted(build, rollouts_of
     assert {(row["problem_id"], row["sample"]) for row in repairs} == {(mixed.problem_id, 1)}
     assert unscored.problem_id not in {row["problem_id"] for row in groups}
     assert tally.rows_in == 8
+
+
+def test_a_token_that_the_policy_never_samples_is_named(build, rollouts_of, repair_problems, base_vlm):
+    """Its log-prob is minus infinity, which nothing can be trained on."""
+    problem = repair_problems[0]
+    rollouts = rollouts_of(problem, repair=[1.0])
+    token = base_vlm.model.config.vision_end_token_id
+    rollouts[0]["ids"].insert(1, token)
+    message = (
+        f"{problem.problem_id}, sample 0: the policy's log-prob of token {token} is -inf, it may not be sampled; drop"
+    )
+    with pytest.raises(DataError, match=message):
+        build(rollouts)
 
 
 @pytest.mark.parametrize(("threshold", "right"), [(0.5, True), (0.7, False)])

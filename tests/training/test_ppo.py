@@ -274,6 +274,14 @@ def test_another_model_s_critic_is_refused(tiny_vlm, copy_of, tmp_path):
         trainer(copy_of(tiny_vlm), critic_from=tmp_path)
 
 
+def test_a_critic_that_is_not_finite_is_refused(tiny_vlm, copy_of, tmp_path):
+    own = trainer(copy_of(tiny_vlm))
+    own.critic.weight.data[0, 3] = math.nan
+    own.save(tmp_path, tmp_path / "model")
+    with pytest.raises(ModelError, match=f"{CRITIC}: tensor weight holds NaN or infinity"):
+        trainer(copy_of(tiny_vlm), critic_from=tmp_path)
+
+
 def test_an_algorithm_without_critic_leaves_one_alone(tiny_vlm, copy_of, rows, tmp_path):
     own = trainer(copy_of(tiny_vlm))
     own.step(rows, objective())
