@@ -6,18 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from workspace import GROUP, MODEL_FILES, OPTIONS, ROLLOUT, ROOT, listing
+from workspace import GROUP, MODEL_FILES, OPTIONS, ROLLOUT, ROOT, df_process, listing
 
 from stages.artifacts.columns import GROUPS, ROLLOUTS
 from stages.artifacts.step import Plan, Step
-
-
-def df_process(*arguments, cwd):
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from df_cli.main import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=cwd, timeout=120, check=False
-    )
-
 
 GENERATING = ("repair-set sheet", "rl-repair", "rollout", "build-masks", "evaluate")
 
