@@ -27,6 +27,7 @@ class Stage(Protocol):
 def _run(
     make_stage: Callable[..., Stage],
     inputs: dict[str, Any],
+    stops: bool,
     *,
     out: options.Out,
     recipe: options.Recipe = "digits",
@@ -45,7 +46,7 @@ def _run(
     from stages.artifacts.stage import execute
     from stages.processes import is_main
 
-    requests = Requests(stop_after_s=stop_after, save_every=save_every)
+    requests = Requests(stop_after_s=stop_after, save_every=save_every) if stops else None
     outcome = execute(stage, Path(out), overwrite=overwrite, dry_run=dry_run, requests=requests)
     if is_main():
         print_outcome(outcome)
@@ -64,13 +65,13 @@ def stage_command(*, generates: bool = False, trains: bool = False) -> Callable[
 
 def _command(make_stage: Callable[..., Stage], left_out: Collection[str]) -> Callable[..., None]:
     own = list(inspect.signature(make_stage).parameters.values())[1:]
-    parameters = list(inspect.signature(_run).parameters.values())[2:]
+    parameters = list(inspect.signature(_run).parameters.values())[3:]
     shared = [parameter for parameter in parameters if parameter.name not in left_out]
     hints = get_type_hints(make_stage, include_extras=True) | get_type_hints(_run, include_extras=True)
 
     def command(**values: Any) -> None:
         inputs = {parameter.name: values.pop(parameter.name) for parameter in own}
-        _run(make_stage, inputs, **values)
+        _run(make_stage, inputs, "stop_after" not in left_out, **values)
 
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[p.name]) for p in (*own, *shared)]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -51,20 +51,23 @@ def execute(
 ) -> Outcome:
     """Plan a stage and run it unless its output is complete; a dry run touches nothing.
 
+    Signals are heeded as `requests` says, and act at once where there are none.
+
     Raises:
         DifferenceFeedbackError: whatever is wrong with inputs, recipe or output folder.
         Stopped: the step was asked to stop before its end.
     """
-    requests = requests or Requests()
     with ExitStack() as held:
-        held.enter_context(requests.heard())
+        if requests is not None:
+            held.enter_context(requests.heard())
         plan = planned(stage)
         if dry_run:
             return Outcome(out, plan.record(), None, ran=False)
         step = processes.on_main(lambda: _open(out, plan, overwrite, held))
         if step.manifest is not None:
             return Outcome(out, step.plan, step.manifest, ran=False)
-        step.requests = requests
+        if requests is not None:
+            step.requests = requests
         stage.run(step)
         processes.wait()
     return Outcome(out, step.plan, step.manifest, ran=True)

@@ -1,6 +1,8 @@
 """What a user is told: one line with value, place and remedy, exit code 1, and nothing written."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -185,3 +187,28 @@ def test_sigusr1_before_there_is_anything_to_save_ends_nothing():
     early = "main.app = lambda: os.kill(os.getpid(), signal.SIGUSR1)"
     code = f"import os, signal, sys; sys.path.insert(0, {str(ROOT)!r}); from df_cli import main; {early}; main.main()"
     assert subprocess.run([sys.executable, "-c", code, "rollout"], timeout=120, check=False).returncode == 0
+
+
+READ = "repair-set read --sheet problems.parquet --annotated repair_set.parquet --policy model"
+
+
+@pytest.mark.usefixtures("workspace")
+@pytest.mark.parametrize(("line", "stage", "at_once"), [
+    (READ, "stages.repair_set.ReadRepairSet", True),
+    (f"rollout {OPTIONS['rollout']}", "stages.s3_rollout.Rollout", False),
+])  # fmt: skip
+def test_ctrl_c_acts_at_once_on_a_command_that_has_nowhere_to_stop(line, stage, at_once, df, monkeypatch):
+    ran_on = []
+
+    def interrupted(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        ran_on.append(True)
+
+    monkeypatch.setattr(f"{stage}.plan", lambda self: Plan("test", {}, 0, self.inputs))
+    monkeypatch.setattr(f"{stage}.run", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code = df(f"{line} --out out")[0]
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (code == 130, not ran_on) == (at_once, at_once)
