@@ -130,16 +130,11 @@ class EndpointSection(Section):
     """A served model behind the OpenAI API that gives verdicts. What is excluded from plans changes no verdict."""
 
     base_url: str = Field(
-        pattern=r"^https?://[^@]*$",  # no password, which errors would show
-        exclude=True,
-        description="Where it is served, as in `http://localhost:8000/v1`.",
+        pattern=r"^https?://", exclude=True, description="Where it is served, as in `http://localhost:8000/v1`."
     )
     model: str = Field(min_length=1, description="Its name there.")
     api_key_env: str | None = Field(
-        None,
-        pattern=r"^[A-Za-z_]\w*$",
-        exclude=True,
-        description="Name of the environment variable with the API key; no key is sent if null.",
+        None, exclude=True, description="Name of the environment variable with the API key; no key is sent if null."
     )
     concurrency: Positive = Field(
         16, exclude=True, description="Requests under way at once, over all processes (at least one each)."
