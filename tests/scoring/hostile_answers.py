@@ -1,7 +1,7 @@
 r"""What a policy, or a data set, may hand to the answer checker: (response, gold, verdict).
 
 The verdicts are worked out by hand from the rules at the top of ``stages/scoring/answers.py``; a comment names the
-rule where it is not plain. ``ENDLESS`` holds what no computer compares in time.
+rule where it is not plain. ``ENDLESS`` holds what no computer compares.
 """
 
 Row = tuple[str, str, float | None]
@@ -367,6 +367,8 @@ BROKEN_LATEX = [
     (boxed(nested("|", "|", 100)), ROOT, 0.0),
     (boxed("1^" * 480 + "1"), ROOT, 0.0),
     (boxed("x_" * 6 + "1"), ROOT, 0.0),
+    (boxed(nested("(", ")", 480)), ROOT, 0.0),
+    (boxed("x^{100000}+(x+1)^{100000}"), ROOT, 0.0),
     (boxed(matrix("&".join("1" * 450))), ROOT, 0.0),
     (boxed(matrix(r"\\".join("1" * 300))), ROOT, 0.0),
     (boxed(matrix(matrix(matrix("1")))), ROOT, 0.0),
@@ -625,9 +627,8 @@ ROWS: list[Row] = [
 
 ENDLESS = [
     "9^{9^{9^9}}",
-    nested("(", ")", 480),
-    "x_" * 60 + "1",
+    r"\sin(10^{10^{10}})",
     r"\tan(\tan(\tan(10^{10^{10}})))",
-    r"x^{100000}+(x+1)^{100000}",
+    "(x+1)^{10^{10^{10}}}",
 ]
-"""Answers whose comparison with ROOT no computer ends: null at the time-out."""
+"""Answers that ask for a number of ten billion digits: on no machine within seconds or a worker's memory, so null."""

@@ -96,7 +96,7 @@ def test_a_worker_killed_over_a_comparison_costs_that_answer_alone(starts):
 
 
 def test_workers_killed_again_and_again_cost_an_answer_each_at_most(starts):
-    responses, golds = roots(40)
+    responses, golds = roots(200)
     with AnswerScorer(workers=2, timeout_s=ENDLESS_S) as scorer:
         assert scorer.score_many([boxed(r"\sqrt{8}")], [r"2\sqrt{2}"]) == [1.0]
         ready = max(cpu_seconds(pid) for pid in live_pids(scorer))
@@ -115,7 +115,7 @@ def test_workers_killed_again_and_again_cost_an_answer_each_at_most(starts):
         assert set(verdicts) <= {1.0, None}
         assert verdicts.count(None) <= len(killed)
         assert len(starts) <= 2 + len(killed)
-        assert scorer.score_many(responses, golds) == [1.0] * 40
+        assert scorer.score_many(responses, golds) == [1.0] * 200
 
 
 def test_a_worker_killed_while_it_starts_is_started_again(starts):
