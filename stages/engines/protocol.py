@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from stages.errors import ModelError
 from stages.model.codec import Codec
 from stages.model.prompts import Prompt
 
@@ -46,6 +47,14 @@ class ScoreRequest:
     ids: Sequence[int]
 
 
+def overflows(model: str) -> ModelError:
+    """A model's finite weights have led to logits that are not: there is no distribution to sample from."""
+    return ModelError(
+        f"{model}: its logits hold NaN or infinity; set model.dtype=float32, or take a checkpoint from before it "
+        "diverged"
+    )
+
+
 class Generator(Protocol):
     """What an engine does. Results are in the order of the requests."""
 
@@ -59,6 +68,9 @@ class Generator(Protocol):
 
         A request whose prompt and `max_new_tokens` are more than the model has room for gets none: a prompt that is cut
         may lose an image.
+
+        Raises:
+            ModelError: the model's logits are not finite.
         """
         ...
 

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from stages import processes
 from stages.batching import batched
-from stages.engines.protocol import Completion, Request, Sampling, ScoreRequest
+from stages.engines.protocol import Completion, Request, Sampling, ScoreRequest, overflows
 from stages.model.batches import EncodedPrompt, encode_prompt, fits, prompt_batch
 from stages.model.codec import Codec
 from stages.model.head import sampled_logits
@@ -81,7 +81,7 @@ class TransformersEngine:
 
     def _generate_batch(self, prompts: Sequence[EncodedPrompt], sampling: Sampling) -> list[Completion]:
         inputs = prompt_batch(self.vlm, prompts)
-        recorder = _SampledLogprobs(self.vlm.banned_ids, sampling.temperature or 1.0)
+        recorder = _SampledLogprobs(self.vlm, sampling.temperature or 1.0)
         with self.vlm.precision():
             output_BS = self.vlm.model.generate(
                 **inputs,
@@ -113,15 +113,18 @@ class TransformersEngine:
 class _SampledLogprobs(LogitsProcessor):
     """Makes the sampled distribution and keeps the log-prob of each token drawn from it, not the distributions."""
 
-    def __init__(self, banned_ids: tuple[int, ...], temperature: float) -> None:
-        self._banned_ids = banned_ids
+    def __init__(self, vlm: VisionLanguageModel, temperature: float) -> None:
+        self._vlm = vlm
         self._temperature = temperature
         self._last_BV: Tensor | None = None
         self._columns: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         self._gather(input_ids)
-        self._last_BV = sampled_logits(scores, self._banned_ids, self._temperature).log_softmax(-1)
+        self._last_BV = sampled_logits(scores, self._vlm.banned_ids, self._temperature).log_softmax(-1)
+        # One logit that is no number makes all of its row none; torch would draw from it, or abort the device.
+        if self._last_BV[:, 0].isnan().any():
+            raise overflows(self._vlm.tokenizer.name_or_path)
         return self._last_BV
 
     def finish(self, input_ids: Tensor) -> Tensor:

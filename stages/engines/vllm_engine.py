@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 
 from stages import processes
-from stages.engines.protocol import Completion, Generator, Request, Sampling, ScoreRequest
+from stages.engines.protocol import Completion, Generator, Request, Sampling, ScoreRequest, overflows
 from stages.errors import ModelError, RecipeError
 from stages.model.batches import encode_prompt, fits
 from stages.model.codec import Codec
@@ -122,7 +123,7 @@ class VllmEngine:
             outputs = self._llm.generate(inputs, parameters, use_tqdm=False) if inputs else []
         for (place, ids), output in zip(expected.items(), outputs, strict=True):
             _check_prompt(output.prompt_token_ids, ids)
-            completions[place] = [_completion(sampled) for sampled in output.outputs]
+            completions[place] = [_completion(sampled, self._folder) for sampled in output.outputs]
             if sampling.temperature == 0:
                 completions[place] *= share[place].request.n
         return completions
@@ -233,9 +234,11 @@ def _own_gpu(visible: str | None) -> str:
     return str(index) if visible is None else visible.split(",")[index]
 
 
-def _completion(output: Any) -> Completion:
+def _completion(output: Any, folder: str) -> Completion:
     ids = list(output.token_ids)
     logprobs = [step[token].logprob for step, token in zip(output.logprobs, ids, strict=True)]
+    if any(map(math.isnan, logprobs)):
+        raise overflows(folder)
     return Completion(ids, logprobs, output.finish_reason)
 
 

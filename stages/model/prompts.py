@@ -15,6 +15,9 @@ from stages.sections import PromptSection
 # A private-use character that chat templates leave alone; the text is cut there and the draft's ids put in.
 DRAFT_MARK = "\ue000"
 
+PLACEHOLDERS = ("image_token", "video_token")
+"""Names of a processor's texts that stand in a prompt for an image and a video, wherever in it they are written."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -84,6 +87,17 @@ def repair_prompt(
             raise DataError(f"{name} {text[:60]!r} holds the private-use character U+E000; take it out")
     head, tail = _render(processor, len(images), video, _join(*parts)).split(DRAFT_MARK)
     return Prompt(head, tuple(images), tuple(draft_ids), tail, video)
+
+
+def placeholders(processor: Any) -> tuple[str, ...]:
+    """Texts that the processor replaces by an image or a video, and fails where there is none for them."""
+    found = (getattr(processor, name, None) for name in PLACEHOLDERS)
+    return tuple(text for text in found if isinstance(text, str))
+
+
+def can_be_reference(processor: Any, response: str) -> bool:
+    """Whether a sampled response can stand in a repair prompt: a model may spell out what a prompt has a use for."""
+    return not any(mark in response for mark in (DRAFT_MARK, *placeholders(processor)))
 
 
 def continuation_prompt(prompt: Prompt, response_ids: Sequence[int]) -> Prompt:

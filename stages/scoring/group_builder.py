@@ -13,6 +13,7 @@ from stages.artifacts.step import Step
 from stages.core.selection import is_correct, select_repair
 from stages.engines.protocol import Completion, Sampling, ScoreRequest
 from stages.errors import DataError, ModelError
+from stages.model.prompts import can_be_reference
 from stages.recipe import Recipe
 from stages.scoring.answering import Answerer
 from stages.scoring.auditor import AuditCase, Auditor, Verdict, is_audited
@@ -124,7 +125,8 @@ class GroupBuilder:
                 for row in correct
             ]
             return [Draft(problem, row["sample"], row["ids"], row["text"], siblings=siblings) for row in errors]
-        texts = [row["text"] for row in correct]
+        processor = self.policy.engine.codec.processor
+        texts = [row["text"] for row in correct if can_be_reference(processor, row["text"])]
         return [
             Draft(problem, row["sample"], row["ids"], row["text"], self.references.draw(problem, row["sample"], texts))
             for row in errors

@@ -19,16 +19,13 @@ from stages.artifacts.responses import Limits, check_responses
 from stages.batching import batched
 from stages.errors import RowError
 from stages.model.codec import Codec
-from stages.model.prompts import DRAFT_MARK, policy_prompt
+from stages.model.prompts import DRAFT_MARK, placeholders, policy_prompt
 from stages.progress import track
 from stages.recipe import Recipe
 from stages.scoring.extraction import MAX_ANSWER_CHARS, gold_answer
 
 RESPONSES = ("error", "repair", "chosen", "rejected", "preferred")
 """Columns of a repair set, of preference data and of `problems` that hold whole responses."""
-
-PLACEHOLDERS = ("image_token", "video_token")
-"""Names of a processor's texts that stand in a prompt for an image and a video, wherever in it they are written."""
 
 _QUICK = 4 * PROBLEMS_AT_ONCE
 """So many problems are looked at without telling how far it is."""
@@ -127,9 +124,7 @@ class ProblemCheck:
 
     @cached_property
     def _placeholders(self) -> tuple[str, ...]:
-        """Texts that the processor replaces by an image or a video, and fails where there is none for them."""
-        found = (getattr(self.codec.processor, name, None) for name in PLACEHOLDERS)
-        return tuple(text for text in found if isinstance(text, str))
+        return placeholders(self.codec.processor)
 
     @cached_property
     def _banned(self) -> tuple[str, ...]:

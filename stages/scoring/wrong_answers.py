@@ -12,6 +12,7 @@ from stages.artifacts.step import Tally
 from stages.artifacts.store import iterate_rows
 from stages.core.selection import is_correct
 from stages.engines.protocol import Sampling
+from stages.model.prompts import can_be_reference
 from stages.scoring.answering import Answer, Answerer
 from stages.scoring.repairs import Draft
 
@@ -24,7 +25,7 @@ class WrongAnswer(NamedTuple):
     """Which of the problem's answers it is."""
     answer: Answer
     siblings: Sequence[str]
-    """Texts of the problem's correct answers."""
+    """Texts of the problem's correct answers that can be references."""
 
 
 def wrong_answers(
@@ -39,7 +40,8 @@ def wrong_answers(
         tally.counts["drafts"] += len(group)
         tally.dropped["prompt_too_long"] += not group
         tally.dropped["unscored"] += sum(answer.reward is None for answer in group)
-        siblings = [answer.text for answer in group if is_correct(answer.reward, threshold)]
+        correct = [answer.text for answer in group if is_correct(answer.reward, threshold)]
+        siblings = [text for text in correct if can_be_reference(policy.engine.codec.processor, text)]
         wrong += [
             WrongAnswer(problem, sample, answer, siblings)
             for sample, answer in enumerate(group)

@@ -719,6 +719,13 @@ def test_training_without_one_finite_step_is_an_error(command, folder, df):
     told_after_loading(df, line(command, TRAINED[command]), told)
 
 
+@pytest.mark.parametrize("command", ["rollout", "rl-repair", "evaluate"])
+def test_nothing_is_sampled_from_logits_that_are_no_numbers(command, folder, df):
+    overflowing(folder)
+    told = "model: its logits hold NaN or infinity; set model.dtype=float32, or take a checkpoint from before it"
+    told_after_loading(df, line(command), told)
+
+
 def test_log_probs_that_are_no_numbers_are_not_written(folder, df):
     overflowing(folder)
     write(folder, "rollouts", [ROLLOUT, ROLLOUT | {"sample": 1, "reward": 1.0, "text": "7"}])

@@ -85,6 +85,16 @@ def test_a_temperature_that_vllm_would_raise_is_refused(start_vllm, tiny_vlm, pr
         start_vllm(tiny_vlm).generate([Request(prompts[0])], Sampling(3, 0.005))
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_nothing_is_sampled_from_logits_that_are_no_numbers(start_vllm, tiny_vlm, prompts, copy_of, temperature):
+    diverged = copy_of(tiny_vlm)
+    for name, parameter in diverged.model.named_parameters():
+        if name.endswith("language_model.norm.weight"):
+            parameter.data.fill_(torch.finfo(torch.float32).max)
+    with pytest.raises(ModelError, match="its logits hold NaN or infinity"):
+        start_vllm(diverged).generate([Request(prompts[0])], Sampling(3, temperature))
+
+
 def test_the_longest_prompt_is_the_recipe_s_if_it_says(start_vllm, tiny_vlm, prompts):
     assert start_vllm(tiny_vlm).codec.max_length == 1024
     short = start_vllm(tiny_vlm, max_model_len=40)

@@ -123,29 +123,38 @@ def test_sft_prompts_cover_the_kinds(tiny_vlm, repair_problems, step):
 
 
 class Given:
-    """A policy whose answers to the first two problems are given, three of the first scored, one of them right."""
+    """A policy whose answers to three problems are given; right ones that no prompt can show are among them."""
+
+    def __init__(self, engine):
+        self.engine = engine
 
     def answer(self, *_):
-        rewards = [0.0, 1.0, None, 0.0], [0.0, 0.0]
-        texts = [[f"text {k}" for k in range(4)], ["text 4", "text 5"]]
+        rewards = [0.0, 1.0, None, 0.0, 1.0, 1.0], [0.0, 0.0], [0.0, 1.0]
+        texts = [
+            [*(f"text {k}" for k in range(4)), "text <|image_pad|>", "text \ue000"],
+            ["text 4", "text 5"],
+            ["text 6", "<|video_pad|>text"],
+        ]
         return [
             [Answer(Completion([5], [0.0], "stop"), *answer) for answer in zip(*group, strict=True)]
             for group in zip(texts, rewards, strict=True)
         ]
 
 
-def test_repair_rl_shows_correct_drafts_of_the_same_problem(problems, step):
+def test_repair_rl_shows_correct_drafts_of_the_same_problem(base_vlm, problems, step):
+    policy = Given(TransformersEngine(base_vlm, rows_per_batch=1))
     settings = ["prompt.references=[sibling]", "repair_rl.text_only_tries=0"]
-    rows = ErrorSource(load_recipe("digits", settings), Given(), step)._rows(problems[:2], 0)
+    rows = ErrorSource(load_recipe("digits", settings), policy, step)._rows(problems[:3], 0)
 
-    first, second = (problem.problem_id for problem in problems[:2])
+    first, second, third = (problem.problem_id for problem in problems[:3])
     assert [(row["problem_id"], row["sample"], row["text"], row["right_response"]) for row in rows] == [
         (first, 0, "text 0", "text 1"),
         (first, 3, "text 3", "text 1"),
         (second, 0, "text 4", None),
         (second, 1, "text 5", None),
+        (third, 0, "text 6", None),
     ]
-    assert step.tally.counts["references_missing"] == 2
+    assert step.tally.counts["references_missing"] == 3
 
 
 def test_held_out_errors_are_shown_what_the_set_prefers(base_vlm, repair_problems, math_reward, step, tmp_path):

@@ -163,6 +163,16 @@ def test_a_sibling_reference_is_a_correct_rollout_of_the_group(build, rollouts, 
     assert all(f"The right answer is {repair_problems[0].answer}." in r.prompt.tail for r in engine.requests)
 
 
+@pytest.mark.parametrize("mark", ["<|image_pad|>", "<|video_pad|>", "\ue000"])
+def test_a_sibling_that_no_prompt_can_show_is_not_shown(build, rollouts, repair_problems, step, mark):
+    spelt = [row | {"text": f"{mark} {row['text']}"} if row["reward"] == 1 else row for row in rollouts]
+    engine, _, groups = build(spelt, "masks.reference=sibling", "masks.candidates=1", repair_model=True)
+
+    assert all(f"The right answer is {repair_problems[0].answer}." in r.prompt.tail for r in engine.requests)
+    assert step.tally.counts["references_missing"] == len(engine.requests) == 2
+    assert sum(row["role"] == "correct" for row in groups) == 6
+
+
 def write_problems(path, spec, problems, **columns):
     rows = [
         {"problem_id": p.problem_id, "question": p.question, "answer": p.answer, "kind": p.kind,
