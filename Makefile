@@ -1,7 +1,7 @@
 # make all     the pipeline on the embedded digits example, then its result table
 # make ablate  the recipe's variants, compared, in runs/<recipe>-ablation; takes the same variables
 # make test    every test but those that need vLLM
-# make test-vllm  those, on a CPU with AVX-512, in an environment of their own
+# make test-vllm  those, on a CPU with AVX2, in an environment of their own
 # make test-faults  every stage killed at hundreds of moments, and started again
 # make check   formatting, lint, types, import layers, uv.lock, known vulnerabilities of what it names
 # make lock    bring uv.lock up to date with pyproject.toml; make lock UPGRADE=--upgrade takes the newest versions

@@ -1,4 +1,4 @@
-"""The vLLM engine: continuous batching on GPUs, or on a CPU with AVX-512; scoring stays with transformers."""
+"""The vLLM engine: continuous batching on GPUs, or on a CPU with AVX2; scoring stays with transformers."""
 
 from __future__ import annotations
 
