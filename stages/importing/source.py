@@ -13,9 +13,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
-from datasets import DatasetBuilder, Features, Value, config, load_dataset_builder
+from datasets import DatasetBuilder, Features, StreamingDownloadManager, Value, config, load_dataset_builder
 from datasets.packaged_modules.json.json import JsonConfig
 from datasets.packaged_modules.parquet.parquet import ParquetConfig
+from datasets.utils.file_utils import xopen
 from huggingface_hub import DatasetCard
 
 from stages.artifacts.fingerprint import file_sha256
@@ -82,7 +83,7 @@ def open_source(name: str, split: str | None, config_name: str | None) -> Source
     with _told(name):
         builder = _builder(name, path, config_name)
         if path.exists():
-            _check_json(map(Path, chain.from_iterable((builder.config.data_files or {}).values())))
+            _check_json(builder)
         streams = builder.as_streaming_dataset()
         chosen = _split(name, split, list(streams))
         features = streams[chosen].features
@@ -151,22 +152,28 @@ def _check_cards(folder: Path) -> None:
                 )
 
 
-def _check_json(files: Iterable[Path]) -> None:
-    """Refuse JSON among them that the reader behind `datasets` crashes on: a null for a row, deep nesting.
+def _check_json(builder: DatasetBuilder) -> None:
+    """Refuse JSON among its files, compressed or not, that their reader crashes on: a null for a row, deep nesting.
 
     Raises:
         DataError: a row is no object; tells its place.
         ValueError, RecursionError: it is no JSON, or nested too deep.
     """
-    for file in files:
-        for place, row in _json_rows(file) if _READERS.get(file.suffix) == "json" else ():
+    pictures = getattr(builder, "EXTENSIONS", ())
+    files = chain.from_iterable((builder.config.data_files or {}).values())
+    manager = StreamingDownloadManager()
+    # As the reader goes about it, which takes a file of another name for compressed when its first bytes say so.
+    unpacked = manager.extract([file for file in files if Path(file).suffix.lower() not in pictures])
+    for file in manager.iter_files(unpacked):
+        is_json = isinstance(builder.config, JsonConfig) or _READERS.get(Path(file.split("::")[0]).suffix) == "json"
+        for place, row in _json_rows(file) if is_json else ():
             if not isinstance(row, dict):
                 raise DataError(f"{file} {place}: {json.dumps(row)[:60]}, not an object of columns; take it out")
 
 
-def _json_rows(file: Path) -> Iterator[tuple[str, Any]]:
+def _json_rows(file: str) -> Iterator[tuple[str, Any]]:
     """Of a list, of lines, or of one object over many lines, each with its place."""
-    with file.open(encoding="utf-8-sig", errors="replace") as content:
+    with xopen(file, "r", encoding="utf-8-sig", errors="replace") as content:
         first = next((line for line in content if line.strip()), "")
         content.seek(0)
         if first.startswith("["):

@@ -1,6 +1,10 @@
 """Files and folders as streams of rows."""
 
+import bz2
+import gzip
 import json
+import lzma
+import zipfile
 
 import numpy as np
 import pyarrow as pa
@@ -144,6 +148,26 @@ def test_a_null_for_a_row_is_told_where_the_reader_would_crash(name, content, pl
     with pytest.raises(DataError) as error:
         open_source(str(tmp_path if folder else tmp_path / name), None, None)
     assert str(error.value) == f"{tmp_path / name} {place}, not an object of columns; take it out"
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)])
+def test_a_null_is_told_in_a_compressed_file_of_a_folder(suffix, pack, tmp_path):
+    packed = tmp_path / f"data.jsonl.{suffix}"
+    packed.write_bytes(pack(b'{"a": 1}\nnull\n'))
+    with pytest.raises(DataError, match=rf"data\.jsonl::{packed} line 2: null, not an object"):
+        open_source(str(tmp_path), None, None)
+
+    packed.write_bytes(pack(b'{"a": 1}\n{"a": 2}\n'))
+    assert [row["a"] for row in open_source(str(tmp_path), None, None).rows()] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "metadata.jsonl"])
+def test_a_null_is_told_in_a_zip_file_of_a_folder(name, tmp_path):
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.writestr("a.png", png()["bytes"])
+        archive.writestr(name, 'null\n{"file_name": "a.png"}\n')
+    with pytest.raises(DataError, match=rf"{name}::.*/all\.zip line 1: null, not an object"):
+        open_source(str(tmp_path), None, None)
 
 
 def test_a_null_beside_the_pictures_of_a_folder_is_told(tmp_path):
