@@ -112,8 +112,9 @@ class ProblemCheck:
                 "private_use_character", f"{name}: its text holds the private-use character U+E000; take it out"
             )
         self._check_length(name, "question", problem.question)
-        self._check_tokens(name, "question", problem.question, self._placeholders)
-        self._check_tokens(name, "answer", problem.answer, self._placeholders)
+        in_prompts = placeholders(self.codec.processor)
+        self._check_tokens(name, "question", problem.question, in_prompts)
+        self._check_tokens(name, "answer", problem.answer, in_prompts)
         for column in RESPONSES:
             self.check_response(name, column, problem.extra.get(column) or "")
 
@@ -123,14 +124,10 @@ class ProblemCheck:
         self._check_tokens(name, column, text, self._banned)
 
     @cached_property
-    def _placeholders(self) -> tuple[str, ...]:
-        return placeholders(self.codec.processor)
-
-    @cached_property
     def _banned(self) -> tuple[str, ...]:
-        """Those, and tokens whose log-prob is minus infinity in a response."""
+        """Placeholders, and tokens whose log-prob is minus infinity in a response."""
         ids = [token for token in self.codec.banned_ids if token < len(self.codec.tokenizer)]
-        return (*self._placeholders, *self.codec.tokenizer.convert_ids_to_tokens(ids))
+        return (*placeholders(self.codec.processor), *self.codec.tokenizer.convert_ids_to_tokens(ids))
 
     def _check_tokens(self, name: str, column: str, text: str, refused: Sequence[str]) -> None:
         for token in refused:

@@ -368,7 +368,6 @@ BROKEN_LATEX = [
     (boxed("1^" * 480 + "1"), ROOT, 0.0),
     (boxed("x_" * 6 + "1"), ROOT, 0.0),
     (boxed(nested("(", ")", 480)), ROOT, 0.0),
-    (boxed("x^{100000}+(x+1)^{100000}"), ROOT, 0.0),
     (boxed(matrix("&".join("1" * 450))), ROOT, 0.0),
     (boxed(matrix(r"\\".join("1" * 300))), ROOT, 0.0),
     (boxed(matrix(matrix(matrix("1")))), ROOT, 0.0),
@@ -471,6 +470,7 @@ SYMPY = in_boxes(
         (r"\gcd(10^{9},3)", ROOT, 0.0),
         (r"\max(1,\sqrt{2})", ROOT, 1.0),  # equal, and no work that the rules name
         (r"\sin(10^{10})", ROOT, 0.0),
+        ("x^{100000}+(x+1)^{100000}", ROOT, 0.0),
         (r"\tan(\frac{\pi}{2})", ROOT, 0.0),
         (r"\log(0)", ROOT, 0.0),
         (r"\ln(-1)", ROOT, 0.0),
