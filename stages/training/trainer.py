@@ -138,7 +138,9 @@ class Trainer:
         groups: list[dict[str, Any]] = [{"params": trained, "rate": 1.0}]
         if self.critic is not None:
             groups.append({"params": list(self.critic.parameters()), "rate": critic_rate})
-        optimizer = torch.optim.AdamW(groups, lr=section.learning_rate, weight_decay=section.weight_decay)
+        # On a GPU torch's other variants hold one more copy of the second moments while they step.
+        fused = torch.cuda.is_available() or None
+        optimizer = torch.optim.AdamW(groups, lr=section.learning_rate, weight_decay=section.weight_decay, fused=fused)
         self._made_up = made_up_group(vlm)
         self.parallel = parallel(self.reader.module, optimizer)
         self.reader.module, self.optimizer = self.parallel.module, self.parallel.optimizer

@@ -50,9 +50,9 @@ _VISION = {
 }
 
 
-def tiny_processor() -> Qwen2_5_VLProcessor:
+def tiny_processor(vocabulary: int = VOCABULARY) -> Qwen2_5_VLProcessor:
     """Words `w6`, `w7`, … of one token each, between spaces."""
-    words = SPECIAL + [f"w{index}" for index in range(len(SPECIAL), VOCABULARY)]
+    words = SPECIAL + [f"w{index}" for index in range(len(SPECIAL), vocabulary)]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=words[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(
@@ -73,16 +73,23 @@ def tiny_processor() -> Qwen2_5_VLProcessor:
 
 def tiny_model(seed: int) -> Qwen2_5_VLForConditionalGeneration:
     """13 million random float32 parameters, on the CPU."""
+    return random_model(_TEXT, _VISION, seed, tied=True)
+
+
+def random_model(
+    text: dict[str, Any], vision: dict[str, Any], seed: int, *, tied: bool
+) -> Qwen2_5_VLForConditionalGeneration:
+    """Random weights of torch's default type, on torch's default device, for the tokens of `tiny_processor`."""
     ids = {token: index for index, token in enumerate(SPECIAL)}
     end = {"eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"]}
     config = Qwen2_5_VLConfig(
-        text_config=_TEXT | end,
-        vision_config=_VISION,
+        text_config=text | end,
+        vision_config=vision,
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
     )
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(config)
@@ -95,12 +102,14 @@ def describe(model: Any) -> str:
     """What was timed, in a line."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     vision = sum(parameter.numel() for parameter in model.model.visual.parameters())
-    text = model.config.text_config
+    text, sight = model.config.text_config, model.config.vision_config
+    dtype = str(model.dtype).removeprefix("torch.")
+    tied = "tied" if model.config.tie_word_embeddings else "not tied"
     return (
-        f"random Qwen2.5-VL, float32, {parameters / 1e6:.1f} M parameters ({vision / 1e6:.1f} M of them vision): "
-        f"vocabulary {text.vocab_size} (tied), hidden {text.hidden_size}, {text.num_hidden_layers} layers, "
+        f"random Qwen2.5-VL, {dtype}, {parameters / 1e6:.1f} M parameters ({vision / 1e6:.1f} M of them vision): "
+        f"vocabulary {text.vocab_size} ({tied}), hidden {text.hidden_size}, {text.num_hidden_layers} layers, "
         f"{text.num_attention_heads} heads over {text.num_key_value_heads} key-value heads, "
-        f"MLP {text.intermediate_size}; vision depth {_VISION['depth']}, hidden {_VISION['hidden_size']}"
+        f"MLP {text.intermediate_size}; vision depth {sight.depth}, hidden {sight.hidden_size}"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -41,12 +41,47 @@ class Shape(NamedTuple):
 SHAPES = {"visual": Shape(1200, (40, 25), 240, 300), "text": Shape(200, None, 800, 1000)}
 
 
+class Maker(Protocol):
+    """Makes the same model each time it is asked."""
+
+    device: str
+    bfloat16: bool
+    """Whether its float32 weights compute in bfloat16."""
+
+    def model(self) -> Any:
+        """transformers' own model."""
+
+    def processor(self) -> Any:
+        """Its processor."""
+
+    def vlm(self) -> VisionLanguageModel:
+        """The project's wrapping of a model of its own."""
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """13 million parameters, on the CPU."""
+
+    device: str = "cpu"
+    bfloat16: bool = False
+
+    def model(self) -> Any:
+        return tiny_model(SEED)
+
+    def processor(self) -> Any:
+        return tiny_processor()
+
+    def vlm(self) -> VisionLanguageModel:
+        return wrap_model(self.model(), self.processor())
+
+
 @dataclass(frozen=True)
 class Case:
     """One group. `rows` have gates, and share one prompt; the model is made anew for each side."""
 
     prompt: EncodedPrompt
     rows: Sequence[TrainingRow]
+    maker: Maker = Tiny()
     max_grad_norm: float = MAX_GRAD_NORM
     ban_ids: bool = True
     """Image and vision-boundary tokens have probability 0; TRL has no such thing."""
@@ -66,11 +101,11 @@ class Case:
 
     def model(self) -> Any:
         """transformers' own model."""
-        return tiny_model(SEED)
+        return self.maker.model()
 
     def vlm(self) -> VisionLanguageModel:
         """The project's wrapping of a model of its own."""
-        vlm = wrap_model(self.model(), tiny_processor())
+        vlm = self.maker.vlm()
         return vlm if self.ban_ids else replace(vlm, banned_ids=())
 
     def banned_ids(self) -> tuple[int, ...]:
@@ -84,10 +119,11 @@ class Case:
         return torch.load(path, weights_only=False)
 
 
-def make_case(shape: Shape, group: int) -> Case:
+def make_case(shape: Shape, group: int, maker: Maker = Tiny()) -> Case:
     """A group of `group` trajectories, the same ones each time."""
     rng = np.random.default_rng(SEED)
-    prompt = _prompt(shape, rng)
+    vlm = maker.vlm()
+    prompt = encode_prompt(vlm, _prompt(shape, rng))
     rewards = [0.0] * (group // 2) + [1.0] * (group // 2)
     worse, *_, better = group_advantages(rewards).tolist()
     rows = []
@@ -95,14 +131,15 @@ def make_case(shape: Shape, group: int) -> Case:
         (error, error_gate), (repair, repair_gate) = _pair(shape, rng)
         rows.append(TrainingRow(prompt, error, "error", worse, error_gate))
         rows.append(TrainingRow(prompt, repair, "repair", better, repair_gate))
-    return _with_old_logprobs(Case(prompt, rows), rng)
+    return Case(prompt, _with_old_logprobs(vlm, rows, rng), maker)
 
 
 def plain_logprobs(model: Any, row: TrainingRow, banned_ids: Sequence[int]) -> Tensor:
     """Log-probs of a response's tokens from one plain row, with nothing shared, packed, padded or left out."""
-    ids = torch.tensor([[*row.prompt.ids, *row.ids]])
-    types = torch.tensor([row.prompt.token_types + [0] * len(row.ids)])
-    output = model(input_ids=ids, mm_token_type_ids=types, use_cache=False, **row.prompt.vision)
+    ids = torch.tensor([[*row.prompt.ids, *row.ids]], device=model.device)
+    types = torch.tensor([row.prompt.token_types + [0] * len(row.ids)], device=model.device)
+    vision = {name: value.to(model.device) for name, value in row.prompt.vision.items()}
+    output = model(input_ids=ids, mm_token_type_ids=types, use_cache=False, **vision)
     logits_TV = output.logits[0, -len(row.ids) - 1 : -1].float() / TEMPERATURE
     logits_TV[:, list(banned_ids)] = float("-inf")
     return logits_TV.log_softmax(-1).gather(-1, ids[0, -len(row.ids) :, None]).squeeze(-1)
@@ -110,22 +147,18 @@ def plain_logprobs(model: Any, row: TrainingRow, banned_ids: Sequence[int]) -> T
 
 def grpo_term(logprobs_T: Tensor, row: TrainingRow) -> Tensor:
     """A response's term of GRPO's loss, written out: clipped surrogate, mean over its tokens."""
-    ratio_T = torch.exp(logprobs_T - torch.tensor(row.old_logprobs_T))
-    advantage_T = row.advantage * torch.tensor(row.gate_T or [1.0] * len(row.ids))
+    ratio_T = torch.exp(logprobs_T - logprobs_T.new_tensor(row.old_logprobs_T))
+    advantage_T = row.advantage * logprobs_T.new_tensor(row.gate_T or [1.0] * len(row.ids))
     return -torch.minimum(ratio_T * advantage_T, ratio_T.clamp(1 - CLIP, 1 + CLIP) * advantage_T).mean()
 
 
-def _prompt(shape: Shape, rng: np.random.Generator) -> EncodedPrompt:
+def _prompt(shape: Shape, rng: np.random.Generator) -> Prompt:
     if shape.grid is None:
-        return _encoded(Prompt(_words(shape.prompt, rng), ()))
+        return Prompt(_words(shape.prompt, rng), ())
     columns, rows = shape.grid
     text = _words(shape.prompt - columns * rows - 2, rng)
     image = random_image(columns, rows, rng)
-    return _encoded(Prompt(f"<|vision_start|><|image_pad|><|vision_end|> {text}", (image,)))
-
-
-def _encoded(prompt: Prompt) -> EncodedPrompt:
-    return encode_prompt(wrap_model(tiny_model(SEED), tiny_processor()), prompt)
+    return Prompt(f"<|vision_start|><|image_pad|><|vision_end|> {text}", (image,))
 
 
 def _words(count: int, rng: np.random.Generator) -> str:
@@ -153,11 +186,13 @@ def _pair(shape: Shape, rng: np.random.Generator) -> list[tuple[list[int], list[
 
 
 @torch.no_grad()
-def _with_old_logprobs(case: Case, rng: np.random.Generator) -> Case:
-    model, banned_ids = case.model(), case.banned_ids()
-    rows = []
-    for row in case.rows:
-        own_T = plain_logprobs(model, row, banned_ids).numpy()
+def _with_old_logprobs(
+    vlm: VisionLanguageModel, rows: Sequence[TrainingRow], rng: np.random.Generator
+) -> list[TrainingRow]:
+    near = []
+    for row in rows:
+        with vlm.precision():
+            own_T = plain_logprobs(vlm.model, row, vlm.banned_ids).cpu().numpy()
         old_T = own_T + rng.normal(0, OLD_LOGPROB_NOISE, len(own_T)).astype(np.float32)
-        rows.append(replace(row, old_logprobs_T=old_T.tolist()))
-    return replace(case, rows=rows)
+        near.append(replace(row, old_logprobs_T=old_T.tolist()))
+    return near

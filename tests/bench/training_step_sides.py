@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import torch
 import trl.trainer.utils
 from datasets import Dataset
-from tiny_vlm import tiny_processor
 from torch import Tensor
 from training_step_case import CLIP, LEARNING_RATE, TEMPERATURE, Case, grpo_term, plain_logprobs
 from trl import GRPOConfig, GRPOTrainer
@@ -70,7 +69,10 @@ class Trl:
         self, case: Case, rows_at_once: int, *, checkpointing: bool = False, compact_head: bool = False
     ) -> None:
         self.trainer = _trl_trainer(case, rows_at_once, checkpointing)
-        self.micro_batches = _trl_micro_batches(case, len(case.rows) // rows_at_once)
+        self.micro_batches = [
+            {name: value.to(case.maker.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+            for batch in _trl_micro_batches(case, len(case.rows) // rows_at_once)
+        ]
         self.trainer.current_gradient_accumulation_steps = len(self.micro_batches)
         self.compact_head = compact_head
         if checkpointing:
@@ -142,8 +144,8 @@ class Plain:
 def _trl_trainer(case: Case, rows_at_once: int, checkpointing: bool) -> PreparedGRPOTrainer:
     arguments = GRPOConfig(
         output_dir=tempfile.gettempdir(),  # nothing is written
-        use_cpu=True,
-        bf16=False,
+        use_cpu=case.maker.device == "cpu",
+        bf16=case.maker.bfloat16,
         report_to="none",
         gradient_checkpointing=checkpointing,
         per_device_train_batch_size=rows_at_once,
@@ -163,7 +165,7 @@ def _trl_trainer(case: Case, rows_at_once: int, checkpointing: bool) -> Prepared
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
         args=arguments,
         train_dataset=Dataset.from_dict({"prompt": ["w6"] * len(case.rows)}),
-        processing_class=tiny_processor(),
+        processing_class=case.maker.processor(),
     )
 
 
@@ -172,7 +174,7 @@ def _trl_micro_batches(case: Case, count: int) -> list[dict[str, Any]]:
     rows, prompt = case.rows, case.prompt
     lengths = torch.tensor([len(row.ids) for row in rows])
     mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
-    pad = tiny_processor().tokenizer.pad_token_id
+    pad = case.maker.processor().tokenizer.pad_token_id
     types = torch.tensor([prompt.token_types]).expand(len(rows), -1)
     batch: dict[str, Any] = {
         "prompt_ids": torch.tensor([prompt.ids]).repeat(len(rows), 1),
