@@ -24,6 +24,7 @@ from stages.model.prompts import check_chat_template
 from stages.model.tree_attention import use_tree_attention
 from stages.model.trust import check_trusted
 from stages.model.video_positions import continue_behind_videos
+from stages.model.window_attention import use_window_attention
 
 _COPY = "fetch or copy the model folder again"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -155,6 +156,7 @@ def wrap_model(model: Any, processor: Any, autocast_dtype: torch.dtype | None = 
     """
     codec = _make_codec(processor, model.config, model.generation_config)
     use_tree_attention(model)
+    use_window_attention(model)
     continue_behind_videos(model)
     generation_config, model.generation_config = model.generation_config, GenerationConfig()
     return VisionLanguageModel(

@@ -1,6 +1,6 @@
 """Everything that is measured on a CUDA GPU, as one table: correctness, the digits pipeline, speed, memory.
 
-    python tests/gpu/all.py [--parts correctness pipeline steps head attention generation] [--out runs/gpu]
+    python tests/gpu/all.py [--parts pipeline correctness ...] [--out runs/gpu]
 
 Needs trl==1.16.0, 80 GB of GPU memory for the speed at true dimensions, and less than eight minutes on an H100. Random
 weights throughout, but for the digits. Ends with 1 where something that must hold does not.
@@ -20,7 +20,6 @@ import argparse
 import json
 import subprocess
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.metadata import version
@@ -31,44 +30,57 @@ from correctness import correctness
 from generation import generation
 from measured import Line
 from pipeline import pipeline
-from steps import head_chunks, settings, steps
+from steps import SETTINGS, SIDES, head_chunks, one_side, ratios
 
-PARTS: Mapping[str, list[Callable[[], Iterator[Line]]]] = {
-    "correctness": [correctness],
-    "head": [head_chunks],
-    "attention": [attention],
-    "steps": [partial(steps, setting) for setting in settings()],
-    "generation": [generation],
-    "pipeline": [pipeline],
+PARTS: Mapping[str, Callable[[], Iterator[Line]]] = {
+    "pipeline": pipeline,
+    "correctness": correctness,
+    "generation": generation,
+    "head": head_chunks,
+    "attention": attention,
+    **{f"{setting}/{side}": partial(one_side, setting, side) for setting in SETTINGS for side in SIDES},
 }
+MEASURED = "measured: "
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
+    parser.add_argument("--part", choices=PARTS, help="run this one alone, here, and print its lines as JSON")
     options = parser.parse_args()
+    if options.part:
+        for line in PARTS[options.part]():
+            print(f"{MEASURED}{json.dumps(line.as_row())}", flush=True)
+        return 0
+    return _report(options.parts, options.out)
+
+
+def _report(parts: list[str], out: Path) -> int:
     print(json.dumps(machine(), indent=2))
     lines: list[Line] = []
     failed: list[str] = []
-    for name in options.parts:
+    for name in parts:
         started = time.perf_counter()
-        for part in PARTS[name]:
-            try:
-                for line in part():
-                    lines.append(line)
-                    print(line)
-            except Exception:  # noqa: BLE001, told in the table's last lines; the other parts are worth their time
-                failed.append(name)
-                traceback.print_exc()
-        print(f"-- {name}: {time.perf_counter() - started:.0f} s")
-    options.out.mkdir(parents=True, exist_ok=True)
+        own, succeeded = _in_a_process(name)
+        lines += own
+        failed += [] if succeeded else [name]
+        print(*own, f"-- {name}: {time.perf_counter() - started:.0f} s", sep="\n", flush=True)
+    lines += ratios(lines)
+    out.mkdir(parents=True, exist_ok=True)
     report = {"machine": machine(), "failed": failed, "lines": [line.as_row() for line in lines]}
-    (options.out / "gpu.json").write_text(json.dumps(report, indent=2) + "\n")
-    print("\n".join(map(str, lines)))
+    (out / "gpu.json").write_text(json.dumps(report, indent=2) + "\n")
+    print("", *lines, sep="\n")
     broken = [line for line in lines if line.holds is False]
     print(f"{len(lines)} lines; {len(broken)} do not hold; parts that ended early: {', '.join(failed) or 'none'}")
     return 1 if broken or failed else 0
+
+
+def _in_a_process(part: str) -> tuple[list[Line], bool]:
+    """What a part measured, and whether it came to its end; a process of its own leaves no memory behind."""
+    done = subprocess.run([sys.executable, __file__, "--part", part], stdout=subprocess.PIPE, text=True)
+    found = (line.removeprefix(MEASURED) for line in done.stdout.splitlines() if line.startswith(MEASURED))
+    return [Line(**json.loads(line)) for line in found], done.returncode == 0
 
 
 def machine() -> dict[str, str]:
@@ -76,7 +88,6 @@ def machine() -> dict[str, str]:
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return {
         "card": torch.cuda.get_device_name(),
-        "memory": f"{torch.cuda.mem_get_info()[1] / 2**30:.0f} GiB",
         "commit": git.stdout.strip() or "unknown",
         **{name: version(name) for name in ("torch", "transformers", "accelerate", "trl")},
     }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +14,7 @@ from true_sizes import SIZES, TrueSize
 
 from stages.model import head
 from stages.model.batches import response_batch
-from stages.training.trainer import Trainer, TrainingRow
+from stages.training.trainer import TrainingRow
 
 GROUP = 8
 SHORT = Shape(prompt=1100, grid=(40, 25), shortest=260, longest=300)
@@ -25,10 +24,19 @@ PEAK_FLOPS = 989e12
 
 
 class Setting(NamedTuple):
-    name: str
     maker: TrueSize
     shape: Shape
-    sides: Mapping[str, Callable[[Case], Side]]
+    checkpointing: bool
+    trl_rows: int
+    """Of TRL's micro-batch."""
+
+
+SETTINGS = {
+    "3B, checkpointing, 300": Setting(TrueSize("3b", 36), SHORT, True, 8),
+    "3B, checkpointing, 2000": Setting(TrueSize("3b", 36), LONG, True, 4),
+    "7B, 8 of 28 layers, 300": Setting(TrueSize("7b", 8), SHORT, False, 4),
+}
+"""The 3B whole; as many of the 7B's layers as float32 master weights and their moments leave room for."""
 
 
 class Unpadded:
@@ -61,60 +69,43 @@ class Unpadded:
         return loss.item()
 
 
-def _sides(*, checkpointing: bool, trl_rows: int) -> dict[str, Callable[[Case], Side]]:
-    return {
-        "TRL": lambda case: Trl(case, trl_rows, checkpointing=checkpointing, compact_head=True),
-        "unpadded rows": partial(Unpadded, checkpointing=checkpointing),
-        "ours, gates off": lambda case: Ours(case, GROUP, gated=False, checkpointing=checkpointing),
-        "ours, gates on": lambda case: Ours(case, GROUP, gated=True, checkpointing=checkpointing),
-    }
+SIDES: dict[str, Callable[[Case, Setting], Side]] = {
+    "TRL": lambda case, own: Trl(case, own.trl_rows, checkpointing=own.checkpointing, compact_head=True),
+    "unpadded rows": lambda case, own: Unpadded(case, checkpointing=own.checkpointing),
+    "ours, gates off": lambda case, own: Ours(case, GROUP, gated=False, checkpointing=own.checkpointing),
+    "ours, gates on": lambda case, own: Ours(case, GROUP, gated=True, checkpointing=own.checkpointing),
+}
 
 
-def settings() -> list[Setting]:
-    """The 3B whole, with checkpointing; 12 of its 36 layers without; as many of the 7B's as float32 masters leave."""
-    return [
-        Setting("3B, 12 of 36 layers, 300", TrueSize("3b", 12), SHORT, _sides(checkpointing=False, trl_rows=8)),
-        Setting("3B, checkpointing, 300", TrueSize("3b", 36), SHORT, _sides(checkpointing=True, trl_rows=8)),
-        Setting("3B, checkpointing, 2000", TrueSize("3b", 36), LONG, _sides(checkpointing=True, trl_rows=2)),
-        Setting("7B, 8 of 28 layers, 300", TrueSize("7b", 8), SHORT, _sides(checkpointing=False, trl_rows=4)),
-    ]
-
-
-def steps(setting: Setting) -> Iterator[Line]:
-    """Seconds, tokens a second, utilisation and peak memory of each side; TRL's step over ours."""
+def one_side(name: str, side_name: str) -> Iterator[Line]:
+    """Seconds of a step, response tokens a second, utilisation and peak memory; of ours the old log-probs' pass too."""
+    setting = SETTINGS[name]
     with empty_gpu():
         case = make_case(setting.shape, GROUP, setting.maker)
     plain = GROUP * len(case.prompt.ids) + case.tokens
-    seconds: dict[str, float] = {}
-    for name, make in setting.sides.items():
-        with empty_gpu():
-            seconds[name], peak, parameters = _timed(make, case)
-        part = setting.name
-        yield Line(part, f"{name}: a step", seconds[name], "s")
-        yield Line(part, f"{name}: response tokens", case.tokens / seconds[name], "tokens/s")
-        yield Line(part, f"{name}: FLOPs of plain rows (6 N tokens) over the card's peak",
-                   6 * parameters * plain / seconds[name] / PEAK_FLOPS, "")  # fmt: skip
-        yield Line(part, f"{name}: peak memory", peak, "GiB")
-        if name.startswith("ours"):
-            yield Line(part, f"TRL's seconds / {name}", seconds["TRL"] / seconds[name], "x")
     with empty_gpu():
-        yield from _old_logprobs(setting, case)
+        side = SIDES[side_name](case, setting)
+        parameters = sum(p.numel() for p in side.model.parameters())
+        seconds = seconds_of(side.step)
+        yield Line(name, f"{side_name}: a step", seconds, "s")
+        yield Line(name, f"{side_name}: response tokens", case.tokens / seconds, "tokens/s")
+        utilisation = 6 * parameters * plain / seconds / PEAK_FLOPS
+        yield Line(name, f"{side_name}: 6 x parameters x tokens of plain rows, over the card's peak", utilisation, "")
+        yield Line(name, f"{side_name}: peak memory", peak_gib(), "GiB")
+        if side_name == "ours, gates off":
+            taken = seconds_of(lambda: side.trainer.with_old_logprobs(case.ungated_rows))
+            yield Line(name, "ours: old log-probs of the group", taken, "s")
 
 
-def _timed(make: Callable[[Case], Side], case: Case) -> tuple[float, float, int]:
-    """Median seconds, peak GiB, and the text model's parameters."""
-    side = make(case)
-    seconds = seconds_of(side.step)
-    text = side.model.module if hasattr(side.model, "module") else side.model
-    return seconds, peak_gib(), sum(p.numel() for p in text.get_decoder().parameters())
-
-
-def _old_logprobs(setting: Setting, case: Case) -> Iterator[Line]:
-    """The pass that makes old log-probs, which every method but a one-step one pays."""
-    side = Ours(case, GROUP, gated=False)
-    trainer: Trainer = side.trainer
-    yield Line(setting.name, "ours: old log-probs of the group",
-               seconds_of(lambda: trainer.with_old_logprobs(case.ungated_rows)), "s")  # fmt: skip
+def ratios(lines: Sequence[Line]) -> list[Line]:
+    """Each side's step beside TRL's, where both were measured."""
+    steps = {(line.part, line.what.removesuffix(": a step")): line.value for line in lines if line.unit == "s"}
+    return [
+        Line(name, f"TRL's seconds / {side}", steps[name, "TRL"] / steps[name, side], "x")
+        for name in SETTINGS
+        for side in SIDES
+        if side != "TRL" and {(name, "TRL"), (name, side)} <= steps.keys()
+    ]
 
 
 def head_chunks() -> Iterator[Line]:

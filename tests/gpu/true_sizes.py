@@ -12,6 +12,7 @@ from tiny_vlm import random_model, tiny_processor
 from training_step_case import SEED
 
 from stages.model.loading import VisionLanguageModel, wrap_model
+from stages.model.window_attention import use_window_attention
 
 
 class Size(NamedTuple):
@@ -68,7 +69,10 @@ class TrueSize:
     def model(self) -> Any:
         text, vision, tied = SIZES[self.size]
         with torch.device(self.device), _default_dtype(self.dtype):
-            return random_model(text | {"num_hidden_layers": self.layers}, vision, SEED, tied=tied)
+            model = random_model(text | {"num_hidden_layers": self.layers}, vision, SEED, tied=tied)
+        # On every side: where flash-attention is installed, transformers' vision tower has something like it.
+        use_window_attention(model)
+        return model
 
     def processor(self) -> Any:
         return tiny_processor(SIZES[self.size].text["vocab_size"])

@@ -1,0 +1,75 @@
+"""Attention of a vision tower within its images and windows: those of one length at once.
+
+transformers' own runs one after the other: 63 windows a layer for an image of 1,000 tokens under Qwen2.5-VL, each a
+kernel of a few microseconds that a GPU waits for.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+# transformers hands the boundaries of images and windows to an attention whose name says flash.
+WINDOW_ATTENTION = "difference_feedback_flash_windows"
+
+
+def window_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention function: query, key and value (1, heads, N, D) -> (1, N, heads, D).
+
+    `cu_seq_lens_q` are the bounds (W + 1,) of the windows that the N tokens are cut into; without it, one window.
+    """
+    if cu_seq_lens_q is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    bounds = cu_seq_lens_q.tolist()
+    starts: dict[int, list[int]] = defaultdict(list)
+    for start, stop in pairwise(bounds):
+        starts[stop - start].append(start)
+    # Under autocast the rotary embedding leaves float32; attention itself computes in the layers' type.
+    query_NHD, key_NHD, value_NHD = (whole[0].transpose(0, 1).to(value.dtype) for whole in (query, key, value))
+    output_NHD = torch.empty_like(value_NHD)
+    for length, firsts in starts.items():
+        where_WL = torch.tensor(firsts)[:, None] + torch.arange(length)
+        where_N = where_WL.flatten().to(value.device)
+        query_WHLD, key_WHLD, value_WHLD = (
+            whole[where_N].unflatten(0, (len(firsts), length)).transpose(1, 2)
+            for whole in (query_NHD, key_NHD, value_NHD)
+        )
+        attended_WHLD = scaled_dot_product_attention(query_WHLD, key_WHLD, value_WHLD, scale=scaling)
+        output_NHD = output_NHD.index_copy(0, where_N, attended_WHLD.transpose(1, 2).flatten(0, 1))
+    return output_NHD[None], None
+
+
+def use_window_attention(model: Any) -> None:
+    """Let the vision towers that cut their tokens into windows attend to all windows of one length at once."""
+    for name in model.config.sub_configs:
+        config = getattr(model.config, name)
+        towers = [part for part in model.modules() if getattr(part, "config", None) is config]
+        if config._attn_implementation == "sdpa" and any(map(_has_windows, towers)):
+            model.set_attn_implementation({name: WINDOW_ATTENTION})
+
+
+def _has_windows(module: Any) -> bool:
+    return "cu_seqlens" in inspect.signature(module.forward).parameters
+
+
+AttentionInterface.register(WINDOW_ATTENTION, window_attention)
+AttentionMaskInterface.register(WINDOW_ATTENTION, sdpa_mask)
