@@ -62,10 +62,12 @@ def _report(parts: list[str], out: Path) -> int:
     failed: list[str] = []
     for name in parts:
         started = time.perf_counter()
-        own, succeeded = _in_a_process(name)
-        lines += own
-        failed += [] if succeeded else [name]
-        print(*own, f"-- {name}: {time.perf_counter() - started:.0f} s", sep="\n", flush=True)
+        with _in_a_process(name) as process:
+            for line in _measured(process):
+                lines.append(line)
+                print(line, flush=True)
+        failed += [name] if process.returncode else []
+        print(f"-- {name}: {time.perf_counter() - started:.0f} s", flush=True)
     lines += ratios(lines)
     out.mkdir(parents=True, exist_ok=True)
     report = {"machine": machine(), "failed": failed, "lines": [line.as_row() for line in lines]}
@@ -76,11 +78,16 @@ def _report(parts: list[str], out: Path) -> int:
     return 1 if broken or failed else 0
 
 
-def _in_a_process(part: str) -> tuple[list[Line], bool]:
-    """What a part measured, and whether it came to its end; a process of its own leaves no memory behind."""
-    done = subprocess.run([sys.executable, __file__, "--part", part], stdout=subprocess.PIPE, text=True)
-    found = (line.removeprefix(MEASURED) for line in done.stdout.splitlines() if line.startswith(MEASURED))
-    return [Line(**json.loads(line)) for line in found], done.returncode == 0
+def _in_a_process(part: str) -> subprocess.Popen[str]:
+    """A process of its own leaves no memory behind."""
+    return subprocess.Popen([sys.executable, __file__, "--part", part], stdout=subprocess.PIPE, text=True)
+
+
+def _measured(process: subprocess.Popen[str]) -> Iterator[Line]:
+    """The part's lines as they come."""
+    for printed in process.stdout or ():
+        if printed.startswith(MEASURED):
+            yield Line(**json.loads(printed.removeprefix(MEASURED)))
 
 
 def machine() -> dict[str, str]:

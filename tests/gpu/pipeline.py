@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 from measured import Line
 
 DIGITS = Path(__file__).parents[2] / "data" / "digits"
+PAIRS = 200
 SET = (
     "engine.name=transformers",
-    "sft.epochs=2",
+    "sft.epochs=1",
     "repair_rl.problems=64",
     "repair_rl.iterations=1",
     "repair_rl.errors_per_iteration=32",
@@ -29,7 +30,8 @@ SET = (
 def pipeline() -> Iterator[Line]:
     with tempfile.TemporaryDirectory() as folder:
         run, base = Path(folder), DIGITS / "base"
-        train, test, pairs = (DIGITS / f"{name}.parquet" for name in ("problems_train", "problems_test", "repair_set"))
+        train, test, pairs = DIGITS / "problems_train.parquet", DIGITS / "problems_test.parquet", run / "pairs.parquet"
+        pq.write_table(pq.read_table(DIGITS / "repair_set.parquet").slice(0, PAIRS), pairs, row_group_size=64)
         sft, rl = run / "sft", run / "rl"
         yield from _command("float32", "sft-repair", sft, "--repair-set", pairs, "--model", base)
         yield from _command("float32", "rl-repair", rl, "--problems", train, "--policy", base, "--repair-model", sft,
