@@ -123,7 +123,15 @@ class EngineSection(Section):
     )
     vllm: VllmSection = VllmSection()
     rows_per_batch: Positive = Field(64, description="Sequences that transformers generates at once.")
-    tokens_per_batch: Positive = Field(16384, description="Tokens that are scored at once.")
+    tokens_per_batch: Positive = Field(
+        16384, description="Tokens that are scored at once, or read of the prompts that transformers starts together."
+    )
+    draft_block: Positive | None = Field(
+        None,
+        exclude=True,  # it changes no response
+        description="Tokens of one response in one pass of transformers, where a repair's error tells which to expect; "
+        "1 makes no use of that, null takes 8 on a CPU and 32 elsewhere (our choice).",
+    )
 
 
 class EndpointSection(Section):

@@ -97,7 +97,12 @@ def _vllm_engine(path: Path, recipe: Recipe, scorer: Callable[[], Generator]) ->
 def embedded_engine(vlm: VisionLanguageModel, recipe: Recipe) -> TransformersEngine:
     """The engine that generates with a model in this process, one that is being trained too."""
     section = recipe.engine
-    return TransformersEngine(vlm, rows_per_batch=section.rows_per_batch, tokens_per_batch=section.tokens_per_batch)
+    return TransformersEngine(
+        vlm,
+        rows_per_batch=section.rows_per_batch,
+        tokens_per_batch=section.tokens_per_batch,
+        draft_block=section.draft_block,
+    )
 
 
 def open_codec(path: Path, recipe: Recipe, *, image_cache: Path | None = None) -> Codec:

@@ -18,6 +18,8 @@ class Request:
 
     prompt: Prompt
     n: int = 1
+    draft_ids: Sequence[int] = ()
+    """What the responses will nearly be, where that is known. It changes none of them: an engine may only be faster."""
 
 
 @dataclass(frozen=True)

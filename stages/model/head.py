@@ -6,6 +6,7 @@ Axes: N tokens that are read, H hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,8 +25,15 @@ def sampled_logits(logits: Tensor, banned_ids: tuple[int, ...], temperature: flo
 
     Samplers, old and new log-probs all go through here, or the ratio is off from the first step.
     """
-    banned = torch.tensor(banned_ids, dtype=torch.long, device=logits.device)
+    banned = _on_device(banned_ids, logits.device)
     return logits.float().div(temperature).index_fill_(-1, banned, float("-inf"))
+
+
+@cache
+def _on_device(ids: tuple[int, ...], device: torch.device) -> Tensor:
+    """Copied there once: every copy waits for the device."""
+    with torch.inference_mode(False):  # or no gradient could be taken where it is used
+        return torch.tensor(ids, dtype=torch.long, device=device)
 
 
 def token_logprobs(

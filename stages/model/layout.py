@@ -80,16 +80,26 @@ def packed_layout(vlm: VisionLanguageModel, readings: Sequence[Reading]) -> Layo
     for members in _by_prompt(readings):
         for index, source_T in zip(members, row.add([readings[i] for i in members]), strict=True):
             sources[index] = source_T[readings[index].tokens_read]
-    positions_AL = torch.cat(row.positions, dim=-1).to(vlm.device)
-    inputs = {
-        "input_ids": torch.tensor([row.ids], device=vlm.device),
-        "position_ids": positions_AL if len(positions_AL) == 1 else positions_AL[:, None],
-        # The tree says what is attended to; four axes keep transformers from making a mask of its own.
-        "attention_mask": torch.ones((1, 1, 1, 1), dtype=torch.bool, device=vlm.device),
-        "tree": Tree(row.paths),
-        **vision_inputs(vlm, [readings[members[0]].prompt for members in _by_prompt(readings)]),
-    }
+    inputs = row.inputs([readings[members[0]].prompt for members in _by_prompt(readings)])
     return _layout(vlm, inputs, readings, np.concatenate(sources), len(row.ids), len(row.ids))
+
+
+def packed_prompts(vlm: VisionLanguageModel, prompts: Sequence[EncodedPrompt]) -> dict[str, Any]:
+    """One row of the prompts, each without its last token."""
+    row = _PackedRow(vlm)
+    for prompt in prompts:
+        row.segment([], prompt.ids[:-1], prompt_positions(vlm, prompt)[:, :-1])
+    return row.inputs(prompts)
+
+
+def one_row(vlm: VisionLanguageModel, ids_N: Tensor, positions_AN: Tensor) -> dict[str, Any]:
+    """A model's inputs of one packed row; what attends to what is said beside them."""
+    return {
+        "input_ids": ids_N[None],
+        "position_ids": positions_AN if len(positions_AN) == 1 else positions_AN[:, None],
+        # Four axes keep transformers from making a mask of its own.
+        "attention_mask": torch.ones((1, 1, 1, 1), dtype=torch.bool, device=vlm.device),
+    }
 
 
 def padded_layout(vlm: VisionLanguageModel, readings: Sequence[Reading]) -> Layout:
@@ -202,7 +212,7 @@ class _PackedRow:
         inputs."""
         prompt = readings[0].prompt
         prompt_AL = prompt_positions(self.vlm, prompt)
-        path = self._segment([], prompt.ids, prompt_AL)
+        path = self.segment([], prompt.ids, prompt_AL)
         first_AL = prompt_AL.max() + 1 + torch.zeros((len(prompt_AL), 1), dtype=torch.long)
         responses = [reading.inputs for reading in readings]
         where: list[list[int]] = [[path[-1][1] - 1] for _ in readings]
@@ -215,7 +225,7 @@ class _PackedRow:
                 # Sorted, so what the first and the last share, all share.
                 stop = _common(responses[branch[0]], responses[branch[-1]])
                 positions_AL = first_AL + torch.arange(depth, stop)
-                own = self._segment(path, responses[branch[0]][depth:stop], positions_AL)
+                own = self.segment(path, responses[branch[0]][depth:stop], positions_AL)
                 for m in branch:
                     where[m].extend(range(*own[-1]))
                 grow(branch, stop, own)
@@ -223,12 +233,19 @@ class _PackedRow:
         grow(list(range(len(readings))), 0, path)
         return [np.array(positions) for positions in where]
 
-    def _segment(self, path: list[tuple[int, int]], ids: Sequence[int], positions_AL: Tensor) -> list[tuple[int, int]]:
+    def segment(self, path: list[tuple[int, int]], ids: Sequence[int], positions_AL: Tensor) -> list[tuple[int, int]]:
+        """Add tokens that attend to a path and to those before them; the path that ends with them."""
         start = len(self.ids)
         self.ids += ids
         self.positions.append(positions_AL)
         self.paths.append([*path, (start, len(self.ids))])
         return self.paths[-1]
+
+    def inputs(self, prompts: Sequence[EncodedPrompt]) -> dict[str, Any]:
+        """What the model takes; the prompts are the row's, in its order."""
+        ids_L = torch.tensor(self.ids, device=self.vlm.device)
+        positions_AL = torch.cat(self.positions, dim=-1).to(self.vlm.device)
+        return one_row(self.vlm, ids_L, positions_AL) | {"tree": Tree(self.paths)} | vision_inputs(self.vlm, prompts)
 
 
 def prompt_positions(vlm: VisionLanguageModel, prompt: EncodedPrompt) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from stages.errors import ModelError
 from stages.model.batches import encode_prompt
+from stages.model.codec import Codec
 from stages.model.critic import ValueHead
 from stages.model.head import sampled_logits, token_logprobs
 from stages.model.layout import (
@@ -28,7 +29,7 @@ from stages.model.layout import (
     padded_micro_batches,
 )
 from stages.model.loading import VisionLanguageModel
-from stages.model.prompts import policy_prompt
+from stages.model.prompts import Prompt, policy_prompt
 from stages.model.tree_attention import takes_trees
 from stages.sections import PromptSection
 
@@ -129,6 +130,40 @@ class LogprobReader:
         return _read(self.module, readings, layout or self.layout(readings), temperature)
 
 
+@dataclass(frozen=True)
+class PlainReading:
+    """What other ways to read the same tokens are checked against."""
+
+    logprobs_N: Tensor
+    """Of every token, response by response, from padded rows at temperature 1, in the weights' own type."""
+    tolerance: float
+    """Mean difference that counts as rounding."""
+
+    def difference(self, logprobs_N: Tensor) -> float:
+        """Mean distance of others from these."""
+        return _mean_difference(self.logprobs_N, logprobs_N)
+
+
+@torch.no_grad()
+def plain_reading(vlm: VisionLanguageModel, readings: Sequence[Reading]) -> PlainReading:
+    """Reads them together, and each alone: two paddings differ by rounding."""
+    module = TokenLogprobs(replace(vlm, autocast_dtype=None))
+    together_N = _every_token(module, readings, padded_layout(vlm, readings))
+    alone_N = torch.cat([_every_token(module, [one], padded_layout(vlm, [one])) for one in readings])
+    rounding = ROUNDING_FACTOR * _mean_difference(together_N, alone_N)
+    return PlainReading(together_N, max(CHECK_TOLERANCE[vlm.model.dtype], rounding))
+
+
+def _mean_difference(one_N: Tensor, other_N: Tensor) -> float:
+    return (one_N - other_N).abs().mean().item()
+
+
+def _every_token(module: nn.Module, readings: Sequence[Reading], layout: Layout) -> Tensor:
+    """Log-probs (N,) at temperature 1, reading by reading."""
+    read = _read(module, readings, layout, 1.0)
+    return read.logprobs_BT[read.read_BT]
+
+
 def _read(module: nn.Module, readings: Sequence[Reading], layout: Layout, temperature: float) -> ResponseLogprobs:
     read_BT = torch.zeros(len(readings), max(len(r.ids) for r in readings), dtype=torch.bool)
     for row, reading in enumerate(readings):
@@ -144,25 +179,21 @@ def _read(module: nn.Module, readings: Sequence[Reading], layout: Layout, temper
 class _Check:
     """Compares ways to read the same log-probs of a made-up group, in the weights' own type."""
 
-    @torch.no_grad()
     def __init__(self, vlm: VisionLanguageModel) -> None:
         self.vlm = replace(vlm, autocast_dtype=None)
         self.module = TokenLogprobs(self.vlm)
         self.readings = made_up_group(vlm)
-        self.plain_N = self._logprobs(padded_layout(self.vlm, self.readings), self.readings)
-        alone_N = torch.cat([self._logprobs(padded_layout(self.vlm, [one]), [one]) for one in self.readings])
-        rounding = _mean_difference(self.plain_N, alone_N)
-        self.tolerance = max(CHECK_TOLERANCE[vlm.model.dtype], ROUNDING_FACTOR * rounding)
+        self.plain = plain_reading(self.vlm, self.readings)
 
     @torch.no_grad()
     def head(self) -> None:
         """Refuse a model whose logits are more than its head's output."""
-        readings = self.readings[:1]
-        layout = padded_layout(self.vlm, readings)
+        layout = padded_layout(self.vlm, self.readings[:1])
         logits_UV = self.vlm.model(**layout.inputs, use_cache=False).logits[0, layout.source_U]
         logprobs_UV = sampled_logits(logits_UV, self.vlm.banned_ids, 1.0).log_softmax(-1)
         model_T = logprobs_UV.gather(-1, layout.target_U[:, None])[layout.where_N, 0]
-        if _mean_difference(model_T, self._logprobs(layout, readings)) > self.tolerance:
+        own_T = _every_token(self.module, self.readings[:1], layout)
+        if _mean_difference(model_T, own_T) > self.plain.tolerance:
             raise ModelError(
                 f"{self.vlm.model.name_or_path}: this architecture changes its logits after the head (soft-capping or "
                 "scaling), which log-probs are not made for; take another model"
@@ -175,27 +206,23 @@ class _Check:
         if not takes_trees(self.vlm.model):
             logger.info("%s: plain rows, its attention takes no packed ones", architecture)
             return False
-        packed_N = self._logprobs(packed_layout(self.vlm, self.readings), self.readings)
-        difference = _mean_difference(self.plain_N, packed_N)
-        if difference > self.tolerance:
+        layout = packed_layout(self.vlm, self.readings)
+        difference = self.plain.difference(_every_token(self.module, self.readings, layout))
+        if difference > self.plain.tolerance:
             logger.warning("%s: plain rows, packed ones are off by %.2g", architecture, difference)
-        return difference <= self.tolerance
-
-    def _logprobs(self, layout: Layout, readings: Sequence[Reading]) -> Tensor:
-        """Of every token (N,), reading by reading."""
-        read = _read(self.module, readings, layout, 1.0)
-        return read.logprobs_BT[read.read_BT]
+        return difference <= self.plain.tolerance
 
 
-def _mean_difference(one_N: Tensor, other_N: Tensor) -> float:
-    return (one_N - other_N).abs().mean().item()
+def made_up_prompt(codec: Codec) -> Prompt:
+    """A question about a noisy image."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8))
+    return policy_prompt(codec.processor, PromptSection(), "What is seen here?", [image])
 
 
 def made_up_group(vlm: VisionLanguageModel) -> list[Reading]:
-    """Three responses of unequal lengths, two with a common beginning, to a prompt with a noisy image."""
+    """Three responses of unequal lengths, two with a common beginning, to a made-up prompt."""
     rng = np.random.default_rng(0)
-    image = Image.fromarray(rng.integers(0, 256, (112, 112, 3), dtype=np.uint8))
-    prompt = encode_prompt(vlm, policy_prompt(vlm.processor, PromptSection(), "What is seen here?", [image]))
+    prompt = encode_prompt(vlm, made_up_prompt(vlm))
     allowed = np.setdiff1d(np.arange(len(vlm.tokenizer)), vlm.banned_ids)
     beginning, *endings = (rng.choice(allowed, length).tolist() for length in (5, 7, 3, 9))
     return [Reading(prompt, ids) for ids in (beginning + endings[0], beginning + endings[1], endings[2])]

@@ -1,4 +1,5 @@
-"""Attention over a packed row: many continuations of the same tokens, each token attending to its own past only.
+"""Attention over a packed row: many continuations of the same tokens, each token attending to its own past only, which
+may lie in a cache.
 
 transformers' own attention is used for rows that are not packed.
 """
@@ -16,6 +17,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from stages.model.key_value_cache import CachedPass
 
 TREE_ATTENTION = "difference_feedback_tree"
 
@@ -38,17 +41,28 @@ def tree_attention(
     attention_mask: Tensor | None,
     *,
     tree: Tree | None = None,
+    cached: CachedPass | None = None,
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention function: query (1, heads, L, D), key and value (1, kv heads, L, D) -> (1, L, heads, D).
 
-    With a `tree`, each segment attends to its path; the work is that of the separate rows without their repeats.
+    With a `tree`, each segment attends to its path; the work is that of the separate rows without their repeats. With
+    `cached` what is read is kept, and where there is no tree attends to what was kept before.
     """
-    if tree is None:
+    if tree is None and cached is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     # Under autocast the rotary embedding leaves float32; attention itself computes in the layers' type.
     query, key = query.to(value.dtype), key.to(value.dtype)
+    if cached is not None:
+        cached.keep(module.layer_idx, key, value)
+        if tree is None:
+            return cached.attend(module.layer_idx, query, scaling), None
+    assert tree is not None
+    return _tree_attention(query, key, value, tree, scaling), None
+
+
+def _tree_attention(query: Tensor, key: Tensor, value: Tensor, tree: Tree, scaling: float | None) -> Tensor:
     grouped = query.shape[1] != key.shape[1]
     # Cut once: the gradient of each slice of the whole row would be as long as the row.
     own = [path[-1] for path in tree.paths]
@@ -65,7 +79,7 @@ def tree_attention(
                 query_own, keys_seen, values_seen, attn_mask=causal, scale=scaling, enable_gqa=grouped
             )
         )
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
 
 def use_tree_attention(model: Any) -> None:

@@ -82,9 +82,14 @@ class Repairer:
     def repair(
         self, drafts: Sequence[Draft], n: int, sampling: Sampling, *, with_reference: bool = True
     ) -> list[list[Attempt]]:
-        """`n` independent repairs of each draft; none where the prompt is too long for the model."""
+        """`n` independent repairs of each draft; none where the prompt is too long for the model.
+
+        A repair copies most of its draft, so the engine is told to expect it.
+        """
         with self.ledger.phase("generate"):
-            requests = [Request(self.prompt(draft, with_reference=with_reference), n) for draft in drafts]
+            requests = [
+                Request(self.prompt(draft, with_reference=with_reference), n, draft_ids=draft.ids) for draft in drafts
+            ]
             groups = self.engine.generate(requests, sampling)
         flat = [(draft, k, c) for draft, group in zip(drafts, groups, strict=True) for k, c in enumerate(group)]
         texts = [self.engine.codec.decode(completion.ids) for _, _, completion in flat]

@@ -13,6 +13,8 @@ import torch
 
 from readings import assert_read_as_plain, noisy
 from stages.artifacts.problems import Video
+from stages.engines.decoding import Decoder, Numbered
+from stages.engines.plain_generate import PlainGenerate
 from stages.engines.protocol import Request, Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.errors import ModelError
@@ -175,8 +177,9 @@ def seen_positions(tiny_vlm):
         (30.0, (0, 0, 0)),
     ],
 )
+@torch.no_grad()
 def test_tokens_stand_at_their_frames_times_and_text_behind_the_last(tiny_vlm, seen_positions, fps, times):
-    """In packed rows, plain rows and while sampling: two rows there, so that one of them has padding."""
+    """In packed rows, plain rows and while sampling, by either loop: two rows in transformers', one has padding."""
     assert tiny_vlm.model.config.vision_config.tokens_per_second == TOKENS_PER_SECOND
     texts = [prompt(tiny_vlm, images=[noisy(56, 28, 0)], video=film(5, width=84, fps=fps)), prompt(tiny_vlm)]
     encoded = encode_prompt(tiny_vlm, texts[0])
@@ -187,12 +190,16 @@ def test_tokens_stand_at_their_frames_times_and_text_behind_the_last(tiny_vlm, s
     row_AL = positions([*runs, 3])
     reading = Reading(encoded, [20, 21, 22, 23])
     assert torch.equal(packed_layout(tiny_vlm, [reading]).inputs["position_ids"][:, 0], row_AL)
-    with torch.no_grad():
-        tiny_vlm.model(**padded_layout(tiny_vlm, [reading]).inputs, use_cache=False)
+    tiny_vlm.model(**padded_layout(tiny_vlm, [reading]).inputs, use_cache=False)
     (plain_ABL,) = seen_positions
     assert torch.equal(plain_ABL[-3:, 0], row_AL)
     seen_positions.clear()
-    TransformersEngine(tiny_vlm).generate([Request(text) for text in texts], Sampling(4, 1.0, seed=0))
+    requests = [Numbered(number, Request(text)) for number, text in enumerate(texts)]
+    Decoder(tiny_vlm, rows=1, prompt_tokens=1, draft_block=None).generate(requests, Sampling(4, 1.0, seed=0))
+    decoded_AL = torch.cat(seen_positions, dim=-1)[-3:, 0]  # the longer prompt is the first
+    assert torch.equal(decoded_AL[:, : row_AL.shape[1]], row_AL)
+    seen_positions.clear()
+    PlainGenerate(tiny_vlm, rows=2).generate(requests, Sampling(4, 1.0, seed=0))
     sampled_ABL = torch.cat(seen_positions, dim=-1)[-3:, :, : row_AL.shape[1]]
     assert sum(torch.equal(row_AL, sampled_ABL[:, row]) for row in range(2)) == 1
 
