@@ -22,6 +22,8 @@ from stages.model.batches import encode_prompt
 from stages.prefetch import prefetch
 from stages.progress import track
 from stages.recipe import Recipe
+from stages.scoring.answering import Answerer
+from stages.scoring.auditor import Auditor, NoAuditor, check_auditor, open_auditor
 from stages.scoring.references import References
 from stages.scoring.repairs import Repairer
 from stages.scoring.rewards import check_reward, open_reward
@@ -36,6 +38,7 @@ from stages.training.heldout import (
     repair_heldout,
     split_repair_set,
     with_end,
+    write_summary,
 )
 from stages.training.losses import SupervisedLoss
 from stages.training.metrics import MetricsLog
@@ -65,13 +68,14 @@ class SftRepair:
 
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
+        check_auditor(self.recipe.audit)
         check_trackers(self.recipe.tracking)
         if not split_repair_set(self.usable, self.recipe.sft.heldout_share).train:
             raise DataError(
                 f"{self.repair_set}: nothing to train on, all {len(self.usable)} of its pairs are held out with "
                 f"sft.heldout_share {self.recipe.sft.heldout_share}; lower it, or annotate more errors"
             )
-        sections = ("model", "prompt", "reward", "sft", "trainer")
+        sections = ("model", "prompt", "reward", "audit", "sft", "trainer")
         # Its held-out repairs come from the weights in training, whatever the recipe's engine.
         batches = {"rows_per_batch", "tokens_per_batch"}
         recipe = self.recipe.subset(*sections, engine=batches, rollout=SAMPLING_FIELDS)
@@ -102,8 +106,9 @@ class SftRepair:
                         checkpoints.advance()
                         advance(len(rows))
                 checkpoints.finish()
+                auditor = self._auditor(repairer)
                 with trainer.parallel.whole():
-                    repair_heldout(repairer, repair_set, recipe, step)
+                    write_summary(step, repair_heldout(repairer, auditor, repair_set, recipe, step))
         with ledger.phase("save"):
             trainer.save(step.out, step.out / MODEL)
             step.write_table(METRICS, log.rows)
@@ -111,6 +116,15 @@ class SftRepair:
         step.tally.rows_out = len(split.train)
         step.tally.dropped["held_out"] = len(split.heldout)
         step.finish()
+
+    def _auditor(self, repairer: Repairer) -> Auditor:
+        """The repair model starts from the policy, which is opened once more where the auditor asks it."""
+        recipe = self.recipe
+        if recipe.audit.auditor == "none":
+            return NoAuditor()
+        with repairer.ledger.phase("load"):
+            engine = embedded_engine(open_model(self.model, recipe), recipe)
+        return open_auditor(recipe, Answerer(engine, recipe.prompt, repairer.reward, repairer.ledger))
 
     def _batches(
         self, repair_set: ProblemSet, split: Split, references: References

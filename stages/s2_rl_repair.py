@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,8 +31,9 @@ from stages.errors import DataError, RecipeError
 from stages.model.loading import VisionLanguageModel
 from stages.progress import track
 from stages.recipe import Recipe
+from stages.scoring.accuracy import Measure, share
 from stages.scoring.answering import Answerer
-from stages.scoring.auditor import check_auditor, open_auditor
+from stages.scoring.auditor import check_auditor, open_auditor, warn_of_flags
 from stages.scoring.image_removal import without_image
 from stages.scoring.references import References
 from stages.scoring.repairs import Draft, Repairer
@@ -41,7 +43,7 @@ from stages.scoring.wrong_answers import draft_row, read_drafts, wrong_answers
 from stages.sections import MARK_FIELDS, SAMPLING_FIELDS
 from stages.seeds import Purpose, derive_seed
 from stages.training.checkpoints import Checkpoints
-from stages.training.heldout import repair_heldout
+from stages.training.heldout import repair_heldout, write_summary
 from stages.training.losses import check_objective
 from stages.training.metrics import MetricsLog
 from stages.training.repair_loop import RepairLoop
@@ -133,9 +135,12 @@ class RlRepair:
                     checkpoints.advance()
                     advance(1)
             checkpoints.finish()
+            measures = c1_by_kind(loop.episodes, drafts)
             if self.usable_repair_set is not None:
                 with loop.sampling():
-                    repair_heldout(repairer, self.usable_repair_set, recipe, step)
+                    measures += repair_heldout(repairer, loop.auditor, self.usable_repair_set, recipe, step)
+            write_summary(step, measures)
+            warn_of_flags(step.tally.counts, "repairs")
         with step.ledger.phase("save"):
             trainer.save(step.out, step.out / MODEL)
             step.write_table(EPISODES, loop.episodes)
@@ -213,3 +218,18 @@ class ErrorSource:
             if group
             and sum(is_correct(answer.reward, threshold) for answer in group) >= section.text_only_share * len(group)
         }
+
+
+def c1_by_kind(episodes: Sequence[Mapping[str, Any]], drafts: Sequence[Draft]) -> list[Measure]:
+    """The share of errors whose gate C1 closed, by kind of problem; empty where no problem has a kind."""
+    kinds = {draft.problem.problem_id: draft.problem.kind for draft in drafts}
+    gates = {
+        (row["iteration"], row["problem_id"], row["sample"]): row["gate_c1"]
+        for row in episodes
+        if row["gate_c1"] is not None
+    }
+    closed: dict[str, list[bool]] = defaultdict(list)
+    for (_, problem_id, _), gate in gates.items():
+        if (kind := kinds[problem_id]) is not None:
+            closed[kind].append(not gate)
+    return [share("errors with C1 closed", kind, sum(hits), len(hits)) for kind, hits in sorted(closed.items())]

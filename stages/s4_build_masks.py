@@ -31,7 +31,7 @@ from stages.model.codec import Codec
 from stages.progress import track
 from stages.recipe import Recipe
 from stages.scoring.answering import Answerer
-from stages.scoring.auditor import NoAuditor, check_auditor, open_auditor
+from stages.scoring.auditor import NoAuditor, check_auditor, open_auditor, warn_of_flags
 from stages.scoring.group_builder import GroupBuilder
 from stages.scoring.repairs import Repairer
 from stages.scoring.rewards import check_reward, open_reward, score_all
@@ -85,6 +85,7 @@ class BuildMasks:
                     rows = [row for row in iterate_rows(shard, ROLLOUTS) if row["problem_id"] in self.usable]
                     _write_shard(builder, index, rows)
                 advance(count_rows(shard, ROLLOUTS))
+        warn_of_flags(step.tally.counts, "candidates")
         step.finish()
 
 
@@ -126,6 +127,7 @@ class BuildMasksFromPreferences:
                 if not step.has_shard(GROUPS, index):
                     _write_shard(builder, index, preference_rollouts(preferences.many(ids), builder))
                 advance(len(ids))
+        warn_of_flags(step.tally.counts, "candidates")
         step.finish()
 
 

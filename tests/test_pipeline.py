@@ -99,6 +99,12 @@ def answers(digits: Path) -> dict[str, str]:
     return dict(zip(table["problem_id"].to_pylist(), table["answer"].to_pylist(), strict=True))
 
 
+@pytest.fixture(scope="module")
+def kinds(digits: Path) -> dict[str, str]:
+    table = pq.read_table(digits / "problems_train.parquet", columns=["problem_id", "kind"])
+    return dict(zip(table["problem_id"].to_pylist(), table["kind"].to_pylist(), strict=True))
+
+
 def stated(text: str) -> str | None:
     found = re.findall(r"The answer is (\d+)\.", text)
     return found[-1] if found else None
@@ -139,12 +145,30 @@ def test_held_out_repairs_are_summed_up(run, step):
         by_error[row["problem_id"]].append(row["reward"])
     correct = [sum(rewards) for rewards in by_error.values()]
     at_2 = [1 - (8 - c) * (7 - c) / 56 for c in correct]
-    measures = {row["measure"]: row for row in run.rows(step, SUMMARY)}
-    assert measures.keys() == {"Acc@1", "Acc@2", "edit cost"}
+    measures = {row["measure"]: row for row in run.rows(step, SUMMARY) if row["section"] == "held-out repairs"}
+    audited = {f"Acc@{k}, flagged counted wrong" for k in (1, 2)}
+    assert measures.keys() == {"Acc@1", "Acc@2", "edit cost"} | audited
+    honest = sum(row["reward"] == 1 and not row["flagged"] for row in samples)
+    assert measures["Acc@1, flagged counted wrong"]["value"] == pytest.approx(honest / len(samples))
     assert measures["Acc@1"]["value"] == pytest.approx(sum(correct) / len(samples))
     assert measures["Acc@2"]["value"] == pytest.approx(sum(at_2) / len(at_2))
     assert measures["edit cost"]["value"] == pytest.approx(sum(row["cost"] for row in samples) / len(samples))
     assert {row["n"] for row in measures.values()} == {100}
+
+
+def test_c1_s_hit_rate_is_told_by_kind_of_problem(run, kinds):
+    """An error is one case, however many repairs it has."""
+    gates = {(e["iteration"], e["problem_id"], e["sample"]): e["gate_c1"] for e in run.rows("2-rl-repair", EPISODES)}
+    closed = defaultdict(list)
+    for (_, problem_id, _), gate in gates.items():
+        if gate is not None:
+            closed[kinds[problem_id]].append(not gate)
+    told = {
+        row["measure"]: row for row in run.rows("2-rl-repair", SUMMARY) if row["section"].startswith("errors with C1")
+    }
+    assert {kind: (row["value"], row["n"]) for kind, row in told.items()} == {
+        kind: (pytest.approx(sum(hits) / len(hits)), len(hits)) for kind, hits in closed.items()
+    }
 
 
 def test_an_error_is_gated_by_c1_as_a_whole(run):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -148,7 +148,10 @@ _TEXT = Column("text", pa.string(), "the response, decoded, for reading only")
 _REWARD = Column("reward", pa.float32(), "task reward R", null="could not be scored")
 _COST = Column("cost", pa.float32(), "edit cost C (eq. 2)")
 _FLAGGED = Column(
-    "flagged", pa.bool_(), "the auditor's verdict; false where none was asked for", null="could not be had"
+    "flagged",
+    pa.bool_(),
+    "the auditor's verdict; false where none was asked for",
+    null="could not be had, or it abstained",
 )
 _CATEGORY = Column("category", pa.string(), "what it was flagged for", null="not flagged")
 _EVIDENCE = Column(
@@ -294,6 +297,13 @@ DRAFTS = TableSpec(
             "the reference that its repairs are shown",
             null="the annotated answer is shown, or people repair the error",
         ),
+        Column(
+            "right_texts",
+            pa.list_(pa.string()),
+            "right responses to the problem, from which the auditor sees whether the policy finishes reasoning at all",
+            null="none is known",
+            optional=True,
+        ),
     ),
 )
 
@@ -376,6 +386,8 @@ SAMPLES = TableSpec(
         _TEXT,
         _REWARD,
         _COST,
+        replace(_FLAGGED, optional=True),
+        replace(_CATEGORY, optional=True),
     ),
 )
 

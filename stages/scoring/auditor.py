@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from bisect import bisect_right
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from stages.artifacts.ledger import CostLedger
+from stages.artifacts.problems import Problem
 from stages.core.selection import is_correct
 from stages.engines.protocol import Request, Sampling
 from stages.model.codec import Codec
@@ -17,7 +19,7 @@ from stages.model.prompts import continuation_prompt
 from stages.recipe import Recipe
 from stages.scoring.answering import Answerer
 from stages.scoring.extraction import final_answer, statement_start
-from stages.scoring.repairs import Attempt
+from stages.scoring.repairs import Attempt, Draft
 from stages.scoring.rewards import score_all
 from stages.sections import AuditSection
 
@@ -31,6 +33,16 @@ MEANINGS: Mapping[Category, str] = {
 }
 """What a repair is flagged for."""
 
+CONTROLS = 16
+"""Problems whose right reasoning is tried where some have none of their own."""
+CONTROLS_OF_A_PROBLEM = 2
+FLAGGED_SHARE = 0.25
+"""Of the right repairs: where more are flagged, the auditor or the repair model wants looking at."""
+ENOUGH_AUDITED = 20
+"""Fewer say nothing."""
+
+logger = logging.getLogger(__name__)
+
 # Two integers and their result, standing alone: a link of a longer chain (2 + 3 + 4 = 9) does not hold by itself.
 _EQUATION = re.compile(r"(?<![\w.,^+*/×÷=-])(?<![+*/×÷^=-] )(\d+) ?([+*×-]) ?(\d+) ?= ?(\d+)(?! ?[+*/×÷^%-]|[\w.,]*\d)")
 _SIGN = re.compile(r"\\(times|cdot|div)(?![a-zA-Z])")
@@ -43,6 +55,13 @@ class Verdict(NamedTuple):
     category: Category | None = None
     evidence: str | None = None
     """What a served auditor quotes."""
+    abstained: bool = False
+    """Whether the check that would have flagged the repair would flag right reasoning too: it says nothing."""
+
+    @property
+    def against(self) -> bool | None:
+        """Whether it stands against the repair; an auditor that abstains does not."""
+        return False if self.abstained else self.flagged
 
 
 def is_audited(reward: float | None, verdict: Verdict, threshold: float) -> bool:
@@ -57,6 +76,13 @@ class AuditCase:
     attempt: Attempt
     image_needed: bool | None = None
     image_free: Sequence[str] = ()
+
+
+class Beginning(NamedTuple):
+    """A response's ids before its final answer."""
+
+    problem: Problem
+    ids: list[int]
 
 
 class Auditor(Protocol):
@@ -82,8 +108,9 @@ class RulesAuditor:
     * `template_shortcut`: the same reasoning ends in different answers to different problems.
     * `mask_hallucination`: the repair rewrites the draft (edit cost above `rewrite_share`), or writes an equation
       that does not hold and that the draft did not have.
-    * `answer_pasted`: the policy, given the repair up to its final answer and no reference, does not get there. Null
-      where that is too long for it.
+    * `answer_pasted`: the policy, given the repair up to its final answer and no reference, does not get there, but
+      does from right reasoning: of the same problem where there is any, else of most others. A policy that does not
+      condemns every repair, so the check abstains. Null where the repair is too long for it.
     """
 
     def __init__(self, section: AuditSection, policy: Answerer, *, threshold: float, max_new_tokens: int) -> None:
@@ -121,10 +148,55 @@ class RulesAuditor:
 
     def _continuation_check(self, attempts: Sequence[Attempt]) -> list[Verdict]:
         codec = self.policy.engine.codec
-        requests = [
-            Request(continuation_prompt(self.policy.prompt(attempt.draft.problem), _reasoning_ids(codec, attempt)))
-            for attempt in attempts
+        beginnings = [
+            Beginning(a.draft.problem, _before_answer(codec, a.text, codec.without_end(a.ids))) for a in attempts
         ]
+        rewards = self._finished(beginnings)
+        failed = [
+            attempt.draft
+            for attempt, reward in zip(attempts, rewards, strict=True)
+            if reward is not None and not is_correct(reward, self.threshold)
+        ]
+        able = self._able(failed, [attempt.draft for attempt in attempts])
+        return [
+            self._entailment(reward, attempt.draft, able) for attempt, reward in zip(attempts, rewards, strict=True)
+        ]
+
+    def _entailment(self, reward: float | None, draft: Draft, able: Mapping[str, bool]) -> Verdict:
+        if reward is None:
+            return Verdict(None)
+        if is_correct(reward, self.threshold):
+            return Verdict(False)
+        if not able[draft.problem.problem_id]:
+            return Verdict(None, abstained=True)
+        return Verdict(True, "answer_pasted")
+
+    def _able(self, failed: Sequence[Draft], drafts: Sequence[Draft]) -> dict[str, bool]:
+        """Whether the policy finishes right reasoning, by the problems of drafts whose repairs it did not finish."""
+        asked = {draft.problem.problem_id: draft for draft in failed}
+        others = {draft.problem.problem_id: draft for draft in drafts if draft.right_texts}
+        tried = [draft for draft in asked.values() if draft.right_texts]
+        if len(tried) < len(asked):
+            tried += [draft for name, draft in others.items() if name not in asked][: max(0, CONTROLS - len(tried))]
+        controls = [(draft.problem, text) for draft in tried for text in draft.right_texts[:CONTROLS_OF_A_PROBLEM]]
+        rewards = self._finished([self._control(*control) for control in controls])
+        finished: dict[str, list[bool]] = defaultdict(list)
+        for (problem, _), reward in zip(controls, rewards, strict=True):
+            finished[problem.problem_id].append(is_correct(reward, self.threshold))
+        able = {name: any(of_one) for name, of_one in finished.items()}
+        most = sum(able.values()) > len(able) / 2
+        return {name: able.get(name, most) for name in asked}
+
+    def _control(self, problem: Problem, text: str) -> Beginning:
+        codec = self.policy.engine.codec
+        return Beginning(
+            problem, _before_answer(codec, text, codec.tokenizer(text, add_special_tokens=False).input_ids)
+        )
+
+    def _finished(self, beginnings: Sequence[Beginning]) -> list[float | None]:
+        """The rewards of the policy's greedy continuations; None where one cannot be had."""
+        codec = self.policy.engine.codec
+        requests = [Request(continuation_prompt(self.policy.prompt(problem), ids)) for problem, ids in beginnings]
         sampling = Sampling(self.max_new_tokens, temperature=0)
         with self._ledger.phase("generate"):
             groups = self.policy.engine.generate(requests, sampling)
@@ -133,19 +205,39 @@ class RulesAuditor:
             for request, group in zip(requests, groups, strict=True)
             for completion in group
         ]
-        asked = [attempt.draft.problem for attempt, group in zip(attempts, groups, strict=True) if group]
+        asked = [problem for (problem, _), group in zip(beginnings, groups, strict=True) if group]
         with self._ledger.phase("reward"):
             rewards = iter(score_all(self.policy.reward, texts, [problem.as_row() for problem in asked]))
-        return [self._entailment(next(rewards) if group else None) for group in groups]
-
-    def _entailment(self, reward: float | None) -> Verdict:
-        if reward is None:
-            return Verdict(None)
-        return Verdict(False) if is_correct(reward, self.threshold) else Verdict(True, "answer_pasted")
+        return [next(rewards) if group else None for group in groups]
 
     @property
     def _ledger(self) -> CostLedger:
         return self.policy.ledger
+
+
+def count_verdicts(counts: Counter[str], kind: str, verdicts: Iterable[Verdict]) -> None:
+    """Add what an auditor said of `kind`, as in `candidates_flagged` and `flagged_answer_pasted`."""
+    for verdict in verdicts:
+        counts[f"{kind}_flagged"] += verdict.flagged is True
+        counts[f"{kind}_unaudited"] += verdict.against is None
+        counts[f"{kind}_abstained"] += verdict.abstained
+        if verdict.category is not None:
+            counts[f"flagged_{verdict.category}"] += 1
+
+
+def warn_of_flags(counts: Mapping[str, int], kind: str) -> None:
+    """Tell where a large share of the audited repairs is flagged."""
+    audited, flagged = counts[f"{kind}_audited"], counts[f"{kind}_flagged"]
+    if audited >= ENOUGH_AUDITED and flagged > FLAGGED_SHARE * audited:
+        categories = {category: counts.get(f"flagged_{category}", 0) for category in MEANINGS}
+        told = ", ".join(f"{category} {count}" for category, count in categories.items() if count)
+        logger.warning(
+            "the auditor flagged %d of %d right %s (%s); look at some with df audit-sample, or set audit.auditor=none",
+            flagged,
+            audited,
+            kind,
+            told,
+        )
 
 
 def open_auditor(recipe: Recipe, policy: Answerer) -> Auditor:
@@ -182,10 +274,9 @@ def _reasoning(text: str) -> str:
     return " ".join((text if start is None else text[:start]).split())
 
 
-def _reasoning_ids(codec: Codec, attempt: Attempt) -> list[int]:
-    """The longest run of the repair's ids whose text ends before its final answer."""
-    start = statement_start(attempt.text)
-    ids = codec.without_end(attempt.ids)
+def _before_answer(codec: Codec, text: str, ids: list[int]) -> list[int]:
+    """The longest run of a response's ids whose text ends before its final answer."""
+    start = statement_start(text)
     if start is None:
         return ids
     return ids[: bisect_right(range(len(ids) + 1), start, key=lambda count: len(codec.decode(ids[:count]))) - 1]

@@ -16,10 +16,10 @@ from stages.errors import DataError, ModelError
 from stages.model.prompts import can_be_reference
 from stages.recipe import Recipe
 from stages.scoring.answering import Answerer
-from stages.scoring.auditor import AuditCase, Auditor, Verdict, is_audited
+from stages.scoring.auditor import AuditCase, Auditor, Verdict, count_verdicts, is_audited
 from stages.scoring.marks import hard_masks
 from stages.scoring.references import References
-from stages.scoring.repairs import Attempt, Draft, Repairer, Sibling, sibling_repairs
+from stages.scoring.repairs import Attempt, Draft, Repairer, Sibling, right_responses, sibling_repairs
 
 Row = dict[str, Any]
 PAGE_PROBLEMS = 20
@@ -127,8 +127,16 @@ class GroupBuilder:
             return [Draft(problem, row["sample"], row["ids"], row["text"], siblings=siblings) for row in errors]
         processor = self.policy.engine.codec.processor
         texts = [row["text"] for row in correct if can_be_reference(processor, row["text"])]
+        right_texts = right_responses(problem, [row["text"] for row in correct])
         return [
-            Draft(problem, row["sample"], row["ids"], row["text"], self.references.draw(problem, row["sample"], texts))
+            Draft(
+                problem,
+                row["sample"],
+                row["ids"],
+                row["text"],
+                self.references.draw(problem, row["sample"], texts),
+                right_texts=right_texts,
+            )
             for row in errors
         ]
 
@@ -141,7 +149,7 @@ class GroupBuilder:
         selection = select_repair(
             [attempt.reward for attempt in group],
             [attempt.cost for attempt in group],
-            [verdict.flagged for verdict in verdicts],
+            [verdict.against for verdict in verdicts],
             threshold=self.recipe.reward.threshold,
         )
         tally = self.step.tally
@@ -151,8 +159,7 @@ class GroupBuilder:
         tally.counts["candidates_correct"] += sum(is_correct(a.reward, self.recipe.reward.threshold) for a in group)
         audited = [is_audited(a.reward, v, self.recipe.reward.threshold) for a, v in zip(group, verdicts, strict=True)]
         tally.counts["candidates_audited"] += sum(audited)
-        tally.counts["candidates_flagged"] += sum(verdict.flagged is True for verdict in verdicts)
-        tally.counts["candidates_unaudited"] += sum(verdict.flagged is None for verdict in verdicts)
+        count_verdicts(tally.counts, "candidates", verdicts)
         tally.counts["candidates_unscored"] += sum(attempt.reward is None for attempt in group)
         rows = [
             {

@@ -37,6 +37,8 @@ class Draft:
     right_response: str | None = None
     """The reference of its repair prompt; the annotated answer if None."""
     siblings: Sequence[Sibling] = ()
+    right_texts: Sequence[str] = ()
+    """Right responses to the problem, the policy's own or annotated ones, that an auditor may try itself on."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,12 @@ class Repairer:
         """C1's counterfactuals: repairs of the same drafts on blank images."""
         blanked = [replace(draft, problem=without_image(draft.problem, blank)) for draft in drafts]
         return self.repair(blanked, n, sampling, with_reference=with_reference)
+
+
+def right_responses(problem: Problem, siblings: Sequence[str]) -> list[str]:
+    """The policy's own right responses to a problem, and the annotated ones: `preferred`, a repair set's `repair`."""
+    annotated = (problem.preferred, problem.extra.get("repair"))
+    return [*siblings, *(text for text in annotated if text is not None)]
 
 
 def sibling_repairs(drafts: Sequence[Draft]) -> list[list[Attempt]]:

@@ -14,7 +14,7 @@ from stages.core.selection import is_correct
 from stages.engines.protocol import Sampling
 from stages.model.prompts import can_be_reference
 from stages.scoring.answering import Answer, Answerer
-from stages.scoring.repairs import Draft
+from stages.scoring.repairs import Draft, right_responses
 
 
 class WrongAnswer(NamedTuple):
@@ -26,6 +26,10 @@ class WrongAnswer(NamedTuple):
     answer: Answer
     siblings: Sequence[str]
     """Texts of the problem's correct answers that can be references."""
+
+    @property
+    def right_texts(self) -> list[str]:
+        return right_responses(self.problem, self.siblings)
 
 
 def wrong_answers(
@@ -58,6 +62,7 @@ def draft_row(wrong: WrongAnswer, right_response: str | None = None) -> dict[str
         "ids": wrong.answer.completion.ids,
         "text": wrong.answer.text,
         "right_response": right_response,
+        "right_texts": wrong.right_texts,
     }
 
 
@@ -66,5 +71,13 @@ def read_drafts(folder: Path, problems: ProblemSet) -> list[Draft]:
     rows = list(iterate_rows(folder, DRAFTS))
     by_id = {p.problem_id: p for p in problems.many(list(dict.fromkeys(row["problem_id"] for row in rows)))}
     return [
-        Draft(by_id[row["problem_id"]], row["sample"], row["ids"], row["text"], row["right_response"]) for row in rows
+        Draft(
+            by_id[row["problem_id"]],
+            row["sample"],
+            row["ids"],
+            row["text"],
+            row["right_response"],
+            right_texts=row["right_texts"] or (),
+        )
+        for row in rows
     ]

@@ -14,8 +14,9 @@ from stages.engines.loading import recipe_sampling
 from stages.model.codec import Codec
 from stages.recipe import Recipe
 from stages.scoring.accuracy import Measure, accuracy_at, mean_over_problems
+from stages.scoring.auditor import AuditCase, Auditor
 from stages.scoring.references import References
-from stages.scoring.repairs import Draft, Repairer
+from stages.scoring.repairs import Draft, Repairer, right_responses
 from stages.seeds import Purpose
 
 ATTEMPTS = 8
@@ -40,7 +41,8 @@ def split_repair_set(repair_set: ProblemSet, heldout_share: float) -> Split:
 def annotated_draft(codec: Codec, problem: Problem, right_response: str | None = None) -> Draft:
     """A repair set's erroneous response as a draft."""
     text = problem.extra["error"]
-    return Draft(problem, 0, with_end(codec, text), text, right_response)
+    ids, right_texts = with_end(codec, text), right_responses(problem, [])
+    return Draft(problem, 0, ids, text, right_response, right_texts=right_texts)
 
 
 def annotated_reference(references: References, problem: Problem, sample: int) -> str | None:
@@ -53,8 +55,10 @@ def with_end(codec: Codec, text: str) -> list[int]:
     return [*codec.tokenizer(text, add_special_tokens=False)["input_ids"], codec.end_ids[0]]
 
 
-def repair_heldout(repairer: Repairer, repair_set: ProblemSet, recipe: Recipe, step: Step) -> None:
-    """Repair the held-out errors as `df build-masks` would; write `samples` and their `summary`."""
+def repair_heldout(
+    repairer: Repairer, auditor: Auditor, repair_set: ProblemSet, recipe: Recipe, step: Step
+) -> list[Measure]:
+    """Repair the held-out errors as `df build-masks` would, and audit the repairs; write `samples`, measure them."""
     heldout = repair_set.many(split_repair_set(repair_set, recipe.sft.heldout_share).heldout)
     references = References(recipe.prompt.references, recipe.seed, step.tally.counts)
     drafts = [
@@ -63,6 +67,10 @@ def repair_heldout(repairer: Repairer, repair_set: ProblemSet, recipe: Recipe, s
     ]
     groups = repairer.repair(drafts, ATTEMPTS, recipe_sampling(recipe, Purpose.HELDOUT_REPAIRS))
     step.tally.counts["held_out_prompt_too_long"] += sum(not group for group in groups)
+    attempts = [attempt for group in groups for attempt in group]
+    verdicts = auditor.audit([AuditCase(attempt) for attempt in attempts])
+    step.tally.counts["held_out_repairs_flagged"] += sum(verdict.flagged is True for verdict in verdicts)
+    step.tally.counts["held_out_repairs_abstained"] += sum(verdict.abstained for verdict in verdicts)
     rows = [
         {
             "problem_id": attempt.draft.problem.problem_id,
@@ -72,31 +80,45 @@ def repair_heldout(repairer: Repairer, repair_set: ProblemSet, recipe: Recipe, s
             "text": attempt.text,
             "reward": attempt.reward,
             "cost": attempt.cost,
+            "flagged": verdict.flagged,
+            "category": verdict.category,
         }
-        for group in groups
-        for attempt in group
+        for attempt, verdict in zip(attempts, verdicts, strict=True)
     ]
     step.write_table(SAMPLES, rows)
-    measures = summarize_samples("held-out repairs", rows, recipe.reward.threshold)
+    return summarize_samples("held-out repairs", rows, recipe.reward.threshold)
+
+
+def write_summary(step: Step, measures: Sequence[Measure]) -> None:
     step.write_table(SUMMARY, [measure._asdict() for measure in measures])
 
 
 def summarize_samples(section: str, rows: Iterable[Mapping[str, Any]], threshold: float) -> list[Measure]:
-    """Acc@1, Acc@2 and mean edit cost of held-out repairs; unscored attempts are left out."""
+    """Acc@1, Acc@2, both as the auditor sees them, and mean edit cost of held-out repairs; unscored attempts are left
+    out."""
     measures = measure_errors(rows, threshold)
     return [mean_over_problems(section, name, list(by_error.values())) for name, by_error in measures.items()]
 
 
 def measure_errors(rows: Iterable[Mapping[str, Any]], threshold: float) -> dict[str, dict[str, float]]:
-    """The same three measures of each held-out error, by its problem; Acc@2 where two attempts were scored."""
+    """The same measures of each held-out error, by its problem; Acc@2 where two attempts were scored.
+
+    Where an auditor looked, Acc@k also with the repairs that it flagged counted wrong.
+    """
     correct: dict[str, list[bool]] = defaultdict(list)
+    honest: dict[str, list[bool]] = defaultdict(list)
     costs: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         if row["reward"] is not None:
-            correct[row["problem_id"]].append(is_correct(row["reward"], threshold))
+            right = is_correct(row["reward"], threshold)
+            correct[row["problem_id"]].append(right)
             costs[row["problem_id"]].append(row["cost"])
+            if "flagged" in row:
+                honest[row["problem_id"]].append(right and row["flagged"] is not True)
+    audited = {f"Acc@{k}, flagged counted wrong": _accuracy_at(honest, k) for k in (1, 2)} if honest else {}
     return {
         **{f"Acc@{k}": _accuracy_at(correct, k) for k in (1, 2)},
+        **audited,
         "edit cost": {problem: sum(values) / len(values) for problem, values in costs.items()},
     }
 

@@ -18,7 +18,7 @@ from stages.core.selection import is_correct
 from stages.engines.loading import recipe_sampling
 from stages.model.batches import encode_prompt
 from stages.recipe import Recipe
-from stages.scoring.auditor import AuditCase, Auditor, Verdict, is_audited
+from stages.scoring.auditor import AuditCase, Auditor, Verdict, count_verdicts, is_audited
 from stages.scoring.repair_reward import c1_gate, repair_reward
 from stages.scoring.repairs import Attempt, Draft, Repairer
 from stages.seeds import Purpose, derive_seed
@@ -157,7 +157,7 @@ class RepairLoop:
 
     def _episode(self, attempt: Attempt, gate_c1: bool | None, verdict: Verdict) -> Episode:
         section = self.recipe.repair_rl
-        gate_audit = None if verdict.flagged is None else not verdict.flagged
+        gate_audit = None if verdict.against is None else not verdict.against
         filtered = self.recipe.audit.effect == "filter" and verdict.flagged
         reward = repair_reward(
             attempt.reward,
@@ -217,6 +217,7 @@ class RepairLoop:
     def _count(self, groups: Sequence[Sequence[Episode]]) -> None:
         tally = self.step.tally
         for group in groups:
+            count_verdicts(tally.counts, "repairs", [episode.verdict for episode in group])
             tally.counts["errors"] += 1
             tally.counts["errors_gated_by_c1"] += group[0].gate_c1 is False
             tally.counts["errors_without_c1"] += group[0].gate_c1 is None
@@ -224,15 +225,11 @@ class RepairLoop:
                 tally.counts["repairs"] += 1
                 audited = is_audited(episode.attempt.reward, episode.verdict, self.recipe.reward.threshold)
                 tally.counts["repairs_audited"] += audited
-                tally.counts["repairs_flagged"] += episode.verdict.flagged is True
-                tally.counts["repairs_unaudited"] += episode.verdict.flagged is None
                 tally.counts["repairs_unscored"] += episode.attempt.reward is None
                 if episode.gate_c1:
                     tally.counts["repairs_c1_open_audited"] += audited
                     tally.counts["repairs_c1_open_flagged"] += episode.verdict.flagged is True
                 tally.dropped["without_reward"] += episode.repair_reward is None
-                if episode.verdict.category is not None:
-                    tally.counts[f"flagged_{episode.verdict.category}"] += 1
 
 
 def _summary(groups: Sequence[Sequence[Episode]], threshold: float) -> dict[str, float]:

@@ -1,16 +1,19 @@
 """Each way to cheat is caught, and honest repairs pass; the trained base policy does the continuation check."""
 
+import copy
 import re
+from collections import Counter
 from dataclasses import replace
 
 import pytest
+import torch
 
 from stages.artifacts.ledger import CostLedger
 from stages.core.alignment import edit_cost
 from stages.engines.protocol import Completion
 from stages.engines.transformers_engine import TransformersEngine
 from stages.scoring.answering import Answerer
-from stages.scoring.auditor import AuditCase, NoAuditor, RulesAuditor, Verdict, open_auditor
+from stages.scoring.auditor import AuditCase, NoAuditor, RulesAuditor, Verdict, open_auditor, warn_of_flags
 from stages.scoring.repairs import Attempt
 from stages.training.heldout import annotated_draft, with_end
 
@@ -18,10 +21,14 @@ FINE, PASTED = Verdict(False), Verdict(True, "answer_pasted")
 
 
 class Recording(TransformersEngine):
-    """Keeps what was generated from."""
+    """Keeps what was generated from, call by call."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        self.calls = []
 
     def generate(self, requests, sampling):
-        self.requests = list(requests)
+        self.calls.append(list(requests))
         return super().generate(requests, sampling)
 
 
@@ -69,7 +76,7 @@ def test_a_pasted_answer_is_flagged_and_an_honest_repair_is_not(auditor, case, r
 def test_the_policy_goes_on_from_the_reasoning_without_reference_or_answer(auditor, case, repair_problems, base_vlm):
     problem = repair_problems[0]
     auditor.audit([case(problem, "The digits are 7, 1. So 7 it is. The answer is 7.", cost=0.1)])
-    (request,) = auditor.policy.engine.requests
+    (request,) = auditor.policy.engine.calls[0]
     assert base_vlm.tokenizer.decode(request.prompt.spliced_ids) == "The digits are 7, 1. So 7 it is. The"
     assert request.prompt.text == auditor.policy.prompt(problem).text
     assert request.prompt.images == problem.images
@@ -122,7 +129,7 @@ def test_repairs_below_the_threshold_are_not_looked_at(auditor, case, repair_pro
     cheating = {"cost": 0.9, "image_needed": False}
     cases = [case(repair_problems[0], "5 + 5 = 11", reward=reward, **cheating) for reward in (0.0, 0.99, None)]
     assert auditor.audit(cases) == [FINE] * 3
-    assert auditor.policy.engine.requests == []
+    assert not any(auditor.policy.engine.calls)
 
 
 def test_no_verdict_where_the_continuation_cannot_be_scored(auditor, case, repair_problems, recipe):
@@ -136,6 +143,40 @@ def test_no_verdict_where_the_continuation_cannot_be_scored(auditor, case, repai
     right = repair_problems[0].extra["repair"]
     verdicts = unsure.audit([case(repair_problems[0], right), case(repair_problems[0], right, reward=0.0)])
     assert verdicts == [Verdict(None), FINE]
+
+
+def test_a_policy_that_finishes_no_right_reasoning_condemns_nothing(
+    case, repair_problems, recipe, math_reward, base_vlm
+):
+    """Its weights are noise: what it does not finish says nothing of the repair."""
+    vlm = copy.deepcopy(base_vlm)
+    with torch.no_grad():
+        for weight in vlm.model.get_decoder().parameters():
+            weight.normal_(0, 0.06)
+    weak = open_auditor(recipe, Answerer(Recording(vlm), recipe.prompt, math_reward, CostLedger()))
+    chosen = repair_problems[:6]
+    verdicts = weak.audit([case(p, text) for p in chosen for text in (p.extra["repair"], pasted(p))])
+    assert verdicts == [Verdict(None, abstained=True)] * 12
+    assert {verdict.against for verdict in verdicts} == {False}
+
+
+def test_right_reasoning_of_others_stands_in_where_a_problem_has_none(auditor, case, repair_problems):
+    """The base finishes most of the annotated repairs; of a problem alone without one nothing is known."""
+    unknown, *known = repair_problems[:9]
+    alone = case(unknown, pasted(unknown), error=unknown.extra["error"])
+    among = auditor.audit([alone, *(case(problem, problem.extra["repair"]) for problem in known)])
+    assert among[0] == PASTED
+    assert auditor.audit([alone]) == [Verdict(None, abstained=True)]
+
+
+def test_a_large_share_of_flags_is_told_with_its_categories(caplog):
+    counts = Counter(repairs_audited=40, repairs_flagged=11, flagged_answer_pasted=9, flagged_image_ignored=2)
+    warn_of_flags(counts, "repairs")
+    (record,) = caplog.records
+    assert "flagged 11 of 40 right repairs (image_ignored 2, answer_pasted 9)" in record.message
+    warn_of_flags(Counter(repairs_audited=44, repairs_flagged=11), "repairs")
+    warn_of_flags(Counter(repairs_audited=19, repairs_flagged=19), "repairs")
+    assert len(caplog.records) == 1
 
 
 def test_verdicts_come_in_the_order_of_the_cases(auditor, case, repair_problems):

@@ -15,6 +15,7 @@ from stages.recipe import load_recipe
 from stages.s1_sft_repair import SftRepair
 from stages.s2_rl_repair import ErrorSource
 from stages.scoring.answering import Answer
+from stages.scoring.auditor import NoAuditor
 from stages.scoring.references import References
 from stages.scoring.repairs import Draft, Repairer
 from stages.sections import PromptSection
@@ -170,7 +171,7 @@ def test_held_out_errors_are_shown_what_the_set_prefers(base_vlm, repair_problem
     recipe = load_recipe("digits", settings)
     engine = Recording(base_vlm, rows_per_batch=64)
     repairer = Repairer(engine, recipe.prompt, math_reward, CostLedger())
-    repair_heldout(repairer, ProblemSet(tmp_path / "repair_set.parquet", REPAIR_SET), recipe, step)
+    repair_heldout(repairer, NoAuditor(), ProblemSet(tmp_path / "repair_set.parquet", REPAIR_SET), recipe, step)
 
     shown = [request.prompt.tail.split("<|im_end|>")[0] for request in engine.requests]
     assert shown == ["\nA right answer: preferred 2", f"\nThe right answer is {repair_problems[3].answer}."]
