@@ -7,6 +7,7 @@
 # make lock    bring uv.lock up to date with pyproject.toml; make lock UPGRADE=--upgrade takes the newest versions
 # make bench   the training step beside TRL's, the loss's memory, masks and checked answers per second; tables and
 #              plots in runs/bench
+# make test-gpu   what must hold on a CUDA GPU, and speed and memory there at true dimensions; table and JSON in runs/gpu
 # make soak    three stages over 10,000 and 100,000 problems, and a slow judge: memory, open files, speed; in runs/soak
 # make fuzz    answer checking under mutated hostile answers, TIME seconds a target, in an environment of its own
 #
@@ -61,7 +62,7 @@ ifneq ($(filter all,$(or $(MAKECMDGOALS),all)),)
 $(shell mkdir -p '$(RUN)' && echo "$(SETTINGS)" | cmp -s - '$(RUN)/settings' || echo "$(SETTINGS)" > '$(RUN)/settings')
 endif
 
-.PHONY: all ablate test test-vllm test-faults check lock bench soak fuzz clean
+.PHONY: all ablate test test-vllm test-faults check lock bench test-gpu soak fuzz clean
 
 all: $(RUN)/summary.parquet
 
@@ -128,6 +129,9 @@ bench: .venv/installed-bench
 	$(BIN)/python tests/bench/loss_memory.py
 	$(BIN)/python tests/bench/build_masks.py
 	$(BIN)/python tests/bench/answers.py
+
+test-gpu: .venv/installed-bench
+	PYTHONPATH=. $(BIN)/python tests/gpu/all.py
 
 soak: .venv/installed
 	PYTHONPATH=data/digits:tests $(BIN)/python tests/soak/load.py

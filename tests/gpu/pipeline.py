@@ -1,10 +1,7 @@
-"""One round of the digits pipeline by its commands: everything in float32, then the round again in bfloat16."""
+"""One round of the digits pipeline: everything in float32, then the round again in bfloat16."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,6 +9,18 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 from measured import Line
+
+from stages.artifacts.columns import METRICS
+from stages.artifacts.notes import read_manifest
+from stages.artifacts.stage import Stage, execute
+from stages.artifacts.store import iterate_rows
+from stages.evaluate import Evaluate
+from stages.recipe import Recipe, load_recipe
+from stages.s1_sft_repair import SftRepair
+from stages.s2_rl_repair import RlRepair
+from stages.s3_rollout import Rollout
+from stages.s4_build_masks import BuildMasks
+from stages.s5_train_policy import TrainPolicy
 
 DIGITS = Path(__file__).parents[2] / "data" / "digits"
 PAIRS = 200
@@ -25,42 +34,43 @@ SET = (
     "evaluate.draws=2",
     "evaluate.image_removed=false",
 )
+FIRST_STEP = ("ratio_", "clip_fraction", "grad_norm", "mismatch_")
+"""Beginnings of the metrics that tell whether sampler, scorer and trainer agree."""
 
 
 def pipeline() -> Iterator[Line]:
+    base, train, test = (DIGITS / name for name in ("base", "problems_train.parquet", "problems_test.parquet"))
     with tempfile.TemporaryDirectory() as folder:
-        run, base = Path(folder), DIGITS / "base"
-        train, test, pairs = DIGITS / "problems_train.parquet", DIGITS / "problems_test.parquet", run / "pairs.parquet"
+        run = Path(folder)
+        pairs, sft, rl = run / "pairs.parquet", run / "sft", run / "rl"
         pq.write_table(pq.read_table(DIGITS / "repair_set.parquet").slice(0, PAIRS), pairs, row_group_size=64)
-        sft, rl = run / "sft", run / "rl"
-        yield from _command("float32", "sft-repair", sft, "--repair-set", pairs, "--model", base)
-        yield from _command("float32", "rl-repair", rl, "--problems", train, "--policy", base, "--repair-model", sft,
-                            "--repair-set", pairs)  # fmt: skip
+        recipe = _recipe("float32")
+        yield from _run("float32", SftRepair(recipe, pairs, base), sft)
+        yield from _run("float32", RlRepair(recipe, train, base, sft, pairs), rl)
         for dtype in ("float32", "bfloat16"):
-            own = run / dtype
-            yield from _command(dtype, "rollout", own / "rollout", "--problems", train, "--policy", base)
-            yield from _command(dtype, "build-masks", own / "masks", "--rollouts", own / "rollout", "--problems", train,
-                                "--repair-model", rl, "--policy", base)  # fmt: skip
-            yield from _command(dtype, "train-policy", own / "policy", "--groups", own / "masks", "--problems", train,
-                                "--policy", base)  # fmt: skip
-            first = pq.read_table(own / "policy" / "metrics.parquet").to_pylist()
-            step = min(row["step"] for row in first)
-            for row in first:
-                if row["step"] == step and row["metric"].startswith(
-                    ("ratio_", "grad_norm", "mismatch_", "clip_fraction")
-                ):
-                    yield Line(dtype, f"train-policy, first step: {row['metric']}", row["value"], "")
-        yield from _command("bfloat16", "evaluate", run / "scores", "--problems", test, "--model", own / "policy")
+            recipe, own = _recipe(dtype), run / dtype
+            yield from _run(dtype, Rollout(recipe, train, base), own / "rollout")
+            yield from _run(dtype, BuildMasks(recipe, own / "rollout", train, rl, base), own / "masks")
+            yield from _run(dtype, TrainPolicy(recipe, own / "masks", train, base), own / "policy")
+            yield from _first_step(dtype, own / "policy")
+            yield from _run(dtype, Evaluate(recipe, test, own / "policy"), own / "scores")
 
 
-def _command(dtype: str, name: str, out: Path, *inputs: object) -> Iterator[Line]:
-    """Raises RuntimeError where it fails, with what it printed."""
-    assignments = [argument for value in (*SET, f"model.dtype={dtype}") for argument in ("--set", value)]
-    command = [sys.executable, "-m", "df_cli", name, *map(str, inputs), "--out", str(out), "--recipe", "digits"]
+def _recipe(dtype: str) -> Recipe:
+    return load_recipe("digits", [*SET, f"model.dtype={dtype}"])
+
+
+def _run(dtype: str, stage: Stage, out: Path) -> Iterator[Line]:
     started = time.perf_counter()
-    done = subprocess.run([*command, *assignments], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"df {name} ended with {done.returncode}:\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}")
-    yield Line(dtype, f"df {name}", time.perf_counter() - started, "s", True)
-    phases = json.loads((out / "manifest.json").read_text())["device_seconds"]
-    yield Line(dtype, f"df {name}: device-seconds", sum(phases.values()), "s")
+    execute(stage, out)
+    manifest = read_manifest(out)
+    yield Line(dtype, f"df {manifest['step']}", time.perf_counter() - started, "s", True)
+    yield Line(dtype, f"df {manifest['step']}: device-seconds", sum(manifest["device_seconds"].values()), "s")
+
+
+def _first_step(dtype: str, out: Path) -> Iterator[Line]:
+    rows = list(iterate_rows(out / f"{METRICS.name}.parquet", METRICS))
+    first = min(row["step"] for row in rows)
+    for row in rows:
+        if row["step"] == first and row["metric"].startswith(FIRST_STEP):
+            yield Line(dtype, f"train-policy, first step: {row['metric']}", row["value"], "")
