@@ -13,7 +13,8 @@
 #
 # make all RECIPE=my.yaml RUN=runs/mine ROUNDS=4 SEED=1 DATA=/data/mine BASE=org/model SET="rollout.problems=512"
 #
-# Values in SET hold no spaces. Several processes, one a GPU:
+# A step whose output is complete and up to date is not run again. Where one would be overwritten, since its inputs or the
+# recipe fields that it reads changed, make says so and stops, unless OVERWRITE=1. Several processes, one a GPU:
 # make all LAUNCH="--config_file stages/recipes/accelerate/ddp.yaml" TRAIN_LAUNCH="--config_file stages/recipes/accelerate/fsdp2.yaml"
 
 RECIPE ?= digits
@@ -21,11 +22,14 @@ RUN ?= runs/$(patsubst %.yaml,%,$(notdir $(RECIPE)))
 ROUNDS ?= 3
 SEED ?= 0
 DATA ?= data/digits
+# A file, or the folder of df import-problems or df repair-set read.
+data = $(firstword $(wildcard $(DATA)/$(1).parquet $(DATA)/$(1)) $(DATA)/$(1).parquet)
 BASE ?= $(DATA)/base
-TRAIN ?= $(DATA)/problems_train.parquet
-TEST ?= $(DATA)/problems_test.parquet
-REPAIR_SET ?= $(DATA)/repair_set.parquet
+TRAIN ?= $(call data,problems_train)
+TEST ?= $(call data,problems_test)
+REPAIR_SET ?= $(call data,repair_set)
 SET ?=
+OVERWRITE ?=
 TIME ?= 60
 
 PYTHON ?= python3
@@ -35,7 +39,14 @@ TRAIN_LAUNCH ?= $(LAUNCH)
 df = $(if $(1),$(BIN)/accelerate launch $(1) -m df_cli,$(BIN)/df)
 DF := $(call df,$(LAUNCH))
 DF_TRAIN := $(call df,$(TRAIN_LAUNCH))
-OPTIONS = --recipe $(RECIPE) $(foreach assignment,$(SET),--set '$(assignment)') --overwrite
+
+# A word of SET that is no section.key=... belongs to the value before it.
+space := $(subst ,, )
+begins = $(or $(filter seed=%,$(1)),$(and $(findstring =,$(1)),$(findstring .,$(firstword $(subst =, ,$(1))))))
+MARKED := $(foreach word,$(SET),$(if $(call begins,$(word)),@@)$(word))
+MARKED := $(if $(filter-out @@%,$(firstword $(MARKED))),@@)$(MARKED)
+SETTINGS := $(subst @@,--set ',$(subst $(space)@@,' --set ',$(subst ','\'',$(MARKED))))$(if $(strip $(SET)),')
+OPTIONS = --recipe $(RECIPE) $(SETTINGS)
 RECIPE_FILE := $(wildcard $(RECIPE) stages/recipes/$(RECIPE).yaml)
 # Correct rollouts repair the errors of their group: the repair model's two stages fall away.
 SIBLING := $(or $(findstring masks.repairer=sibling,$(SET)),$(shell grep -so 'repairer: *sibling' $(RECIPE_FILE) /dev/null))
@@ -54,54 +65,85 @@ round = $(RUN)/round-$(1)
 policy = $(if $(filter 1,$(1)),$(BASE),$(call round,$(shell expr $(1) - 1))/train-policy)
 round_seed = $(shell expr $(SEED) \* 1000 + $(1))
 LAST := $(call round,$(ROUNDS))/train-policy
+SCORED_BASE := $(RUN)/evaluate-base
 FINAL := $(RUN)/evaluate-round-$(ROUNDS)
 
-# What a run was asked for; when it changes, everything in the run is made again.
-SETTINGS := RECIPE=$(RECIPE) SEED=$(SEED) SET=$(SET) BASE=$(BASE) TRAIN=$(TRAIN) TEST=$(TEST) REPAIR_SET=$(REPAIR_SET)
-ifneq ($(filter all,$(or $(MAKECMDGOALS),all)),)
-$(shell mkdir -p '$(RUN)' && echo "$(SETTINGS)" | cmp -s - '$(RUN)/settings' || echo "$(SETTINGS)" > '$(RUN)/settings')
-endif
+# Each step: its folder, what launches it, its command, the steps that come first.
+STEPS :=
+define step
+STEPS += $(1)
+launch/$(1) := $(2)
+command/$(1) := $(3) --out $(1) $$(OPTIONS)
+before/$(1) := $(4)
+endef
+define repair_model
+$(call step,$(SFT),$(DF_TRAIN),sft-repair --repair-set $(REPAIR_SET) --policy $(BASE) --seed $(SEED))
+$(call step,$(RL),$(DF_TRAIN),rl-repair --problems $(TRAIN) --policy $(BASE) --repair-model $(SFT) --repair-set $(REPAIR_SET) --seed $(SEED),$(SFT))
+endef
+# A round: roll out the newest policy, repair its errors, train on the difference.
+define a_round
+$(call step,$(call round,$(1))/rollout,$(DF),rollout --problems $(TRAIN) --policy $(call policy,$(1)) --seed $(call round_seed,$(1)),$(if $(filter 1,$(1)),$(if $(SIBLING),,$(RL)),$(call policy,$(1))))
+$(call step,$(call round,$(1))/build-masks,$(DF),build-masks --rollouts $(call round,$(1))/rollout --problems $(TRAIN) $(if $(SIBLING),,--repair-model $(RL)) --policy $(call policy,$(1)) --seed $(call round_seed,$(1)),$(call round,$(1))/rollout)
+$(call step,$(call round,$(1))/train-policy,$(DF_TRAIN),train-policy --groups $(call round,$(1))/build-masks --problems $(TRAIN) --policy $(call policy,$(1)) --seed $(call round_seed,$(1)),$(call round,$(1))/build-masks)
+endef
+$(if $(SIBLING),,$(eval $(repair_model)))
+$(foreach number,$(shell seq $(ROUNDS)),$(eval $(call a_round,$(number))))
+$(eval $(call step,$(SCORED_BASE),$(DF),evaluate --problems $(TEST) --policy $(BASE) --seed $(SEED)))
+$(eval $(call step,$(FINAL),$(DF),evaluate --problems $(TEST) --policy $(LAST) --seed $(SEED),$(LAST)))
+SUMMARIZE := summarize $(RUN) --rounds $(ROUNDS)
 
-.PHONY: all ablate test test-vllm test-faults check lock bench test-gpu soak fuzz clean
+# Only df knows which steps' inputs or recipe fields changed; what would be overwritten it names, marked by !.
+export DF_DIGESTS := $(RUN)/digests.jsonl
+quoted = '$(subst ','\'',$(1))'
+define newline
+
+
+endef
+define look
+COMMANDS := $(shell mktemp)
+$$(file >$$(COMMANDS),$$(foreach step,$$(STEPS),$$(command/$$(step))$$(newline))$$(SUMMARIZE))
+TO_DO := $$(shell DF_DIGESTS=$$(DF_DIGESTS) $$(BIN)/python -m df_cli.standing < $$(COMMANDS); rm $$(COMMANDS))
+endef
+ifneq ($(filter all,$(or $(MAKECMDGOALS),all)),)
+TO_DO := $(STEPS) $(RUN)
+$(if $(wildcard .venv/installed),$(eval $(look)))
+endif
+CHANGED := $(filter !%,$(TO_DO))
+to_do = $(if $(filter $(1) !$(1),$(TO_DO)),again)
+
+# A recipe of one's own does not train the example's model on the example's data.
+BY_DEFAULT = $(filter file,$(origin $(1)))
+OWN := $(filter-out digits,$(RECIPE))
+NO_DATA := $(and $(OWN),$(call BY_DEFAULT,DATA),$(call BY_DEFAULT,TRAIN))
+NO_BASE := $(and $(call BY_DEFAULT,BASE),$(or $(and $(OWN),$(call BY_DEFAULT,DATA)),$(if $(wildcard $(BASE)),,none)))
+REFUSAL := $(strip $(if $(or $(NO_DATA),$(NO_BASE)),RECIPE=$(RECIPE): give$(if $(NO_DATA), DATA= (a folder with problems_train, problems_test and repair_set))$(and $(NO_DATA),$(NO_BASE), and)$(if $(NO_BASE), BASE= (the policy to start from: a folder or a hub name))))
+ifeq ($(REFUSAL)$(OVERWRITE),)
+REFUSAL := $(if $(CHANGED),nothing is overwritten without OVERWRITE=1; or take another RUN)
+endif
+REFUSAL := $(or $(REFUSAL),$(if $(filter refused,$(TO_DO)),nothing was run))
+READY := .venv/installed $(if $(REFUSAL),refuse)
+
+.PHONY: all ablate test test-vllm test-faults check lock bench test-gpu soak fuzz clean again refuse
 
 all: $(RUN)/summary.parquet
 
-$(RUN)/summary.parquet: $(LAST)/manifest.json $(RUN)/evaluate-base/manifest.json $(FINAL)/manifest.json
-	$(BIN)/df summarize $(RUN) --rounds $(ROUNDS)
+refuse:
+	@echo $(call quoted,make: $(REFUSAL)) >&2; exit 1
 
-$(SFT)/manifest.json: $(RUN)/settings $(RECIPE_FILE) $(REPAIR_SET) | .venv/installed
-	$(DF_TRAIN) sft-repair --repair-set $(REPAIR_SET) --model $(BASE) --seed $(SEED) --out $(@D) $(OPTIONS)
+$(RUN)/summary.parquet: $(call to_do,$(RUN)) | $(STEPS:%=%/manifest.json)
+	$(BIN)/df $(SUMMARIZE)
 
-$(RL)/manifest.json: $(SFT)/manifest.json $(TRAIN)
-	$(DF_TRAIN) rl-repair --problems $(TRAIN) --policy $(BASE) --repair-model $(SFT) --repair-set $(REPAIR_SET) --seed $(SEED) --out $(@D) $(OPTIONS)
-
-START := $(if $(SIBLING),$(RUN)/settings $(RECIPE_FILE) $(TRAIN),$(RL)/manifest.json)
-
-# A round: roll out the newest policy, repair its errors, train on the difference.
-define round_rules
-$(call round,$(1))/rollout/manifest.json: $(if $(filter 1,$(1)),$(START),$(call policy,$(1))/manifest.json) | .venv/installed
-	$(DF) rollout --problems $(TRAIN) --policy $(call policy,$(1)) --seed $(call round_seed,$(1)) --out $$(@D) $(OPTIONS)
-
-$(call round,$(1))/build-masks/manifest.json: $(call round,$(1))/rollout/manifest.json
-	$(DF) build-masks --rollouts $(call round,$(1))/rollout --problems $(TRAIN) $(if $(SIBLING),,--repair-model $(RL)) --policy $(call policy,$(1)) --seed $(call round_seed,$(1)) --out $$(@D) $(OPTIONS)
-
-$(call round,$(1))/train-policy/manifest.json: $(call round,$(1))/build-masks/manifest.json
-	$(DF_TRAIN) train-policy --groups $(call round,$(1))/build-masks --problems $(TRAIN) --policy $(call policy,$(1)) --seed $(call round_seed,$(1)) --out $$(@D) $(OPTIONS)
+define rule
+$(1)/manifest.json: $(call to_do,$(1)) | $(READY) $(patsubst %,%/manifest.json,$(before/$(1)))
+	$$(launch/$(1)) $$(command/$(1)) $(if $(OVERWRITE),--overwrite-changed)
 endef
-$(foreach number,$(shell seq $(ROUNDS)),$(eval $(call round_rules,$(number))))
+$(foreach step,$(STEPS),$(eval $(call rule,$(step))))
 
-$(RUN)/evaluate-base/manifest.json: $(RUN)/settings $(RECIPE_FILE) $(TEST) | .venv/installed
-	$(DF) evaluate --problems $(TEST) --model $(BASE) --seed $(SEED) --out $(@D) $(OPTIONS)
+again: ;
 
-$(FINAL)/manifest.json: $(LAST)/manifest.json $(TEST)
-	$(DF) evaluate --problems $(TEST) --model $(LAST) --seed $(SEED) --out $(@D) $(OPTIONS)
-
-ablate: .venv/installed
-	$(BIN)/df ablate --train $(TRAIN) --test $(TEST) --repair-set $(REPAIR_SET) --base $(BASE) --out $(RUN)-ablation --recipe $(RECIPE) \
-	  $(foreach assignment,$(SET),--set '$(assignment)') $(if $(LAUNCH),--launch '$(LAUNCH)') $(if $(TRAIN_LAUNCH),--train-launch '$(TRAIN_LAUNCH)')
-
-# Written while this file is read.
-$(RUN)/settings: ;
+ablate: | $(READY)
+	$(BIN)/df ablate --train $(TRAIN) --test $(TEST) --repair-set $(REPAIR_SET) --base $(BASE) --out $(RUN)-ablation $(OPTIONS) \
+	  $(if $(LAUNCH),--launch '$(LAUNCH)') $(if $(TRAIN_LAUNCH),--train-launch '$(TRAIN_LAUNCH)')
 
 test: .venv/installed-dev
 	$(BIN)/pytest

@@ -10,15 +10,17 @@ import typer
 
 from df_cli import options
 from df_cli.report import ablation_table, make_console, print_line
+from stages.errors import RecipeError
+from stages.recipe import shipped_recipes, shown_assignment
 
 
 def ablate(
     train: Annotated[Path, typer.Option("--train", help="Problems to train on.")],
     test: Annotated[Path, typer.Option("--test", help="Problems to evaluate on.")],
     repair_set: Annotated[Path, typer.Option("--repair-set", help="Repair set, a Parquet file.")],
-    base: Annotated[Path, typer.Option("--base", help="Policy that every variant starts from.")],
+    base: Annotated[Path, typer.Option("--base", "--policy", help="Policy that every variant starts from.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of all steps, their logs and the result.")],
-    recipe: options.Recipe = "digits",
+    recipe: options.Recipe = None,
     assignments: options.Set = [],  # noqa: B006, typer copies it
     launch: Annotated[
         str | None, typer.Option(help="Options of `accelerate launch` for every step; one process if not given.")
@@ -28,6 +30,8 @@ def ablate(
     ] = None,
 ) -> None:
     """Run the recipe's variants with each seed and compare them; what is there already is not made again."""
+    if recipe is None:
+        raise RecipeError(f"no --recipe; give a file, or one of {', '.join(shipped_recipes())}")
     from stages.ablate import COMMAND, Ablation
 
     def words(options: str | None) -> tuple[str, ...]:
@@ -36,7 +40,7 @@ def ablate(
     train_words = words(launch if train_launch is None else train_launch)
     ablation = Ablation(recipe, assignments, train, test, repair_set, base, out, words(launch), train_words)
     rows = ablation.run()
-    make_console().print(ablation_table(rows))
+    make_console().print(ablation_table(rows, ", ".join([recipe, *map(shown_assignment, assignments)])))
     print_line(f"written to {out / 'ablation.parquet'}")
     if any(row["measure"] == "failed" for row in rows):
         raise typer.Exit(1)

@@ -12,7 +12,7 @@ from df_cli.stage_command import Stage, stage_command
 from stages.recipe import Recipe
 
 
-@stage_command(generates=True)
+@stage_command("build-masks", generates=True)
 def build_masks(
     recipe: Recipe,
     rollouts: Annotated[Path | None, typer.Option("--rollouts", help="Output of df rollout.")] = None,

@@ -12,11 +12,11 @@ from df_cli.stage_command import Stage, stage_command
 from stages.recipe import Recipe
 
 
-@stage_command(generates=True)
+@stage_command("evaluate", generates=True)
 def evaluate(
     recipe: Recipe,
     problems: options.Problems,
-    model: Annotated[Path, typer.Option("--model", help="A checkpoint, or the output of a training step.")],
+    model: Annotated[Path, typer.Option("--policy", "--model", help="A checkpoint, or the output of a training step.")],
     on_bad_row: options.OnBadRow = "fail",
 ) -> Stage:
     """Score a model: greedy, sampled, and with the image removed."""

@@ -25,13 +25,24 @@ def seconds(duration: str) -> float:
     return sum(parts)
 
 
-Recipe = Annotated[str, typer.Option("--recipe", help="Recipe file, or the name of a shipped recipe.")]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help="Recipe file, or the name of a shipped recipe (df recipe list); without it the one that the folders named "
+        "here were made with.",
+    ),
+]
 Set = Annotated[
     list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one field of the recipe; repeatable.")
 ]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of this step; the recipe's if not given.")]
 Out = Annotated[Path, typer.Option("--out", help="Output folder of this step.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there already.")]
+OverwriteChanged = Annotated[
+    bool,
+    typer.Option("--overwrite-changed", help="The same, but an output that is complete and up to date stays as it is."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check inputs and recipe, print the plan, stop.")]
 StopAfter = Annotated[
     float | None,
@@ -60,7 +71,7 @@ OnBadRow = Annotated[
     ),
 ]
 _problems = typer.Option("--problems", help="Problems, a Parquet file or a folder of shards.")
-_policy = typer.Option("--policy", help="Policy: a checkpoint, or a train-policy output.")
+_policy = typer.Option("--policy", "--model", help="Policy: a checkpoint, or a train-policy output.")
 _repair_model = typer.Option("--repair-model", help="Repair model: a checkpoint, or an sft-repair or rl-repair output.")
 Episodes = Annotated[Path, typer.Option("--episodes", help="Output of df rl-repair.")]
 Problems = Annotated[Path, _problems]

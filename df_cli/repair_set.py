@@ -17,7 +17,7 @@ app = typer.Typer(
 
 
 @app.command("sheet")
-@stage_command(generates=True)
+@stage_command("repair-set sheet", generates=True)
 def sheet(
     recipe: Recipe,
     problems: options.Problems,
@@ -32,7 +32,7 @@ def sheet(
 
 
 @app.command("read")
-@stage_command()
+@stage_command("repair-set read")
 def read(
     recipe: Recipe,
     sheet: Annotated[Path, typer.Option("--sheet", help="Output of df repair-set sheet.")],

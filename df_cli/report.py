@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,15 +43,26 @@ def print_outcome(outcome: Outcome) -> None:
     elif outcome.ran:
         console.print(summary_table(outcome))
         if (outcome.out / SUMMARY_FILE).is_file():
-            console.print(measures_table(read_measures(outcome.out / SUMMARY_FILE)))
+            console.print(measures_table(read_measures(outcome.out / SUMMARY_FILE), recipe_title([outcome.manifest])))
     else:
-        print_line(f"{outcome.out}: complete and up to date, nothing to do")
+        print_complete(outcome.out)
+
+
+def print_complete(out: Path, gone: Sequence[str] = ()) -> None:
+    """That there was nothing to do; `gone` are files of its models that are not there any more."""
+    others = f" and {len(gone) - 1} more" if gone[1:] else ""
+    lost = f" ({gone[0]}{others} deleted since; --overwrite makes the step again)" if gone else ""
+    print_line(f"{out}: complete and up to date, nothing to do{lost}")
 
 
 def summary_table(outcome: Outcome) -> Table:
     """Rows in and out, what was dropped and why, what it counted and cost, where it lies."""
+    from stages.artifacts.origin import Origin
+
     manifest = outcome.manifest or {}
     table = Table("", Column(overflow="fold"), title=manifest["step"], show_header=False, title_justify="left")
+    if "origin" in manifest:
+        table.add_row("recipe", cell(str(Origin(**manifest["origin"]))))
     table.add_row("rows in", str(manifest["rows_in"]))
     table.add_row("rows out", str(manifest["rows_out"]))
     for reason, rows in sorted(manifest["dropped"].items()):
@@ -64,6 +75,13 @@ def summary_table(outcome: Outcome) -> Table:
     return table
 
 
+def recipe_title(manifests: Iterable[Mapping[str, Any]]) -> str:
+    """The recipes that these steps were made with, each once."""
+    from stages.artifacts.origin import Origin
+
+    return "; ".join(dict.fromkeys(f"recipe {Origin(**m['origin'])}" for m in manifests if "origin" in m))
+
+
 def read_measures(path: Path) -> list[Measure]:
     """Rows of a `summary` artifact."""
     from stages.artifacts.columns import SUMMARY
@@ -73,9 +91,9 @@ def read_measures(path: Path) -> list[Measure]:
     return [Measure(**row) for row in iterate_rows(path, SUMMARY)]
 
 
-def measures_table(measures: Iterable[Measure]) -> Table:
+def measures_table(measures: Iterable[Measure], title: str) -> Table:
     """Measures with their 95% intervals, a section at a time."""
-    table = Table("", "measure", "value", "95% interval", "n", title_justify="left")
+    table = Table("", "measure", "value", "95% interval", "n", title=cell(title), title_justify="left")
     last = None
     for measure in measures:
         if last not in (None, measure.section):
@@ -89,9 +107,10 @@ def measures_table(measures: Iterable[Measure]) -> Table:
     return table
 
 
-def ablation_table(rows: Iterable[Mapping[str, Any]]) -> Table:
+def ablation_table(rows: Iterable[Mapping[str, Any]], recipe: str) -> Table:
     """Rows of `ablation`, those of single runs first."""
-    table = Table("variant", "seed", "measure", "value", "95% interval", "n", "", title_justify="left")
+    title = cell(f"recipe {recipe}")
+    table = Table("variant", "seed", "measure", "value", "95% interval", "n", "", title=title, title_justify="left")
     for row in rows:
         interval = "" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
         n, seed = ("" if row[name] is None else str(row[name]) for name in ("n", "seed"))

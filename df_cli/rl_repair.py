@@ -12,7 +12,7 @@ from df_cli.stage_command import Stage, stage_command
 from stages.recipe import Recipe
 
 
-@stage_command(generates=True, trains=True)
+@stage_command("rl-repair", generates=True, trains=True)
 def rl_repair(
     recipe: Recipe,
     problems: options.Problems,

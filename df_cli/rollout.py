@@ -7,7 +7,7 @@ from df_cli.stage_command import Stage, stage_command
 from stages.recipe import Recipe
 
 
-@stage_command(generates=True)
+@stage_command("rollout", generates=True)
 def rollout(
     recipe: Recipe, problems: options.Problems, policy: options.Policy, on_bad_row: options.OnBadRow = "fail"
 ) -> Stage:

@@ -12,11 +12,13 @@ from df_cli.stage_command import Stage, stage_command
 from stages.recipe import Recipe
 
 
-@stage_command(trains=True)
+@stage_command("sft-repair", trains=True)
 def sft_repair(
     recipe: Recipe,
     repair_set: Annotated[Path, typer.Option("--repair-set", help="Repair set, a Parquet file.")],
-    model: Annotated[Path, typer.Option("--model", help="The policy, which the repair model starts from.")],
+    model: Annotated[
+        Path, typer.Option("--policy", "--model", help="Policy, which the repair model starts from: a checkpoint.")
+    ],
     on_bad_row: options.OnBadRow = "fail",
 ) -> Stage:
     """Train the repair model on annotated repairs (eq. 1)."""

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, get_type_hints
+from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
 
 from df_cli import options
-from df_cli.report import print_outcome
+from df_cli.report import print_complete, print_outcome
+from stages.errors import ArtifactError
 from stages.interruption import Requests
-from stages.recipe import load_recipe
+from stages.recipe import Recipe, load_recipe, recipe_with, shipped_recipes, shown_assignment
+
+if TYPE_CHECKING:
+    from stages.artifacts.origin import Origin
+    from stages.artifacts.up_to_date import Standing
 
 
 class Stage(Protocol):
@@ -24,57 +31,150 @@ class Stage(Protocol):
     def run(self, step: Any) -> None: ...
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a command line asks for."""
+
+    step: str
+    recipe: Recipe
+    origin: Origin
+    out: Path
+    given: dict[str, Any]
+    """The step's own options by name."""
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """Those among the options."""
+        return {name: value for name, value in self.given.items() if isinstance(value, Path)}
+
+    def standing(self) -> Standing:
+        """How the output folder stands to it; told without torch.
+
+        Raises:
+            ArtifactError: the output is not what its manifest says.
+        """
+        from stages.artifacts.up_to_date import Standing, standing
+        from stages.declared import declare
+
+        on_bad_row = self.given.get("on_bad_row", "fail")
+        declared = declare(
+            self.step, self.recipe, {name: value for name, value in self.given.items() if name != "on_bad_row"}
+        )
+        return Standing() if declared is None else standing(self.out, declared, on_bad_row)
+
+
+def asked(
+    step: str,
+    given: dict[str, Any],
+    *,
+    out: Path,
+    recipe: str | None,
+    assignments: list[str],
+    seed: int | None,
+    engine: str | None = None,
+    **_others: Any,
+) -> Asked:
+    """A command line with its recipe, which is that of the folders it names where it names none."""
+    from stages.artifacts.origin import Origin, inherited
+
+    assignments = [*assignments, *([] if engine is None else [f"engine.name={engine}"])]
+    if recipe is None:
+        paths = [value for value in given.values() if isinstance(value, Path)]
+        origin = inherited(out, paths, shipped_recipes())
+        settings = recipe_with(dict(origin.values), Path(origin.name), assignments)
+    else:
+        settings = load_recipe(recipe, assignments)
+        origin = Origin(recipe, [], {})
+    told = [*origin.assignments, *map(shown_assignment, assignments)]
+    origin = Origin(origin.name, told, settings.model_dump(mode="json"))
+    if seed is not None:
+        settings = settings.model_copy(update={"seed": seed})
+    return Asked(step, settings, origin, out, given)
+
+
 def _run(
     make_stage: Callable[..., Stage],
-    inputs: dict[str, Any],
+    step: str,
+    given: dict[str, Any],
     stops: bool,
     *,
     out: options.Out,
-    recipe: options.Recipe = "digits",
+    recipe: options.Recipe = None,
     assignments: options.Set = [],  # noqa: B006, typer copies it
     seed: options.Seed = None,
     overwrite: options.Overwrite = False,
+    overwrite_changed: options.OverwriteChanged = False,
     dry_run: options.DryRun = False,
     stop_after: options.StopAfter = None,
     save_every: options.SaveEvery = None,
     engine: options.Engine = None,
 ) -> None:
-    settings = load_recipe(recipe, [*assignments, *([] if engine is None else [f"engine.name={engine}"])])
-    if seed is not None:
-        settings = settings.model_copy(update={"seed": seed})
-    stage = make_stage(settings, **inputs)
+    asked_for = asked(step, given, out=out, recipe=recipe, assignments=assignments, seed=seed, engine=engine)
+    if not overwrite and not dry_run:
+        try:
+            standing = asked_for.standing()
+        except ArtifactError:
+            if not overwrite_changed:
+                raise
+            overwrite = True
+        else:
+            if standing.manifest is not None:
+                if _is_main():
+                    print_complete(out, standing.gone)
+                return
+            overwrite = overwrite_changed
+    stage = make_stage(asked_for.recipe, **given)
     from stages.artifacts.stage import execute
-    from stages.processes import is_main
 
     requests = Requests(stop_after_s=stop_after, save_every=save_every) if stops else None
-    outcome = execute(stage, Path(out), overwrite=overwrite, dry_run=dry_run, requests=requests)
-    if is_main():
+    origin = asked_for.origin.as_record()
+    outcome = execute(stage, out, overwrite=overwrite, dry_run=dry_run, requests=requests, origin=origin)
+    if _is_main():
         print_outcome(outcome)
 
 
-def stage_command(*, generates: bool = False, trains: bool = False) -> Callable[..., Callable[..., None]]:
-    """A command from a function that makes a stage of a recipe and inputs.
+def _is_main() -> bool:
+    """Whether this process speaks to the user; one that nobody launched beside others is not asked through torch."""
+    if "WORLD_SIZE" not in os.environ:
+        return True
+    from stages.processes import is_main
+
+    return is_main()
+
+
+def stage_command(step: str, *, generates: bool = False, trains: bool = False) -> Callable[..., Callable[..., None]]:
+    """A command from a function that makes a stage of a recipe and inputs; `step` is its name in plans.
 
     Its options are the function's inputs and those that every stage has: the recipe, its changes, the output; and the
     recipe's engine where it generates, how often it saves where it trains, and a time limit where it does either: work
-    that is cut into shards or steps can stop between them.
+    that is cut into shards or steps can stop between them. Its attribute `asked` takes the same options and gives what
+    is asked for.
     """
     left_out = {"engine": not generates, "save_every": not trains, "stop_after": not (generates or trains)}
-    return lambda make_stage: _command(make_stage, {name for name, is_left_out in left_out.items() if is_left_out})
+    names = {name for name, is_left_out in left_out.items() if is_left_out}
+    return lambda make_stage: _command(make_stage, step, names)
 
 
-def _command(make_stage: Callable[..., Stage], left_out: Collection[str]) -> Callable[..., None]:
+def _command(make_stage: Callable[..., Stage], step: str, left_out: Collection[str]) -> Callable[..., None]:
     own = list(inspect.signature(make_stage).parameters.values())[1:]
-    parameters = list(inspect.signature(_run).parameters.values())[3:]
+    parameters = list(inspect.signature(_run).parameters.values())[4:]
     shared = [parameter for parameter in parameters if parameter.name not in left_out]
     hints = get_type_hints(make_stage, include_extras=True) | get_type_hints(_run, include_extras=True)
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[p.name]) for p in (*own, *shared)]
+
+    def given(values: dict[str, Any]) -> dict[str, Any]:
+        return {parameter.name: values.pop(parameter.name) for parameter in own}
 
     def command(**values: Any) -> None:
-        inputs = {parameter.name: values.pop(parameter.name) for parameter in own}
-        _run(make_stage, inputs, "stop_after" not in left_out, **values)
+        _run(make_stage, step, given(values), "stop_after" not in left_out, **values)
 
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[p.name]) for p in (*own, *shared)]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    command.__doc__ = make_stage.__doc__
+    def ask(**values: Any) -> Asked:
+        return asked(step, given(values), **values)
+
+    functions: list[Any] = [command, ask]
+    for function in functions:
+        function.__signature__ = inspect.Signature(parameters)
+        function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        function.__doc__ = make_stage.__doc__
+    command.asked = ask  # type: ignore[attr-defined]
     return command

@@ -12,7 +12,7 @@ from df_cli.stage_command import Stage, stage_command
 from stages.recipe import Recipe
 
 
-@stage_command(trains=True)
+@stage_command("train-policy", trains=True)
 def train_policy(
     recipe: Recipe,
     groups: Annotated[Path, typer.Option("--groups", help="Output of df build-masks.")],

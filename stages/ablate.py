@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import IO, Any
 
 from stages.ablation import BASE, VariantRun, ablation_rows
 from stages.artifacts.columns import ABLATION
+from stages.artifacts.digests import DIGESTS
 from stages.artifacts.lock import lock_output
 from stages.artifacts.notes import MANIFEST, read_manifest
 from stages.artifacts.stage import planned
@@ -84,6 +86,7 @@ class Ablation:
         with lock_output(self.out):
             with writing(self.out):
                 (self.out / LOGS).mkdir(exist_ok=True)
+            os.environ.setdefault(DIGESTS, str(self.out / "digests.jsonl"))  # its commands hash each file once
             runs = [run for seed in recipe.ablate.seeds for run in self._with_seed(seed, recipe)]
             rows = ablation_rows(runs, recipe.ablate.baseline, recipe.reward.threshold)
             write_rows(self.out / f"{ABLATION.name}.parquet", ABLATION, rows)

@@ -13,8 +13,10 @@ from stages.artifacts.audit_labels import Label, read_labels
 from stages.artifacts.columns import AUDIT_AGREEMENT, AUDIT_SAMPLE
 from stages.artifacts.fingerprint import fingerprint
 from stages.artifacts.notes import read_manifest
-from stages.artifacts.step import Plan, Step
+from stages.artifacts.plan import Input, Plan
+from stages.artifacts.step import Step
 from stages.artifacts.store import iterate_rows
+from stages.declared import episodes_read
 from stages.errors import DataError
 from stages.scoring.agreement import Compared, agreement_rows
 from stages.scoring.audited import CLEAN, Audit, read_audit
@@ -54,9 +56,9 @@ class AuditAgreement:
     """Output of `df audit-sample` that the labels were made from."""
 
     @property
-    def inputs(self) -> dict[str, Path]:
-        sample = {} if self.sample is None else {"sample": self.sample}
-        return {"episodes": self.episodes, "labels": self.labels} | sample
+    def inputs(self) -> dict[str, Path | Input]:
+        sample: dict[str, Path | Input] = {} if self.sample is None else {"sample": self.sample}
+        return sample | {"episodes": episodes_read(self.episodes), "labels": self.labels}
 
     def plan(self) -> Plan:
         if not self.labelling.compared:
@@ -117,7 +119,7 @@ class AuditAgreement:
         drawn_from = read_manifest(self.sample)["inputs"].get("episodes", {}).get("sha256")
         file = self.sample / f"{AUDIT_SAMPLE.name}.parquet"
         strata = {row["episode_id"]: (row["stratum"], row["population"]) for row in iterate_rows(file, AUDIT_SAMPLE)}
-        if drawn_from != fingerprint(self.episodes):
+        if drawn_from != fingerprint(self.episodes, episodes_read(self.episodes).reads):
             raise DataError(
                 f"{self.sample}: drawn from other episodes than {self.episodes}; give those with --episodes"
             )

@@ -15,9 +15,11 @@ from stages import processes
 from stages.artifacts.audit_labels import write_labels
 from stages.artifacts.columns import AUDIT_SAMPLE
 from stages.artifacts.overlay import PairView, overlay_page
+from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import Problem, ProblemSet
-from stages.artifacts.step import Plan, Step
+from stages.artifacts.step import Step
 from stages.artifacts.writing import writing
+from stages.declared import episodes_read
 from stages.errors import DataError
 from stages.scoring.audited import CLEAN, Audit, AuditedRepair, read_audit
 from stages.scoring.auditor import MEANINGS
@@ -57,8 +59,8 @@ class AuditSample:
     file_format: Literal["csv", "parquet"] = "csv"
 
     @property
-    def inputs(self) -> dict[str, Path]:
-        return {"episodes": self.episodes, "problems": self.problems}
+    def inputs(self) -> dict[str, Path | Input]:
+        return {"episodes": episodes_read(self.episodes), "problems": self.problems}
 
     def plan(self) -> Plan:
         ProblemSet(self.problems).many([drawn.problem_id for drawn in self.draw().values()])

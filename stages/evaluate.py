@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import SCORES, SUMMARY
+from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
-from stages.artifacts.step import Plan, Step
+from stages.artifacts.step import Step
 from stages.artifacts.store import iterate_rows
 from stages.batching import batched
+from stages.declared import declare_evaluate
 from stages.engines.loading import open_codec, open_engine, with_engine
 from stages.engines.protocol import Sampling
 from stages.progress import track
@@ -24,7 +26,6 @@ from stages.scoring.image_removal import without_image
 from stages.scoring.rewards import check_reward, open_reward
 from stages.scoring.score_summary import summarize_by_kind, summarize_scores
 from stages.scoring.usable import ProblemCheck
-from stages.sections import SAMPLING_FIELDS
 from stages.seeds import Purpose, derive_seed
 
 
@@ -53,15 +54,17 @@ class Evaluate:
         check = ProblemCheck(self.recipe, open_codec(self.model, self.recipe))
         return check.usable(problems, problems.ids, self.on_bad_row)
 
+    @cached_property
+    def declared(self) -> Plan:
+        return declare_evaluate(with_engine(self.recipe), self.problems, self.model)
+
     @property
-    def inputs(self) -> dict[str, Path]:
-        return {"problems": self.problems, "model": self.model}
+    def inputs(self) -> Mapping[str, Path | Input]:
+        return self.declared.inputs
 
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
-        sections = ("model", "engine", "prompt", "reward", "evaluate")
-        recipe = with_engine(self.recipe).subset(*sections, rollout=SAMPLING_FIELDS, repair_rl={"blank"})
-        return Plan("evaluate", recipe, self.recipe.seed, self.inputs, self.usable.bad)
+        return replace(self.declared, dropped=self.usable.bad)
 
     def run(self, step: Step) -> None:
         recipe = self.recipe

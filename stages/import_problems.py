@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from stages.artifacts.columns import DROPPED, PROBLEMS
+from stages.artifacts.plan import Plan
 from stages.artifacts.problems import EncodedImages
-from stages.artifacts.step import Plan, Step
+from stages.artifacts.step import Step
 from stages.errors import ArtifactError, DataError
 from stages.importing.cells import Unfit
 from stages.importing.images import ImageReader

@@ -38,7 +38,10 @@ def track(label: str, total: int, unit: str) -> Iterator[Advance]:
 
 
 def _pace(rate: float, unit: str) -> str:
-    return f"{rate:.1f} {unit}/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.1f} s each"
+    """Words for so many a second; none where nothing is done yet."""
+    if rate <= 0:
+        return "none yet"
+    return f"{rate:.1f} {unit}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
 
 
 def _bar(console: Console, unit: str) -> Progress:
@@ -60,6 +63,6 @@ class _LineLog:
             return
         self.reported = now
         rate = self.done / max(now - self.started, 1e-9)
-        left = max(self.total - self.done, 0) / max(rate, 1e-9)
-        line = f"{self.label}: {self.done}/{self.total} {self.unit}, {_pace(rate, self.unit)}, {left:.0f} s left"
+        left = f", {max(self.total - self.done, 0) / rate:.0f} s left" if rate else ""
+        line = f"{self.label}: {self.done}/{self.total} {self.unit}, {_pace(rate, self.unit)}{left}"
         print(line, file=sys.stderr, flush=True)

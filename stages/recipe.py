@@ -67,12 +67,7 @@ def load_recipe(name: str | Path, assignments: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: no such file, not YAML, an unknown key (with the nearest valid name) or a value out of bounds.
     """
-    path = Path(name)
-    if not path.is_file():
-        path = RECIPES / f"{name}.yaml"
-    if not path.is_file():
-        shipped = sorted(recipe.stem for recipe in RECIPES.glob("*.yaml"))
-        raise RecipeError(f"{name}: no such recipe file; shipped recipes: {', '.join(shipped)}")
+    path = recipe_file(name)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # no date on the calendar, brackets without end
@@ -80,6 +75,33 @@ def load_recipe(name: str | Path, assignments: Sequence[str] = ()) -> Recipe:
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of sections, this is a {type(values).__name__}")
+    return recipe_with(values, path, assignments)
+
+
+def recipe_file(name: str | Path) -> Path:
+    """The file itself, or a shipped recipe's by its name.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    path = Path(name)
+    if not path.is_file():
+        path = RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        raise RecipeError(f"{name}: no such recipe file; shipped recipes: {', '.join(shipped_recipes())}")
+    return path
+
+
+def shipped_recipes() -> list[str]:
+    return sorted(recipe.stem for recipe in RECIPES.glob("*.yaml"))
+
+
+def recipe_with(values: dict[str, Any], path: Path, assignments: Sequence[str] = ()) -> Recipe:
+    """A recipe of what a file holds, changed by `section.key=value` assignments; `path` names it in errors.
+
+    Raises:
+        RecipeError: an unknown key (with the nearest valid name) or a value out of bounds.
+    """
     for assignment in assignments:
         _assign(values, assignment)
     try:
@@ -104,7 +126,9 @@ def _check_nothing_is_skipped(recipe: Recipe, path: Path) -> None:
 def _assign(values: dict[str, Any], assignment: str) -> None:
     dotted, separator, text = assignment.partition("=")
     if not separator:
-        raise RecipeError(f"--set {assignment}: write section.key=value")
+        raise RecipeError(
+            f"--set {assignment}: write section.key=value, and quote a value with spaces: --set 'section.key=a b'"
+        )
     *sections, key = dotted.split(".")
     for section in sections:
         inner = values.get(section)
@@ -116,7 +140,7 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
         values[key] = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         value, reason = ("its value", "") if _is_private(dotted) else (repr(text), f": {_one_line(error)}")
-        raise RecipeError(f"--set {_shown(assignment)}: {value} is not YAML{reason}; quote it") from error
+        raise RecipeError(f"--set {shown_assignment(assignment)}: {value} is not YAML{reason}; quote it") from error
 
 
 def _explain(path: Path, assignments: Sequence[str], item: Any) -> str:
@@ -138,7 +162,7 @@ def _origin(path: Path, assignments: Sequence[str], field: str) -> str:
     for assignment in reversed(assignments):
         assigned = assignment.partition("=")[0] + "."
         if f"{field}.".startswith(assigned) or assigned.startswith(f"{field}."):
-            return f"--set {_shown(assignment)}"
+            return f"--set {shown_assignment(assignment)}"
     return str(path)
 
 
@@ -146,7 +170,8 @@ def _is_private(field: str) -> bool:
     return any(f"{field}.".startswith(f"{section}.") for section in ENDPOINTS)
 
 
-def _shown(assignment: str) -> str:
+def shown_assignment(assignment: str) -> str:
+    """As it may be told: without the value where that may be a key."""
     field = assignment.partition("=")[0]
     return f"{field}=..." if _is_private(field) else assignment
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 from stages.artifacts.bad_rows import BadRow, OnBadRow
 from stages.artifacts.columns import ERRORS, REPAIR_SET
 from stages.artifacts.label_studio import Annotated, is_unicode, read_annotated
+from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import problem_of_row
-from stages.artifacts.step import Plan, Step
+from stages.artifacts.step import Step
 from stages.artifacts.store import iterate_rows
 from stages.core.alignment import edit_cost
 from stages.core.holdout import order_heldout_last
 from stages.core.selection import is_correct
+from stages.declared import declare_repair_set
 from stages.engines.loading import open_codec
 from stages.errors import DataError, RowError
 from stages.recipe import Recipe
@@ -84,9 +86,13 @@ class ReadRepairSet:
     policy: Path
     on_bad_row: OnBadRow = "fail"
 
+    @cached_property
+    def declared(self) -> Plan:
+        return declare_repair_set(self.recipe, self.sheet, self.annotated, self.policy)
+
     @property
-    def inputs(self) -> dict[str, Path]:
-        return {"sheet": self.sheet, "annotated": self.annotated, "policy": self.policy}
+    def inputs(self) -> Mapping[str, Path | Input]:
+        return self.declared.inputs
 
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
@@ -100,9 +106,8 @@ class ReadRepairSet:
                 "annotate the sheet and export it again"
             )
         self.order  # noqa: B018, raises where there is none
-        recipe = self.recipe.subset("reward", repair_set={"max_edit_cost"}, sft={"heldout_share"})
         left_out = [BadRow(bad.error_id, bad.reason, f"{bad.place}: {REMEDIES[bad.reason]}") for bad in reading.bad]
-        return Plan("repair-set read", recipe, self.recipe.seed, self.inputs, left_out)
+        return replace(self.declared, dropped=left_out)
 
     def run(self, step: Step) -> None:
         reading = self.reading

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
@@ -16,10 +16,12 @@ from stages import processes
 from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import DRAFTS, ERRORS
 from stages.artifacts.label_studio import write_sheet
+from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, ProblemSet, encoded_images
-from stages.artifacts.step import Plan, Step, Tally
+from stages.artifacts.step import Step, Tally
 from stages.artifacts.writing import writing
 from stages.batching import batched
+from stages.declared import declare_repair_sheet
 from stages.engines.loading import open_codec, open_engine, recipe_sampling, with_engine
 from stages.errors import DataError
 from stages.progress import track
@@ -29,7 +31,6 @@ from stages.scoring.repairs import Draft
 from stages.scoring.rewards import check_reward, open_reward
 from stages.scoring.usable import ProblemCheck
 from stages.scoring.wrong_answers import WrongAnswer, draft_row, read_drafts, wrong_answers
-from stages.sections import SAMPLING_FIELDS
 from stages.seeds import Purpose, derive_seed
 
 
@@ -51,21 +52,17 @@ class RepairSheet:
         check = ProblemCheck(self.recipe, open_codec(self.policy, self.recipe))
         return check.usable(problems, problems.ids, self.on_bad_row)
 
+    @cached_property
+    def declared(self) -> Plan:
+        return declare_repair_sheet(with_engine(self.recipe), self.problems, self.policy, self.count)
+
     @property
-    def inputs(self) -> dict[str, Path]:
-        return {"problems": self.problems, "policy": self.policy}
+    def inputs(self) -> Mapping[str, Path | Input]:
+        return self.declared.inputs
 
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
-        recipe = with_engine(self.recipe).subset(
-            "model",
-            "engine",
-            "prompt",
-            "reward",
-            rollout=SAMPLING_FIELDS,
-            repair_set={"samples_per_problem", "errors_per_problem"},
-        )
-        return Plan("repair-set sheet", recipe | {"count": self.count}, self.recipe.seed, self.inputs, self.usable.bad)
+        return replace(self.declared, dropped=self.usable.bad)
 
     def run(self, step: Step) -> None:
         recipe = self.recipe

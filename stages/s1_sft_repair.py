@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -13,9 +13,11 @@ import numpy as np
 from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import METRICS, REPAIR_SET
 from stages.artifacts.notes import MODEL
+from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import Problem, ProblemSet
-from stages.artifacts.step import Plan, Step
+from stages.artifacts.step import Step
 from stages.batching import batched
+from stages.declared import declare_sft_repair
 from stages.engines.loading import embedded_engine, open_codec, open_model
 from stages.errors import DataError
 from stages.model.batches import encode_prompt
@@ -28,7 +30,6 @@ from stages.scoring.references import References
 from stages.scoring.repairs import Repairer
 from stages.scoring.rewards import check_reward, open_reward
 from stages.scoring.usable import ProblemCheck
-from stages.sections import SAMPLING_FIELDS
 from stages.seeds import Purpose, derive_seed
 from stages.training.checkpoints import SAVE_EVERY, Checkpoints
 from stages.training.heldout import (
@@ -62,9 +63,13 @@ class SftRepair:
         check = ProblemCheck(self.recipe, open_codec(self.model, self.recipe), repairs=True)
         return check.usable(rows, rows.ids, self.on_bad_row)
 
+    @cached_property
+    def declared(self) -> Plan:
+        return declare_sft_repair(self.recipe, self.repair_set, self.model)
+
     @property
-    def inputs(self) -> dict[str, Path]:
-        return {"repair_set": self.repair_set, "model": self.model}
+    def inputs(self) -> Mapping[str, Path | Input]:
+        return self.declared.inputs
 
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
@@ -75,11 +80,7 @@ class SftRepair:
                 f"{self.repair_set}: nothing to train on, all {len(self.usable)} of its pairs are held out with "
                 f"sft.heldout_share {self.recipe.sft.heldout_share}; lower it, or annotate more errors"
             )
-        sections = ("model", "prompt", "reward", "audit", "sft", "trainer")
-        # Its held-out repairs come from the weights in training, whatever the recipe's engine.
-        batches = {"rows_per_batch", "tokens_per_batch"}
-        recipe = self.recipe.subset(*sections, engine=batches, rollout=SAMPLING_FIELDS)
-        return Plan("sft-repair", recipe, self.recipe.seed, self.inputs, self.usable.bad)
+        return replace(self.declared, dropped=self.usable.bad)
 
     def run(self, step: Step) -> None:
         recipe, ledger = self.recipe, step.ledger

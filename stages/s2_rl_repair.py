@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ from typing import Any
 from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import DRAFTS, EPISODES, METRICS, REPAIR_SET
 from stages.artifacts.notes import MODEL
+from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
-from stages.artifacts.step import Plan, Step
+from stages.artifacts.step import Step
 from stages.batching import batched
 from stages.core.objectives import has_critic
 from stages.core.selection import is_correct
 from stages.core.values import CriticSettings
+from stages.declared import declare_rl_repair
 from stages.engines.loading import (
     check_same_tokens,
     open_codec,
@@ -40,7 +42,6 @@ from stages.scoring.repairs import Draft, Repairer
 from stages.scoring.rewards import check_reward, open_reward
 from stages.scoring.usable import ProblemCheck
 from stages.scoring.wrong_answers import draft_row, read_drafts, wrong_answers
-from stages.sections import MARK_FIELDS, SAMPLING_FIELDS
 from stages.seeds import Purpose, derive_seed
 from stages.training.checkpoints import Checkpoints
 from stages.training.heldout import repair_heldout, write_summary
@@ -84,10 +85,14 @@ class RlRepair:
         check_same_tokens(self.policy, codec, self.repair_model, open_codec(self.repair_model, self.recipe))
         return ProblemCheck(self.recipe, codec, repairs=True)
 
+    @cached_property
+    def declared(self) -> Plan:
+        recipe = with_engine(self.recipe)
+        return declare_rl_repair(recipe, self.problems, self.policy, self.repair_model, self.repair_set)
+
     @property
-    def inputs(self) -> dict[str, Path]:
-        data = {"problems": self.problems, "policy": self.policy, "repair_model": self.repair_model}
-        return data | ({} if self.repair_set is None else {"repair_set": self.repair_set})
+    def inputs(self) -> Mapping[str, Path | Input]:
+        return self.declared.inputs
 
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
@@ -98,13 +103,10 @@ class RlRepair:
             raise RecipeError(
                 "repair_rl.objective.algorithm is dpo, but repairs come in no pairs; take grpo or another"
             )
-        sections = ("model", "engine", "prompt", "reward", "audit", "repair_rl", "trainer")
-        marks = {"masks": MARK_FIELDS} if self.recipe.audit.auditor == "served" else {}
-        recipe = with_engine(self.recipe).subset(*sections, rollout=SAMPLING_FIELDS, sft={"heldout_share"}, **marks)
         bad = self.usable.bad
         if self.usable_repair_set is not None:
             bad = [*bad, *self.usable_repair_set.bad]
-        return Plan("rl-repair", recipe, self.recipe.seed, self.inputs, bad)
+        return replace(self.declared, dropped=bad)
 
     def run(self, step: Step) -> None:
         recipe = self.recipe

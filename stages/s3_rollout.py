@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import ROLLOUTS
+from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import Problem, ProblemSet
-from stages.artifacts.step import Plan, Step
+from stages.artifacts.step import Step
 from stages.batching import batched
 from stages.core.selection import is_correct
+from stages.declared import declare_rollout
 from stages.engines.loading import open_codec, open_engine, recipe_sampling, with_engine
 from stages.errors import DataError
 from stages.model.codec import Codec
@@ -45,15 +47,18 @@ class Rollout:
     def _codec(self) -> Codec:
         return open_codec(self.policy, self.recipe)
 
+    @cached_property
+    def declared(self) -> Plan:
+        return declare_rollout(with_engine(self.recipe), self.problems, self.policy)
+
     @property
-    def inputs(self) -> dict[str, Path]:
-        return {"problems": self.problems, "policy": self.policy}
+    def inputs(self) -> Mapping[str, Path | Input]:
+        return self.declared.inputs
 
     def plan(self) -> Plan:
         check_reward(self.recipe.reward, needed=False)
-        recipe = with_engine(self.recipe).subset("model", "engine", "prompt", "reward", "rollout")
-        vocabulary = {"vocabulary": self._codec.vocabulary_sha256}
-        return Plan("rollout", recipe | vocabulary, self.recipe.seed, self.inputs, self.usable.bad)
+        recipe = {**self.declared.recipe, "vocabulary": self._codec.vocabulary_sha256}
+        return replace(self.declared, recipe=recipe, dropped=self.usable.bad)
 
     def run(self, step: Step) -> None:
         recipe, section = self.recipe, self.recipe.rollout

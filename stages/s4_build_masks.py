@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ from typing import Any
 from stages import processes
 from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import GROUPS, PREFERENCES, REPAIRS, ROLLOUTS
+from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
-from stages.artifacts.step import Plan, Step
+from stages.artifacts.step import Step
 from stages.artifacts.store import count_rows, iterate_rows, parquet_files
 from stages.artifacts.writing import write_text
 from stages.batching import batched
 from stages.core.selection import is_correct
+from stages.declared import declare_build_masks
 from stages.engines.loading import (
     check_same_tokens,
     check_tokens_of,
@@ -36,7 +38,6 @@ from stages.scoring.group_builder import GroupBuilder
 from stages.scoring.repairs import Repairer
 from stages.scoring.rewards import check_reward, open_reward, score_all
 from stages.scoring.usable import ProblemCheck
-from stages.sections import SAMPLING_FIELDS
 from stages.seeds import Purpose
 from stages.training.heldout import with_end
 
@@ -67,9 +68,14 @@ class BuildMasks:
     def codec(self) -> Codec:
         return _codec(self)
 
+    @cached_property
+    def declared(self) -> Plan:
+        recipe, data = with_engine(self.recipe), {"rollouts": self.rollouts, "problems": self.problems}
+        return declare_build_masks(recipe, self.repair_model, self.policy, **data)
+
     @property
-    def inputs(self) -> dict[str, Path]:
-        return {"rollouts": self.rollouts, "problems": self.problems} | _models(self)
+    def inputs(self) -> Mapping[str, Path | Input]:
+        return self.declared.inputs
 
     def plan(self) -> Plan:
         parquet_files(self.rollouts, ROLLOUTS)
@@ -110,9 +116,14 @@ class BuildMasksFromPreferences:
     def codec(self) -> Codec:
         return _codec(self)
 
+    @cached_property
+    def declared(self) -> Plan:
+        recipe = with_engine(self.recipe)
+        return declare_build_masks(recipe, self.repair_model, self.policy, preferences=self.preferences)
+
     @property
-    def inputs(self) -> dict[str, Path]:
-        return {"preferences": self.preferences} | _models(self)
+    def inputs(self) -> Mapping[str, Path | Input]:
+        return self.declared.inputs
 
     def plan(self) -> Plan:
         return _plan(self)
@@ -180,22 +191,14 @@ def _codec(stage: BuildMasks | BuildMasksFromPreferences) -> Codec:
     return codec
 
 
-def _models(stage: BuildMasks | BuildMasksFromPreferences) -> dict[str, Path]:
-    return ({} if stage.repair_model is None else {"repair_model": stage.repair_model}) | {"policy": stage.policy}
-
-
 def _plan(stage: BuildMasks | BuildMasksFromPreferences) -> Plan:
     recipe, repair_model = stage.recipe, stage.repair_model
     check_reward(recipe.reward)
     _check_options(recipe, repair_model)
     if repair_model is not None:
         check_auditor(recipe.audit)
-    bad = stage.usable.bad
-    vocabulary = {"vocabulary": stage.codec.vocabulary_sha256}
-    sections = with_engine(recipe).subset(
-        "model", "engine", "prompt", "reward", "audit", "masks", rollout=SAMPLING_FIELDS
-    )
-    return Plan("build-masks", sections | vocabulary, recipe.seed, stage.inputs, bad)
+    sections = {**stage.declared.recipe, "vocabulary": stage.codec.vocabulary_sha256}
+    return replace(stage.declared, recipe=sections, dropped=stage.usable.bad)
 
 
 def _check_options(recipe: Recipe, repair_model: Path | None) -> None:

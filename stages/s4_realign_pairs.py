@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,15 @@ from numpy.typing import NDArray
 
 from stages.artifacts.columns import GROUPS
 from stages.artifacts.notes import recorded_vocabulary
-from stages.artifacts.step import Plan, Step, Tally
+from stages.artifacts.plan import Input, Plan
+from stages.artifacts.step import Step, Tally
 from stages.artifacts.store import count_rows, iterate_tables, parquet_files
 from stages.core.alignment import mark_differences, symbols
+from stages.declared import declare_realigned_pairs
 from stages.errors import DataError, RecipeError
 from stages.progress import track
 from stages.recipe import Recipe
-
-MASK_OPTIONS = {"align", "anchor_gaps", "truncate"}
-"""Fields of `masks` that decide which tokens of a pair are marked."""
+from stages.sections import MASK_OPTIONS
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,13 @@ class RealignPairs:
     recipe: Recipe
     pairs: Path
 
+    @cached_property
+    def declared(self) -> Plan:
+        return declare_realigned_pairs(self.recipe, self.pairs)
+
     @property
-    def inputs(self) -> dict[str, Path]:
-        return {"pairs": self.pairs}
+    def inputs(self) -> Mapping[str, Path | Input]:
+        return self.declared.inputs
 
     def plan(self) -> Plan:
         parquet_files(self.pairs, GROUPS)
@@ -46,8 +51,7 @@ class RealignPairs:
                 "masks.granularity is step: steps are told from the tokens' texts, which pairs do not hold; "
                 "run df build-masks on the rollouts, or set masks.granularity=token"
             )
-        recipe = self.recipe.subset(masks=MASK_OPTIONS) | recorded_vocabulary(self.pairs)
-        return Plan("build-masks", recipe, self.recipe.seed, self.inputs)
+        return replace(self.declared, recipe={**self.declared.recipe, **recorded_vocabulary(self.pairs)})
 
     def run(self, step: Step) -> None:
         options = self.recipe.masks.model_dump(include=MASK_OPTIONS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count, groupby, islice
 from pathlib import Path
@@ -16,12 +16,14 @@ from stages import processes
 from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import GROUPS, METRICS, VALUES
 from stages.artifacts.notes import MODEL
+from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, ProblemSet
-from stages.artifacts.step import Plan, Step
+from stages.artifacts.step import Step
 from stages.artifacts.store import count_rows, iterate_rows, parquet_files, read_tables
 from stages.batching import batched
 from stages.core.objectives import has_critic
 from stages.core.values import CriticSettings
+from stages.declared import declare_train_policy
 from stages.engines.loading import check_tokens_of, open_codec, open_model
 from stages.errors import DataError
 from stages.model.batches import encode_prompt
@@ -31,7 +33,6 @@ from stages.prefetch import prefetch
 from stages.progress import track
 from stages.recipe import Recipe
 from stages.scoring.usable import ProblemCheck
-from stages.sections import SAMPLING_FIELDS
 from stages.seeds import Purpose, derive_seed
 from stages.training.checkpoints import SAVE_EVERY, Checkpoints
 from stages.training.groups import Trajectory, left_out, optimization_group, rows_to_work_on, with_token_advantages
@@ -63,20 +64,22 @@ class TrainPolicy:
         check_tokens_of(self.groups, self.policy, codec)
         return ProblemCheck(self.recipe, codec).usable_of(self.groups, GROUPS, problems, self.on_bad_row)
 
+    @cached_property
+    def declared(self) -> Plan:
+        return declare_train_policy(self.recipe, self.groups, self.problems, self.policy, self.budget_device_seconds)
+
     @property
-    def inputs(self) -> dict[str, Path]:
-        return {"groups": self.groups, "problems": self.problems, "policy": self.policy}
+    def inputs(self) -> Mapping[str, Path | Input]:
+        return self.declared.inputs
 
     def plan(self) -> Plan:
         parquet_files(self.groups, GROUPS)
         check_objective(self.recipe.train.objective, self.recipe.rollout)
         check_prime(self.recipe.train)
         check_trackers(self.recipe.tracking)
-        recipe = self.recipe.subset("model", "prompt", "train", "trainer", rollout=SAMPLING_FIELDS)
-        budget = {"budget_device_seconds": self.budget_device_seconds}
         bad = self.usable.bad
         self._check_trainable()
-        return Plan("train-policy", recipe | budget, self.recipe.seed, self.inputs, bad)
+        return replace(self.declared, dropped=bad)
 
     def run(self, step: Step) -> None:
         recipe, section = self.recipe, self.recipe.train

@@ -502,5 +502,7 @@ class TrackingSection(Section):
 
 SAMPLING_FIELDS = {"temperature", "max_new_tokens"}
 """Fields of `rollout` that every sampling stage depends on."""
+MASK_OPTIONS = {"align", "anchor_gaps", "truncate"}
+"""Fields of `masks` that pairs alone can be marked by."""
 MARK_FIELDS = {"align", "anchor_gaps", "truncate", "granularity", "step_end"}
 """Fields of `masks` that decide which tokens of a pair are marked."""

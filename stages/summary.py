@@ -10,33 +10,42 @@ from typing import Any
 from stages.artifacts.columns import SAMPLES, SCORES, SUMMARY
 from stages.artifacts.notes import read_manifest
 from stages.artifacts.store import iterate_rows, write_rows
+from stages.run_folder import (
+    BASE,
+    MASKS,
+    RL,
+    ROLLOUT,
+    SFT,
+    SUMMARY_FILE,
+    all_steps,
+    final_scores,
+    note_summary,
+    repair_steps,
+    round_folder,
+)
 from stages.scoring.accuracy import Measure, mean_over_problems, share
 from stages.scoring.score_summary import correct_by_problem, summarize_scores
 from stages.training.heldout import summarize_samples
-
-SFT, RL = "1-sft-repair", "2-rl-repair"
-ROLLOUT, MASKS, TRAIN = "rollout", "build-masks", "train-policy"
-BASE = "evaluate-base"
 
 
 def summarize_run(run: Path, rounds: int) -> list[Measure]:
     """Read the folders that `make all` writes, write `summary.parquet` beside them, return its rows.
 
+    What it was made from is noted beside it, so that it is known to be up to date.
+
     Raises:
         ArtifactError: a step is not complete.
     """
-    folders = [run / f"round-{number}" for number in range(1, rounds + 1)]
-    final = run / f"evaluate-round-{rounds}"
+    folders = [round_folder(run, number) for number in range(1, rounds + 1)]
     threshold = read_manifest(run / BASE)["recipe"]["reward"]["threshold"]
-    has_repair_model = "repair_model" in read_manifest(folders[0] / MASKS)["inputs"]
-    repair_steps = [run / SFT, run / RL] if has_repair_model else []
     measures = [
-        *(_repair_training(run / SFT, run / RL, threshold) if has_repair_model else []),
+        *(_repair_training(run / SFT, run / RL, threshold) if repair_steps(run) else []),
         *(measure for number, folder in enumerate(folders, 1) for measure in _round(number, folder)),
-        *_policies(run / BASE, final, threshold),
-        *_costs([*repair_steps, run / BASE, final, *(f / s for f in folders for s in (ROLLOUT, MASKS, TRAIN))]),
+        *_policies(run / BASE, final_scores(run, rounds), threshold),
+        *_costs(all_steps(run, rounds)),
     ]
-    write_rows(run / f"{SUMMARY.name}.parquet", SUMMARY, [measure._asdict() for measure in measures])
+    write_rows(run / SUMMARY_FILE, SUMMARY, [measure._asdict() for measure in measures])
+    note_summary(run, rounds)
     return measures
 
 

@@ -1,12 +1,22 @@
-"""What `make all` would run, asked of make itself."""
+"""What `make all` would run, asked of make itself, beside steps that the store wrote and no model."""
 
 import os
 import re
+import shlex
+import shutil
 import subprocess
-import time
+import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+
+from df_cli.standing import parser
+from stages.artifacts.columns import DRAFTS, EPISODES, GROUPS, METRICS, REPAIRS, ROLLOUTS, SCORES
+from stages.artifacts.notes import MANIFEST
+from stages.artifacts.step import Step
+from stages.declared import declare
+from stages.run_folder import note_summary
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
@@ -21,47 +31,111 @@ ORDER = [
     "evaluate-base",
     "evaluate-round-2",
 ]
+CHAIN = ORDER[:8]
+TABLES = {
+    "sft-repair": (METRICS,),
+    "rl-repair": (DRAFTS, EPISODES, METRICS),
+    "rollout": (ROLLOUTS,),
+    "build-masks": (REPAIRS, GROUPS),
+    "train-policy": (METRICS,),
+    "evaluate": (SCORES,),
+}
+TRAINS = ("sft-repair", "rl-repair", "train-policy")
 
 
-@pytest.fixture
-def complete(tmp_path: Path) -> Path:
-    """A run of two rounds in which every step has its manifest, each younger than the one before."""
-    run = tmp_path / "run"
-    would_run(run)
-    now = time.time()
-    for age, step in enumerate([*ORDER, "."]):
-        name = run / step / ("summary.parquet" if step == "." else "manifest.json")
-        name.parent.mkdir(parents=True, exist_ok=True)
-        name.touch()
-        os.utime(name, (now + age / 100, now + age / 100))
-    time.sleep(0.2)
-    return run
+def make(run: Path, *options: str, dry: bool = True) -> subprocess.CompletedProcess[str]:
+    command = ["make", *(["--dry-run"] if dry else []), "-o", ".venv/installed", "all", f"RUN={run}", *options]
+    if not any(option.startswith("ROUNDS=") for option in options):
+        command.append("ROUNDS=2")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+
+
+def commands(run: Path, *options: str) -> dict[str, str]:
+    """Those that `make all` would start, by output folder, in order."""
+    done = make(run, *options)
+    assert done.returncode == 0, done.stderr
+    found = re.findall(rf"df ([a-z-]+ .*--out {re.escape(str(run))}/(\S+).*)", done.stdout)
+    return {folder: command for command, folder in found}
 
 
 def would_run(run: Path, *options: str) -> list[str]:
-    """Output folders of the commands that `make all` would start, in order."""
-    command = ["make", "--dry-run", "all", f"RUN={run}", "ROUNDS=2", *options]
-    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return re.findall(rf"df [a-z-]+ .*--out {re.escape(str(run))}/(\S+)", printed)
+    return [*commands(run, *options)]
+
+
+def write_step(command: str, content: bytes = b"weights") -> None:
+    """The output folder that this command would leave, by the store's own means."""
+    name, *arguments = shlex.split(command.removesuffix(" --overwrite-changed"))
+    asked = parser()([name, *arguments], standalone_mode=False)
+    given = {option: value for option, value in asked.given.items() if option != "on_bad_row"}
+    step = Step.open(asked.out, declare(name, asked.recipe, given))
+    for spec in TABLES[name]:
+        step.write_shards(0, {spec: []})
+    if name in TRAINS:
+        (asked.out / "model").mkdir()
+        (asked.out / "model" / "model.safetensors").write_bytes(content)
+        (asked.out / "optimizer.safetensors").write_bytes(b"state of " + content)
+    step.finish()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    """A run of two rounds in which every step is complete."""
+    run = tmp_path_factory.mktemp("written") / "run"
+    for command in commands(run).values():
+        write_step(command)
+    (run / "summary.parquet").touch()
+    note_summary(run, 2)
+    return run
+
+
+@pytest.fixture
+def complete(written, tmp_path) -> Path:
+    """The same, copied: every file is as young as every other."""
+    return Path(shutil.copytree(written, tmp_path / "run", copy_function=shutil.copyfile))
+
+
+def state(run: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(run)): file.read_bytes() for file in sorted(run.rglob("*")) if file.is_file()}
 
 
 def test_an_empty_folder_runs_every_step_in_pipeline_order(tmp_path):
-    steps = would_run(tmp_path / "run")
-    assert sorted(steps) == sorted(ORDER)
-    chain = [step for step in steps if not step.startswith("evaluate")]
-    assert chain == ORDER[:8]
-    assert steps.index("evaluate-round-2") > steps.index("round-2/train-policy")
+    assert would_run(tmp_path / "run") == ORDER
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_complete_run_does_nothing(complete):
-    assert would_run(complete) == []
+    done = make(complete, dry=False)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "make: Nothing to be done for 'all'.\n", "")
 
 
-@pytest.mark.parametrize("lost", ORDER)
-def test_a_lost_step_runs_again_with_those_after_it(complete, lost):
-    (complete / lost / "manifest.json").unlink()
-    after = ORDER[ORDER.index(lost) :] if lost != "evaluate-base" else [lost]
-    assert sorted(would_run(complete)) == sorted(set(after) - ({"evaluate-base"} - {lost}))
+@pytest.mark.parametrize("lost", ["1-sft-repair", "round-1/build-masks", "round-2/train-policy", "evaluate-base"])
+def test_a_lost_step_runs_again_and_those_after_it_are_looked_at_again(complete, lost):
+    shutil.rmtree(complete / lost)
+    found = commands(complete)
+    after = [] if lost == "evaluate-base" else ORDER[ORDER.index(lost) + 1 :]
+    base_alone = {"evaluate-base"} | ({"round-1/rollout"} if "repair" in lost else set())  # these read the base policy
+    assert [*found] == [lost, *(step for step in after if step not in base_alone)]
+    assert "made with other" not in make(complete).stderr
+
+    write_step(found[lost])
+    assert would_run(complete) == []  # what reads it has read the same bytes
+
+
+def test_a_step_that_comes_out_otherwise_is_no_leave_to_overwrite_those_after_it(complete):
+    before = state(complete)
+    shutil.rmtree(complete / "2-rl-repair")
+    command = commands(complete)["2-rl-repair"]
+    write_step(command, b"other weights")
+
+    done = make(complete, dry=False)
+    assert done.returncode == 2
+    assert f"{complete}/round-1/build-masks: made with other inputs.repair_model\n" in done.stderr
+    assert done.stderr.count("made with other inputs.repair_model\n") == 2  # of both rounds
+    assert "make: nothing is overwritten without OVERWRITE=1; or take another RUN" in done.stderr
+    changed = {name for name, content in state(complete).items() if before.get(name) != content}
+    assert all(name.startswith("2-rl-repair/") for name in changed)
 
 
 def test_one_more_round_goes_on_from_the_newest_policy(complete):
@@ -71,21 +145,167 @@ def test_one_more_round_goes_on_from_the_newest_policy(complete):
 
 def test_fewer_rounds_evaluate_the_policy_of_the_last_of_them(complete):
     assert would_run(complete, "ROUNDS=1") == ["evaluate-round-1"]
+    assert f"df summarize {complete} --rounds 1" in make(complete, "ROUNDS=1").stdout
 
 
-@pytest.mark.parametrize("setting", ["SET=train.gate=none", "BASE=org/model", "RECIPE=qwen2.5-vl-7b-gspo", "SEED=1"])
-def test_another_setting_runs_everything_again(complete, setting):
-    assert sorted(would_run(complete, setting)) == sorted(ORDER)
+def test_a_summary_of_other_rounds_is_made_again(complete):
+    write_step(commands(complete, "ROUNDS=1")["evaluate-round-1"])
+    assert f"df summarize {complete} --rounds 1" in make(complete, "ROUNDS=1").stdout
+    note_summary(complete, 1)
+    assert "df " not in make(complete, "ROUNDS=1").stdout
+    assert f"df summarize {complete} --rounds 2" in make(complete).stdout
+
+
+ROUND_1, ROUND_2 = ORDER[2:5], ORDER[5:8]
+CHANGES = {
+    "SET=train.gate=none": (["round-1/train-policy", "round-2/train-policy"], "recipe.train.gate"),
+    "SET=masks.candidates=3": (["round-1/build-masks", "round-2/build-masks"], "recipe.masks.candidates"),
+    "SET=rollout.problems=7": (["round-1/rollout", "round-2/rollout"], "recipe.rollout.problems"),
+    "SET=repair_rl.c1=false": (["2-rl-repair"], "recipe.repair_rl.c1"),
+    "SET=sft.epochs=9": (["1-sft-repair"], "recipe.sft.epochs"),
+    "SET=evaluate.draws=2": (["evaluate-base", "evaluate-round-2"], "recipe.evaluate.draws"),
+    "TEST=data/digits/problems_train.parquet": (["evaluate-base", "evaluate-round-2"], "inputs.problems"),
+    "SEED=1": (ORDER, "seed"),
+    "BASE=org/model": (
+        [step for step in ORDER if "round-2" not in step and step != "2-rl-repair"] + ["2-rl-repair"],
+        "inputs.",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_step_runs_again_when_what_it_reads_changed_and_nothing_is_overwritten_unasked(change, complete):
+    steps, names = CHANGES[change]
+    before = state(complete)
+    done = make(complete, change, dry=False)
+
+    told = re.findall(rf"^{re.escape(str(complete))}/(\S+): made with other (\S+)", done.stderr, flags=re.MULTILINE)
+    assert sorted(step for step, _ in told) == sorted(steps)
+    assert all(what.startswith(names) for _, what in told)
+    assert done.returncode == 2
+    assert "make: nothing is overwritten without OVERWRITE=1; or take another RUN" in done.stderr
+    assert "df " not in done.stdout
+    assert state(complete) == before
+    assert would_run(complete) == []  # what was asked for in between changed nothing
+
+
+def test_overwriting_is_asked_of_the_steps_that_changed_and_of_those_after_them(complete):
+    found = commands(complete, "SET=masks.candidates=3", "OVERWRITE=1")
+
+    assert [*found] == [*ROUND_1[1:], *ROUND_2, "evaluate-round-2"]
+    assert all(command.endswith(" --overwrite-changed") for command in found.values())
+
+
+def test_a_comment_in_the_recipe_and_a_tracker_change_nothing(tmp_path):
+    recipe, run = tmp_path / "mine.yaml", tmp_path / "run"
+    shutil.copy(ROOT / "stages" / "recipes" / "digits.yaml", recipe)
+    given = (f"RECIPE={recipe}", "DATA=data/digits")
+    for command in commands(run, *given).values():
+        write_step(command)
+    recipe.write_text("# a remark\n" + recipe.read_text())
+
+    assert would_run(run, *given) == []
+    assert would_run(run, *given, "SET=tracking.trackers=[jsonl]") == []
+
+
+def test_weights_that_were_deleted_to_make_room_are_not_made_again(complete):
+    (complete / "1-sft-repair" / "optimizer.safetensors").unlink()
+    (complete / "2-rl-repair" / "model" / "model.safetensors").unlink()
+    shutil.rmtree(complete / "round-2" / "train-policy" / "model")
+
+    assert make(complete, dry=False).stdout == "make: Nothing to be done for 'all'.\n"
+
+
+def test_a_damaged_output_is_named_and_made_again_when_that_is_asked_for(complete):
+    shard = complete / "round-1" / "rollout" / "rollouts-00000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-1])
+
+    assert f"{shard}: {shard.stat().st_size} bytes instead of " in make(complete, dry=False).stderr
+    assert would_run(complete, "OVERWRITE=1")[:2] == ROUND_1[:2]
+
+
+def test_an_unfinished_step_goes_on(complete):
+    (complete / "round-2" / "train-policy" / MANIFEST).unlink()
+    found = commands(complete)
+
+    assert [*found] == ["round-2/train-policy", "evaluate-round-2"]
+    assert "--overwrite" not in " ".join(found.values())
 
 
 @pytest.mark.parametrize("in_recipe", [False, True])
 def test_siblings_need_no_repair_model(tmp_path, in_recipe):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("masks:\n  repairer: sibling\n" if in_recipe else "seed: 1\n")
-    options = [f"RECIPE={recipe}"] + ([] if in_recipe else ["SET=masks.repairer=sibling"])
-    assert sorted(would_run(tmp_path / "run", *options)) == sorted(ORDER[2:])
-    command = ["make", "--dry-run", "all", f"RUN={tmp_path / 'run'}", *options]
-    assert "--repair-model" not in subprocess.check_output(command, cwd=ROOT, text=True)
+    options = [f"RECIPE={recipe}", *([] if in_recipe else ["SET=masks.repairer=sibling"])]
+    assert would_run(tmp_path / "run", *options) == ORDER[2:]
+    assert "--repair-model" not in make(tmp_path / "run", *options).stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ([], ["DATA=", "BASE="]),
+        (["BASE=org/model"], ["DATA="]),
+        (["DATA={mine}"], ["BASE="]),
+        (["DATA={mine}", "BASE=org/model"], []),
+    ],
+)
+def test_a_recipe_of_ones_own_does_not_train_the_examples_model(given, missing, tmp_path):
+    recipe = "qwen2.5-vl-7b-gspo" if given else tmp_path / "my.yaml"
+    (tmp_path / "my.yaml").write_text("seed: 1\n")
+    given = [text.format(mine=tmp_path) for text in given]
+    done = make(tmp_path / "run", f"RECIPE={recipe}", *given, dry=not missing)
+
+    asked = [name for name in ("DATA=", "BASE=") if f" {name}" in done.stderr]
+    assert asked == missing
+    assert (done.returncode, "df " in done.stdout) == ((2, False) if missing else (0, True))
+    assert f"make: RECIPE={recipe}: give" in done.stderr or not missing
+
+
+def test_a_base_that_is_not_there_is_asked_for(tmp_path):
+    assert " BASE=" in make(tmp_path / "run", f"DATA={tmp_path}", dry=False).stderr
+
+
+@pytest.mark.parametrize("made", ["{0}.parquet", "{0}/{0}.parquet", "{0}/{0}-00000.parquet"])
+def test_a_folder_of_data_may_hold_files_or_what_a_command_wrote(made, tmp_path):
+    for name in ("problems_train", "problems_test", "repair_set"):
+        file = tmp_path / made.format(name)
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    found = commands(tmp_path / "run", f"DATA={tmp_path}", "BASE=org/model")
+
+    ending = ".parquet" if "/" not in made else ""
+    assert f"--repair-set {tmp_path}/repair_set{ending} " in found["1-sft-repair"]
+    assert f"--problems {tmp_path}/problems_train{ending} " in found["round-1/rollout"]
+    assert f"--problems {tmp_path}/problems_test{ending} " in found["evaluate-base"]
+
+
+def test_values_in_set_may_hold_spaces_and_quotes(tmp_path):
+    values = ["trainer.lora={rank: 16, alpha: 32}", "prompt.instruction=It's # 1, x = 2", "seed=3"]
+    command = commands(tmp_path / "run", f"SET={' '.join(values)}")["round-1/rollout"]
+
+    words = shlex.split(command)
+    assert [after for word, after in pairwise(words) if word == "--set"] == values
+
+
+def test_a_wrong_setting_is_told_before_anything_runs(tmp_path):
+    done = make(tmp_path / "run", "SET=rollout.temprature=1", dry=False)
+
+    assert done.returncode == 2
+    assert "error: --set rollout.temprature=1: no field rollout.temprature; the nearest is " in done.stderr
+    assert "df " not in done.stdout
+
+
+def test_what_is_to_do_is_found_without_torch(complete):
+    code = (
+        "import sys; from df_cli import standing; standing.main(); "
+        "assert not {'torch', 'transformers', 'datasets'} & sys.modules.keys()"
+    )
+    lines = "\n".join(commands(complete, "ROUNDS=3").values())
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=lines, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr, len(done.stdout.split())) == (0, "", 4)
 
 
 def test_shipped_recipes_run_in_folders_of_their_own():

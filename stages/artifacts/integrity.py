@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from stages.artifacts.fingerprint import file_sha256
+from stages.artifacts.digests import file_sha256, files_sha256
+from stages.artifacts.fingerprint import files_read, matching
 from stages.artifacts.notes import MANIFEST, is_step, read_manifest
 from stages.artifacts.store import check_parquet
 from stages.errors import ArtifactError
@@ -23,8 +24,11 @@ Files = Mapping[str, Mapping[str, Any]]
 
 def describe(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Files of a folder in bytes and hex SHA-256."""
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing lets go of the interpreter
-        return dict(zip(names, threads.map(lambda name: _entry(folder / name), names), strict=True))
+    digests = files_sha256(folder / name for name in names)
+    return {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": digest}
+        for name, digest in zip(names, digests, strict=True)
+    }
 
 
 def find_damage(folder: Path, files: Files) -> list[str]:
@@ -38,17 +42,19 @@ def find_damage(folder: Path, files: Files) -> list[str]:
         return [f"{folder / name}: {damage}" for name, damage in zip(files, found, strict=True) if damage]
 
 
-def check_files(folder: Path, files: Files, part: str = "") -> None:
-    """Read a step's files, or the part of them that has this name, and compare them with the manifest's `files`.
+def check_files(folder: Path, files: Files, part: str = "", reads: Sequence[str] = ()) -> None:
+    """Read a step's files, or the part of them that has this name or fits one of the patterns, and compare them with
+    the manifest's `files`.
 
     Raises:
         ArtifactError: names the first that is missing, changed, not to be read, or not in the manifest.
     """
-    chosen = {name: entry for name, entry in files.items() if not part or f"{name}/".startswith(f"{part}/")}
+    names = [name for name in matching(files, reads) if not part or f"{name}/".startswith(f"{part}/")]
+    chosen = {name: files[name] for name in names}
     if damaged := find_damage(folder, chosen):
         others = f" (and {len(damaged) - 1} more of its files)" if damaged[1:] else ""
         raise ArtifactError(f"{damaged[0]}{others}; run the command that made it again with --overwrite")
-    strangers = [] if part else sorted(set(_read_by_pattern(folder)) - files.keys())
+    strangers = [] if part else sorted(set(matching(_read_by_pattern(folder), reads)) - files.keys())
     if strangers:
         raise ArtifactError(f"{folder / strangers[0]}: not in {MANIFEST}, but it would be read; move it elsewhere")
 
@@ -60,25 +66,23 @@ def checked_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_input(path: Path) -> None:
+def check_input(path: Path, reads: Sequence[str] = ()) -> None:
     """What is read of a step, its folder or something in that, has to be what its manifest says; other Parquet whole.
+
+    `reads` are patterns of the files that are read of a folder; without them all are.
 
     Raises:
         ArtifactError: a step that is not complete, or a file of one that is missing or changed.
         DataError: a Parquet file that cannot be read.
     """
     if is_step(path):
-        checked_manifest(path)
+        check_files(path, read_manifest(path)["files"], reads=reads)
     elif (path.parent / MANIFEST).is_file() and is_step(path.parent):
         check_files(path.parent, read_manifest(path.parent)["files"], path.name)
     else:
-        for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
+        for file in sorted(files_read(path, reads)) if path.is_dir() else [path]:
             if file.suffix == ".parquet" and file.is_file():
                 check_parquet(file)
-
-
-def _entry(file: Path) -> dict[str, Any]:
-    return {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
 
 
 def _damage(file: Path, entry: Mapping[str, Any]) -> str | None:

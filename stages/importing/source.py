@@ -19,7 +19,7 @@ from datasets.packaged_modules.parquet.parquet import ParquetConfig
 from datasets.utils.file_utils import xopen
 from huggingface_hub import DatasetCard
 
-from stages.artifacts.fingerprint import file_sha256
+from stages.artifacts.digests import files_sha256
 from stages.artifacts.store import read_tables
 from stages.errors import DataError
 from stages.nested import named, texts
@@ -221,7 +221,8 @@ def _names(columns: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _folder_sha256(folder: Path) -> str:
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    parts = {str(file.relative_to(folder)): file_sha256(file) for file in files}
+    names = [str(file.relative_to(folder)) for file in files]
+    parts = dict(zip(names, files_sha256(files), strict=True))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

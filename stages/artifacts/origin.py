@@ -1,0 +1,60 @@
+"""The whole recipe that a step was made with, as its plan keeps it for the commands that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.artifacts.notes import read_plan
+from stages.artifacts.plan import ORIGIN
+from stages.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A recipe, all its values with the assignments that changed them."""
+
+    name: str
+    """Its file, or the name of a shipped one."""
+    assignments: Sequence[str]
+    values: dict[str, Any]
+
+    def __str__(self) -> str:
+        return ", ".join([self.name, *self.assignments])
+
+    def as_record(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_origin(folder: Path) -> Origin | None:
+    """That of a step's folder, or of the step that a folder or a file in it belongs to."""
+    for place in (folder, folder.parent):
+        found = (read_plan(place) or {}).get(ORIGIN)
+        if isinstance(found, dict) and found.keys() == {"name", "assignments", "values"}:
+            return Origin(**found)
+    return None
+
+
+def inherited(out: Path, inputs: Iterable[Path], shipped: Sequence[str]) -> Origin:
+    """The recipe of a command that names none: its output folder's, else the one that its inputs were made with.
+
+    Raises:
+        RecipeError: no folder tells, or they tell different ones.
+    """
+    own = read_origin(out)
+    if own is not None:
+        return own
+    found = {path: origin for path in inputs if (origin := read_origin(path)) is not None}
+    if not found:
+        raise RecipeError(
+            f"no --recipe, and no folder given here was made with one; give a file, or one of {', '.join(shipped)}"
+        )
+    first, *others = found.values()
+    if any(other.values != first.values for other in others):
+        told = "; ".join(f"{path}: {origin}" for path, origin in found.items())
+        raise RecipeError(
+            f"no --recipe, and the folders were made with different ones ({told}); give one with --recipe"
+        )
+    return first

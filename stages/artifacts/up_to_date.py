@@ -1,0 +1,97 @@
+"""Whether a step's output is there and made from what its command is given, told in a moment. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.artifacts.bad_rows import OnBadRow
+from stages.artifacts.integrity import check_files
+from stages.artifacts.notes import MANIFEST, PROGRESS, read_json, read_manifest, read_plan
+from stages.artifacts.plan import Plan, differences
+from stages.errors import ArtifactError
+
+AUTO = "auto"
+DERIVED = {"vocabulary"}
+"""What a plan's recipe says beyond the recipe, of a model that is among the inputs."""
+WEIGHTS = (".safetensors",)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a step's output folder stands to a plan."""
+
+    manifest: Mapping[str, Any] | None = None
+    """Of an output that is complete and up to date."""
+    gone: Sequence[str] = ()
+    """Files of its models that somebody has deleted since."""
+    changed: Sequence[str] = ()
+    """What the output that is there, complete or not, was made with others of: it would be overwritten."""
+
+
+def standing(out: Path, declared: Plan, on_bad_row: OnBadRow = "fail") -> Standing:
+    """How the folder stands to what a command was given; nothing is opened but notes, and nothing is written.
+
+    `declared` holds what can be told without opening a model or looking at rows; the rest (which tokenizer, which rows
+    are bad) is decided by it.
+
+    Raises:
+        ArtifactError: the output is not what its manifest says.
+    """
+    existing = read_plan(out)
+    if existing is None:
+        return Standing()
+    try:
+        record = declared.record()
+    except ArtifactError:  # an input is not complete: it is about to be made
+        return Standing()
+    changed = differences(_comparable(existing, record), record)
+    if changed:
+        return Standing(changed=changed if holds_work(out) else ())
+    complete = (out / MANIFEST).is_file() and not (out / PROGRESS).is_file()
+    if not complete or (existing.get("dropped") and on_bad_row == "fail"):
+        return Standing()
+    return _checked(out)
+
+
+def holds_work(out: Path) -> bool:
+    """Whether a step's folder holds anything that would be lost: it is complete, or a checkpoint or a row is noted."""
+    if (out / MANIFEST).is_file():
+        return True
+    try:
+        progress = read_json(out / PROGRESS)
+    except ArtifactError:
+        return True
+    if progress is None:
+        return False
+    shards = [out / name for name in progress.get("files", {})]
+    return progress.get("checkpoint") is not None or any(map(_may_have_rows, shards))
+
+
+def _may_have_rows(shard: Path) -> bool:
+    try:
+        return bool(pq.read_metadata(shard).num_rows)
+    except (OSError, pa.ArrowException):
+        return True
+
+
+def _comparable(existing: dict[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """The earlier plan without what is decided by the rest of it; its engine is `auto` where that is asked for."""
+    recipe = {name: value for name, value in existing["recipe"].items() if name not in DERIVED}
+    if record["recipe"].get("engine", {}).get("name") == AUTO and "engine" in recipe:
+        recipe["engine"] = {**recipe["engine"], "name": AUTO}
+    return {**existing, "recipe": recipe, "dropped": None}
+
+
+def _checked(out: Path) -> Standing:
+    """Every file is as the manifest says; of models, which their readers check, what is not there is told."""
+    manifest = read_manifest(out)
+    files = manifest["files"]
+    models = [name for name in files if "/" in name or name.endswith(WEIGHTS)]
+    check_files(out, files, reads=[name for name in files if name not in models] or [MANIFEST])
+    return Standing(manifest, [name for name in models if not (out / name).is_file()])

@@ -1,0 +1,152 @@
+"""What each step's output depends on, told from its recipe and inputs alone: no model is opened, no torch imported.
+
+A stage completes this with what it finds in its inputs; `df` and `make` compare it with what is there already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from stages.artifacts.columns import EPISODES, ERRORS, GROUPS, PREFERENCES, PROBLEMS, REPAIR_SET, ROLLOUTS, TableSpec
+from stages.artifacts.notes import MODEL
+from stages.artifacts.plan import Input, Plan
+from stages.recipe import Recipe
+from stages.sections import MARK_FIELDS, MASK_OPTIONS, SAMPLING_FIELDS, Algorithm
+
+Inputs = dict[str, Path | Input]
+WEIGHTS = (f"{MODEL}/*",)
+"""What sampling and scoring read of a training step's output."""
+
+
+def declare_repair_sheet(recipe: Recipe, problems: Path, policy: Path, count: int) -> Plan:
+    sections = recipe.subset(
+        "model",
+        "engine",
+        "prompt",
+        "reward",
+        rollout=SAMPLING_FIELDS,
+        repair_set={"samples_per_problem", "errors_per_problem"},
+    )
+    inputs = {"problems": _table(problems, PROBLEMS), "policy": Input(policy, WEIGHTS)}
+    return Plan("repair-set sheet", sections | {"count": count}, recipe.seed, inputs)
+
+
+def declare_repair_set(recipe: Recipe, sheet: Path, annotated: Path, policy: Path) -> Plan:
+    sections = recipe.subset("reward", repair_set={"max_edit_cost"}, sft={"heldout_share"})
+    policy_read = Input(policy, WEIGHTS)
+    inputs: Inputs = {"sheet": _table(sheet, ERRORS), "annotated": annotated, "policy": policy_read}
+    return Plan("repair-set read", sections, recipe.seed, inputs)
+
+
+def declare_sft_repair(recipe: Recipe, repair_set: Path, model: Path) -> Plan:
+    # Its held-out repairs come from the weights in training, whatever the recipe's engine.
+    batches = {"rows_per_batch", "tokens_per_batch"}
+    sections = recipe.subset("model", "prompt", "reward", "audit", "sft", "trainer", engine=batches, rollout=SAMPLING_FIELDS)
+    inputs = {"repair_set": _table(repair_set, REPAIR_SET), "model": Input(model, WEIGHTS)}
+    return Plan("sft-repair", sections, recipe.seed, inputs)
+
+
+def declare_rl_repair(
+    recipe: Recipe, problems: Path, policy: Path, repair_model: Path, repair_set: Path | None = None
+) -> Plan:
+    marks = {"masks": MARK_FIELDS} if recipe.audit.auditor == "served" else {}
+    sections = recipe.subset(
+        "model",
+        "engine",
+        "prompt",
+        "reward",
+        "audit",
+        "repair_rl",
+        "trainer",
+        rollout=SAMPLING_FIELDS,
+        sft={"heldout_share"},
+        **marks,
+    )
+    inputs = {
+        "problems": _table(problems, PROBLEMS),
+        "policy": Input(policy, WEIGHTS),
+        "repair_model": Input(repair_model, WEIGHTS + _critic(recipe.repair_rl.objective.algorithm)),
+    }
+    if repair_set is not None:
+        inputs["repair_set"] = _table(repair_set, REPAIR_SET)
+    return Plan("rl-repair", sections, recipe.seed, inputs)
+
+
+def declare_rollout(recipe: Recipe, problems: Path, policy: Path) -> Plan:
+    sections = recipe.subset("model", "engine", "prompt", "reward", "rollout")
+    inputs = {"problems": _table(problems, PROBLEMS), "policy": Input(policy, WEIGHTS)}
+    return Plan("rollout", sections, recipe.seed, inputs)
+
+
+def declare_build_masks(recipe: Recipe, repair_model: Path | None, policy: Path, **data: Path) -> Plan:
+    """`data` is `rollouts` and `problems`, or `preferences`."""
+    specs = {"rollouts": ROLLOUTS, "problems": PROBLEMS, "preferences": PREFERENCES}
+    sections = recipe.subset("model", "engine", "prompt", "reward", "audit", "masks", rollout=SAMPLING_FIELDS)
+    inputs = {name: _table(path, specs[name]) for name, path in data.items()}
+    inputs |= {} if repair_model is None else {"repair_model": Input(repair_model, WEIGHTS)}
+    return Plan("build-masks", sections, recipe.seed, inputs | {"policy": Input(policy, WEIGHTS)})
+
+
+def declare_realigned_pairs(recipe: Recipe, pairs: Path) -> Plan:
+    return Plan("build-masks", recipe.subset(masks=MASK_OPTIONS), recipe.seed, {"pairs": _table(pairs, GROUPS)})
+
+
+def declare_train_policy(
+    recipe: Recipe, groups: Path, problems: Path, policy: Path, budget_device_seconds: float | None = None
+) -> Plan:
+    sections = recipe.subset("model", "prompt", "train", "trainer", rollout=SAMPLING_FIELDS)
+    budget = {"budget_device_seconds": budget_device_seconds}
+    optimizer = () if recipe.trainer.lora is not None else ("optimizer.safetensors",)
+    prm = ("prm/*",) if recipe.train.advantage == "prime" else ()
+    inputs = {
+        "groups": _table(groups, GROUPS),
+        "problems": Input(problems, _table(problems, PROBLEMS).reads + _table(problems, PREFERENCES).reads),
+        "policy": Input(policy, WEIGHTS + optimizer + prm + _critic(recipe.train.objective.algorithm)),
+    }
+    return Plan("train-policy", sections | budget, recipe.seed, inputs)
+
+
+def declare_evaluate(recipe: Recipe, problems: Path, model: Path) -> Plan:
+    sections = recipe.subset(
+        "model", "engine", "prompt", "reward", "evaluate", rollout=SAMPLING_FIELDS, repair_rl={"blank"}
+    )
+    inputs = {"problems": _table(problems, PROBLEMS), "model": Input(model, WEIGHTS)}
+    return Plan("evaluate", sections, recipe.seed, inputs)
+
+
+def declare(step: str, recipe: Recipe, given: Mapping[str, Any]) -> Plan | None:
+    """The plan of a command from its options, those that were not given as None; None where they name no step."""
+    if step != "build-masks":
+        return _DECLARED[step](recipe, **given)
+    if given["pairs"] is not None:
+        return declare_realigned_pairs(recipe, given["pairs"])
+    data = ("rollouts", "problems") if given["preferences"] is None else ("preferences",)
+    if None in (given["policy"], *(given[name] for name in data)):
+        return None
+    return declare_build_masks(recipe, given["repair_model"], given["policy"], **{name: given[name] for name in data})
+
+
+_DECLARED: Mapping[str, Callable[..., Plan]] = {
+    "repair-set sheet": declare_repair_sheet,
+    "repair-set read": declare_repair_set,
+    "sft-repair": declare_sft_repair,
+    "rl-repair": declare_rl_repair,
+    "rollout": declare_rollout,
+    "train-policy": declare_train_policy,
+    "evaluate": declare_evaluate,
+}
+
+
+def episodes_read(episodes: Path) -> Input:
+    """What an audit reads of `df rl-repair`'s output."""
+    return _table(episodes, EPISODES)
+
+
+def _table(path: Path, spec: TableSpec) -> Input:
+    return Input(path, (f"{spec.name}-*.parquet", f"{spec.name}.parquet"))
+
+
+def _critic(algorithm: Algorithm) -> tuple[str, ...]:
+    return ("critic/*",) if algorithm == "ppo" else ()
