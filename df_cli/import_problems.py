@@ -51,6 +51,15 @@ def import_problems(
     split: Annotated[str | None, typer.Option(help="Split, where there are several.")] = None,
     config_name: Annotated[str | None, typer.Option(help="Config (subset), where there are several.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Read the first rows only.")] = None,
+    split_test: Annotated[
+        float | None,
+        typer.Option(
+            "--split-test",
+            metavar="SHARE",
+            help="Keep so many of the problems apart to test on, none with an image of the others; --out then holds "
+            "problems_train and problems_test.",
+        ),
+    ] = None,
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
 ) -> None:
@@ -59,9 +68,11 @@ def import_problems(
     layout = _layout(preset, columns | {"answer_form": answer_form})
     if (out is None) == (sample is None):
         raise typer.BadParameter("give --out to import, or --sample to look first")
+    if split_test is not None and not 0 < split_test < 1:
+        raise typer.BadParameter(f"{split_test:g} is no share between 0 and 1", param_hint="--split-test")
     from stages.import_problems import ImportProblems
 
-    stage = ImportProblems(source, layout, split, config_name, limit)
+    stage = ImportProblems(source, layout, split, config_name, limit, split_test)
     if sample is not None:
         make_console().print(_sample_table(stage.sample(sample)))
         return

@@ -14,12 +14,13 @@ import typer
 from typer._click.exceptions import ClickException
 from typer.core import TyperGroup
 
-from df_cli import repair_set
+from df_cli import recipe, repair_set
 from df_cli.ablate import ablate
 from df_cli.audit_agreement import audit_agreement
 from df_cli.audit_sample import audit_sample
 from df_cli.build_masks import build_masks
 from df_cli.evaluate import evaluate
+from df_cli.examples import epilog
 from df_cli.import_problems import import_problems
 from df_cli.rl_repair import rl_repair
 from df_cli.rollout import rollout
@@ -44,6 +45,7 @@ COMMANDS: dict[str, Callable[..., None] | typer.Typer] = {
     "evaluate": evaluate,
     "summarize": summarize,
     "ablate": ablate,
+    "recipe": recipe.app,
 }
 OPTIONS = ("--help", "--install-completion", "--show-completion")
 
@@ -90,14 +92,17 @@ def _told_names() -> Iterator[None]:
 app = typer.Typer(
     cls=PipelineOrder,
     help="Reinforcement learning for vision-language models that learns where an answer went wrong.",
+    epilog="Each command's --help ends with examples.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 for _name, _command in COMMANDS.items():
     if isinstance(_command, typer.Typer):
-        app.add_typer(_command, name=_name)
+        app.add_typer(_command, name=_name, epilog=epilog(_name))
+        for _part in _command.registered_commands:
+            _part.epilog = epilog(f"{_name} {_part.name}")
     else:
-        app.command(_name)(_command)
+        app.command(_name, epilog=epilog(_name))(_command)
 
 
 def main() -> None:

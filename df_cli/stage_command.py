@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -81,12 +82,12 @@ def asked(
     if recipe is None:
         paths = [value for value in given.values() if isinstance(value, Path)]
         origin = inherited(out, paths, shipped_recipes())
-        settings = recipe_with(dict(origin.values), Path(origin.name), assignments)
+        settings = recipe_with(origin.parsed(), Path(origin.name), assignments)
     else:
         settings = load_recipe(recipe, assignments)
-        origin = Origin(recipe, [], {})
+        origin = Origin(recipe, [], "{}")
     told = [*origin.assignments, *map(shown_assignment, assignments)]
-    origin = Origin(origin.name, told, settings.model_dump(mode="json"))
+    origin = Origin(origin.name, told, json.dumps(settings.whole()))
     if seed is not None:
         settings = settings.model_copy(update={"seed": seed})
     return Asked(step, settings, origin, out, given)

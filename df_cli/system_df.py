@@ -8,6 +8,9 @@ import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+TRIED = "DF_TRIED"
+"""Environment variable: what an earlier `df` of this call passed on to, which did not get beyond us."""
+
 
 def meant_for_system(arguments: Sequence[str], commands: Collection[str], options: Collection[str]) -> bool:
     """Whether `df ARGUMENTS` is the disk-free command: an option that is not ours, or a path.
@@ -24,15 +27,18 @@ def meant_for_system(arguments: Sequence[str], commands: Collection[str], option
 
 def run_system_df(arguments: Sequence[str]) -> None:
     """Replace this process by the next `df` on PATH; exit with 127 where there is none."""
-    found = _next_df()
+    tried = os.environ.get(TRIED, "").split(os.pathsep)
+    found = _next_df(tried)
     if found is not None:
+        os.environ[TRIED] = os.pathsep.join([*tried, str(Path(found).resolve())])
         os.execv(found, ["df", *arguments])
     sys.stderr.write("df: no disk-free command on PATH; the commands of Difference Feedback: df --help\n")
     sys.exit(127)
 
 
-def _next_df() -> str | None:
-    """The `df` after this one, each counted once: two installs of this package must not call each other for ever."""
+def _next_df(tried: Collection[str]) -> str | None:
+    """The `df` after this one, each counted once: two installs of this package must not call each other for ever, nor
+    may `python -m df_cli` and a script that runs it."""
     by_target: dict[Path, str] = {}
     for folder in os.get_exec_path():
         found = shutil.which("df", path=folder)
@@ -41,4 +47,4 @@ def _next_df() -> str | None:
     targets = list(by_target)
     own = Path(sys.argv[0]).resolve()
     later = targets[targets.index(own) + 1 :] if own in by_target else targets
-    return by_target[later[0]] if later else None
+    return next((by_target[target] for target in later if str(target) not in tried), None)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,19 @@ from stages.artifacts.columns import DROPPED, PROBLEMS
 from stages.artifacts.plan import Plan
 from stages.artifacts.problems import EncodedImages
 from stages.artifacts.step import Step
+from stages.artifacts.writing import writing
 from stages.errors import ArtifactError, DataError
 from stages.importing.cells import Unfit
+from stages.importing.holdout import rows_to_test
 from stages.importing.images import ImageReader
 from stages.importing.presets import Layout
 from stages.importing.rows import RowReader
 from stages.importing.source import Source, open_source
 from stages.scoring.extraction import gold_answer, number, stated
 
+TRAIN = replace(PROBLEMS, name=f"problems_train/{PROBLEMS.name}")
+TEST = replace(PROBLEMS, name=f"problems_test/{PROBLEMS.name}")
+"""The two sides of a split, each in a folder of its own."""
 ROWS_PER_SHARD = 512
 """Rows of the dataset, those that do not fit included; as many images are in memory at once."""
 
@@ -49,6 +55,8 @@ class ImportProblems:
     split: str | None = None
     config_name: str | None = None
     limit: int | None = None
+    split_test: float | None = None
+    """Share of the problems that is kept apart, in `problems_test` beside `problems_train`."""
 
     @property
     def inputs(self) -> dict[str, Path]:
@@ -57,40 +65,69 @@ class ImportProblems:
     def plan(self) -> Plan:
         source = self._open()
         self._check_some_row_fits(source)
-        recipe = {
+        recipe: dict[str, Any] = {
             "layout": asdict(self.layout),
             "split": self.split,
             "config_name": self.config_name,
             "limit": self.limit,
             "content": source.content,
         }
+        recipe |= {} if self.split_test is None else {"split_test": self.split_test}
         return Plan("import-problems", recipe, 0, self.inputs)
 
     def run(self, step: Step) -> None:
         source = self._open()
         reader = RowReader(self.layout, ImageReader(source.folder))
+        tested = self._tested(source)
+        if tested is not None:
+            _make_folders(step)
         numbered = enumerate(source.rows(self.limit))
         for index, shard in groupby(numbered, lambda item: item[0] // ROWS_PER_SHARD):
-            if step.has_shard(PROBLEMS, index):
+            if step.has_shard(PROBLEMS if tested is None else TRAIN, index):
                 for row_number, row in shard:
                     reader.problem_id(row_number, row)
             else:
-                _write(step, index, reader, shard)
+                _write(step, index, reader, shard, tested)
         step.finish()
+
+    def _tested(self, source: Source) -> set[int] | None:
+        """Numbers of the rows that are kept apart; None where none are to be.
+
+        Raises:
+            DataError: no image, with all of its problems, is so small a share.
+        """
+        if self.split_test is None:
+            return None
+        tested = rows_to_test(self._fitting(source), self.split_test)
+        if not tested:
+            raise DataError(
+                f"{self.source}: --split-test {self.split_test:g} leaves no problem to test on, since problems with an "
+                "image in common stay together; raise it"
+            )
+        return tested
+
+    def _fitting(self, source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
+        reader = RowReader(self.layout, ImageReader(source.folder))
+        for row_number, row in enumerate(source.rows(self.limit)):
+            with suppress(Unfit):
+                yield row_number, reader.problem(row)
 
     def _check_some_row_fits(self, source: Source) -> None:
         """Raises DataError where none does; reading ends at the first one that fits."""
         reader = RowReader(self.layout, ImageReader(source.folder))
         dropped: Counter[str] = Counter()
+        details: list[str] = []
         for row_number, row in enumerate(source.rows(self.limit)):
             reader.problem_id(row_number, row)
             try:
                 reader.problem(row)
             except Unfit as reason:
                 dropped[str(reason)] += 1
+                details += [reason.detail] if reason.detail and not details else []
             else:
                 return
-        raise DataError(f"{self.source}: no row of {dropped.total()} fits: {_counted(dropped)}")
+        first = f" (the first: {details[0]})" if details else ""
+        raise DataError(f"{self.source}: no row of {dropped.total()} fits: {_counted(dropped)}{first}")
 
     def sample(self, rows: int) -> list[Understood]:
         """What the first rows are understood as; nothing is written."""
@@ -105,6 +142,10 @@ class ImportProblems:
         Raises:
             ArtifactError: it lies there.
         """
+        if self.split_test is not None and out.name in ("problems_train", "problems_test"):
+            raise ArtifactError(
+                f"{out}: --split-test makes problems_train and problems_test in the folder; give {out.parent}"
+            )
         if Path(self.source).is_dir() and out.resolve().is_relative_to(Path(self.source).resolve()):
             raise ArtifactError(f"{out}: lies in {self.source}, which is read; name another with --out")
 
@@ -116,24 +157,41 @@ class ImportProblems:
         return source
 
 
-def _write(step: Step, index: int, reader: RowReader, rows: Iterator[tuple[int, dict[str, Any]]]) -> None:
+def _make_folders(step: Step) -> None:
+    for spec in (TRAIN, TEST):
+        folder = (step.out / spec.name).parent
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+
+
+def _write(
+    step: Step, index: int, reader: RowReader, rows: Iterator[tuple[int, dict[str, Any]]], tested: set[int] | None
+) -> None:
+    """Write a shard; where rows are kept apart, one of each side."""
     problems: list[dict[str, Any]] = []
+    apart: list[dict[str, Any]] = []
     dropped: list[dict[str, Any]] = []
     for row_number, row in rows:
         problem_id = reader.problem_id(row_number, row)
         try:
-            problems.append({"problem_id": problem_id} | reader.problem(row))
+            side = apart if tested is not None and row_number in tested else problems
+            side.append({"problem_id": problem_id} | reader.problem(row))
         except Unfit as reason:
-            dropped.append({"problem_id": problem_id, "reason": str(reason)})
-    step.tally.rows_in += len(problems) + len(dropped)
-    step.tally.rows_out += len(problems)
+            dropped.append({"problem_id": problem_id, "reason": str(reason), "detail": reason.detail})
+    every = problems + apart
+    step.tally.rows_in += len(every) + len(dropped)
+    step.tally.rows_out += len(every)
     step.tally.dropped.update(entry["reason"] for entry in dropped)
-    step.tally.counts["without_images"] += sum(not problem["images"] for problem in problems)
-    step.tally.counts["several_images"] += sum(len(problem["images"]) > 1 for problem in problems)
+    step.tally.counts["without_images"] += sum(not problem["images"] for problem in every)
+    step.tally.counts["several_images"] += sum(len(problem["images"]) > 1 for problem in every)
     step.tally.counts["answers_the_rules_cannot_score"] += sum(
-        gold_answer(problem["answer"]) is None for problem in problems
+        gold_answer(problem["answer"]) is None for problem in every
     )
-    step.write_shards(index, {PROBLEMS: problems, DROPPED: dropped})
+    if tested is None:
+        step.write_shards(index, {PROBLEMS: problems, DROPPED: dropped})
+    else:
+        step.tally.counts["test_problems"] += len(apart)
+        step.write_shards(index, {TRAIN: problems, TEST: apart, DROPPED: dropped})
 
 
 def _understood(reader: RowReader, row_number: int, row: dict[str, Any]) -> Understood:
@@ -141,7 +199,7 @@ def _understood(reader: RowReader, row_number: int, row: dict[str, Any]) -> Unde
     try:
         problem = reader.problem(row)
     except Unfit as reason:
-        return Understood(problem_id, reason=str(reason))
+        return Understood(problem_id, reason=f"{reason}: {reason.detail}" if reason.detail else str(reason))
     images = EncodedImages(problem["images"], problem_id)
     sizes = ", ".join(f"{image.width} x {image.height}" for image in images)
     answer, kind = problem["answer"], problem["kind"] or ""

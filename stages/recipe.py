@@ -55,6 +55,10 @@ class Recipe(Section):
     ablate: AblateSection = AblateSection()
     tracking: TrackingSection = TrackingSection()
 
+    def whole(self) -> dict[str, Any]:
+        """Every value as JSON has it, but those of `ENDPOINTS` that no output depends on: one may be a key."""
+        return _whole(self, "")
+
     def subset(self, *sections: str, **fields: set[str]) -> dict[str, Any]:
         """Whole sections, and single fields of others: what a stage's output depends on."""
         include: dict[str, Any] = dict.fromkeys(sections, True) | fields
@@ -90,6 +94,20 @@ def recipe_file(name: str | Path) -> Path:
     if not path.is_file():
         raise RecipeError(f"{name}: no such recipe file; shipped recipes: {', '.join(shipped_recipes())}")
     return path
+
+
+def _whole(section: BaseModel, prefix: str) -> dict[str, Any]:
+    plain = section.model_dump(mode="json")
+    kept: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            kept[name] = _whole(value, f"{prefix}{name}.")
+        elif name in plain:
+            kept[name] = plain[name]
+        elif field.exclude and not _is_private(prefix + name):
+            kept[name] = None if value is None else str(value) if isinstance(value, Path) else value
+    return kept
 
 
 def shipped_recipes() -> list[str]:
@@ -153,8 +171,27 @@ def _explain(path: Path, assignments: Sequence[str], item: Any) -> str:
     if item["type"] != "extra_forbidden":
         value = "" if _is_private(field) else f" is {item['input']!r}"
         return f"{place}: {field}{value}: {item['msg']}"
-    near = difflib.get_close_matches(field, list(field_names(Recipe)), n=1, cutoff=0.0)
-    return f"{place}: no field {field}; the nearest is {near[0]}"
+    return f"{place}: no field {field}; the nearest is {nearest_field(field)}"
+
+
+def nearest_field(field: str) -> str:
+    """The field that a wrong name most likely means: one beside it, or one of that name in another section; `lr` is
+    `learning_rate`."""
+    names = list(field_names(Recipe))
+    section, _, key = field.rpartition(".")
+    beside = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == section}
+    within = [name for name in names if name.startswith(f"{section}.")]
+    close = [beside[last] for last in difflib.get_close_matches(key, beside, n=1, cutoff=0.6)]
+    for candidates in (_meant(key, beside.values()), close, _meant(key, within), _meant(key, names), names):
+        if near := difflib.get_close_matches(field, candidates, n=1, cutoff=0.0):
+            return near[0]
+    raise AssertionError("a recipe has fields")
+
+
+def _meant(key: str, names: Iterable[str]) -> list[str]:
+    """Those whose last part is the key, or has its letters as initials."""
+    parts = {name: name.rpartition(".")[2] for name in names}
+    return [name for name, last in parts.items() if key in (last, "".join(word[0] for word in last.split("_")))]
 
 
 def _origin(path: Path, assignments: Sequence[str], field: str) -> str:

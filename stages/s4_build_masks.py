@@ -197,8 +197,9 @@ def _plan(stage: BuildMasks | BuildMasksFromPreferences) -> Plan:
     _check_options(recipe, repair_model)
     if repair_model is not None:
         check_auditor(recipe.audit)
+    bad = stage.usable.bad
     sections = {**stage.declared.recipe, "vocabulary": stage.codec.vocabulary_sha256}
-    return replace(stage.declared, recipe=sections, dropped=stage.usable.bad)
+    return replace(stage.declared, recipe=sections, dropped=bad)
 
 
 def _check_options(recipe: Recipe, repair_model: Path | None) -> None:

@@ -240,7 +240,7 @@ def test_a_second_ablation_in_the_folder_is_told_of_the_first(tmp_path, digits):
     with lock_output(tmp_path):
         command = [sys.executable, "-m", "df_cli", "ablate", "--train", str(digits / "problems_train.parquet")]
         command += ["--test", str(digits / "problems_test.parquet"), "--base", str(digits / "base")]
-        command += ["--repair-set", str(digits / "repair_set.parquet"), "--out", str(tmp_path)]
+        command += ["--repair-set", str(digits / "repair_set.parquet"), "--out", str(tmp_path), "--recipe", "digits"]
         done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "has been writing here since" in done.stderr

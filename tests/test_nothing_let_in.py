@@ -89,7 +89,7 @@ def test_the_pipeline_asks_no_server_and_unpickles_nothing(cell, digits):
     pq.write_table(pq.read_table(digits / "problems_test.parquet").slice(0, 8), test)
     pq.write_table(pq.read_table(digits / "repair_set.parquet").slice(0, 40), repairs)
     train, base = digits / "problems_train.parquet", digits / "base"
-    settings = [word for setting in SMALL for word in ("--set", setting)]
+    settings = ["--recipe", "digits"] + [word for setting in SMALL for word in ("--set", setting)]
     columns = ["--question", "q", "--answer", "a", "--images", "i"]
     problems = ["--problems", train, "--policy", base]
     commands = [

@@ -281,7 +281,17 @@ def test_no_model_library_is_imported(tmp_path):
     code = (
         "import sys; from df_cli.main import app; app(standalone_mode=False); print({'transformers'} & {*sys.modules})"
     )
-    arguments = ["build-masks", "--pairs", str(pairs), "--out", str(tmp_path / "out"), "--set", "masks.align=lcs"]
+    arguments = [
+        "build-masks",
+        "--recipe",
+        "digits",
+        "--pairs",
+        str(pairs),
+        "--out",
+        str(tmp_path / "out"),
+        "--set",
+        "masks.align=lcs",
+    ]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
 
     assert done.stdout.splitlines()[-1] == "set()"

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from stages.errors import RecipeError
-from stages.recipe import RECIPES, Recipe, field_names, load_recipe
+from stages.recipe import RECIPES, Recipe, field_names, load_recipe, recipe_with
 
 SHIPPED = sorted(RECIPES.glob("*.yaml"))
 
@@ -90,6 +90,11 @@ def test_an_unknown_key_is_refused_with_the_nearest_name(text, wrong, nearest, r
         ("rollout.temprature=1", "rollout.temprature", "rollout.temperature"),
         ("rolout.temperature=1", "rolout", "rollout"),
         ("sft.optimizer.learning_rte=1", "sft.optimizer.learning_rte", "sft.optimizer.learning_rate"),
+        ("train.optimizer.lr=1", "train.optimizer.lr", "train.optimizer.learning_rate"),
+        ("repair_rl.optimizer.wd=1", "repair_rl.optimizer.wd", "repair_rl.optimizer.weight_decay"),
+        ("train.lr=1", "train.lr", "train.optimizer.learning_rate"),
+        ("train.learning_rate=1", "train.learning_rate", "train.optimizer.learning_rate"),
+        ("train.temperature=1", "train.temperature", "rollout.temperature"),
     ],
 )
 def test_an_unknown_key_in_set_is_placed_there(assignment, wrong, nearest):
@@ -302,3 +307,22 @@ def test_the_recipe_module_imports_no_machine_learning():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
 
     assert done.stdout == "[]\n"
+
+
+def test_the_whole_of_a_recipe_reads_back_without_what_may_be_a_key(recipe_file):
+    text = "audit: {auditor: served, endpoint: {base_url: 'http://h', model: m, api_key_env: sk-123}}\n"
+    recipe = load_recipe(recipe_file(text + "model: {image_cache: images, dtype: float32}"))
+    whole = recipe.whole()
+
+    assert "sk-123" not in str(whole)
+    assert whole["model"]["image_cache"] == "images"
+    assert recipe_with(whole, Path("a"), ["audit.endpoint.base_url=http://h", "audit.endpoint.api_key_env=sk-123"]) == (
+        recipe
+    )
+    with pytest.raises(RecipeError, match=r"^a: audit\.endpoint\.base_url is missing; give it a value"):
+        recipe_with(recipe.whole(), Path("a"))
+
+
+@pytest.mark.parametrize("name", [file.stem for file in RECIPES.glob("*.yaml")])
+def test_the_whole_of_a_shipped_recipe_is_the_recipe(name):
+    assert recipe_with(load_recipe(name).whole(), Path("a")) == load_recipe(name)

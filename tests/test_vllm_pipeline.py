@@ -37,7 +37,7 @@ def out(tmp_path_factory, digits, base_dir):
     }
     for name, inputs in commands.items():
         settings = [word for assignment in SMALL for word in ("--set", assignment)]
-        arguments = [name, *inputs, "--engine", "vllm", "--out", folder / name, *settings]
+        arguments = [name, "--recipe", "digits", *inputs, "--engine", "vllm", "--out", folder / name, *settings]
         app([str(argument) for argument in arguments], standalone_mode=False)
     return folder
 

@@ -22,14 +22,18 @@ MASK = pa.list_(pa.bool_())
 class Column:
     """One column; `null` says what a null means, and without it a null is refused.
 
-    A file may lack an `optional` column, which is then null everywhere.
+    A file may lack a column that may be null, which is then null everywhere.
     """
 
     name: str
     type: pa.DataType
     meaning: str
     null: str | None = None
-    optional: bool = False
+
+    @property
+    def optional(self) -> bool:
+        """Whether a file may lack it."""
+        return self.null is not None
 
 
 @dataclass(frozen=True)
@@ -158,8 +162,7 @@ _EVIDENCE = Column(
     "evidence",
     pa.string(),
     "what a served auditor quotes",
-    null="not flagged, or by rules; a file may lack the column",
-    optional=True,
+    null="not flagged, or by rules",
 )
 _FINISH = Column("finish_reason", pa.string(), "`stop` or `length`")
 
@@ -167,8 +170,7 @@ _PREFERRED = Column(
     "preferred",
     pa.string(),
     "a right response in full, which repair prompts may show in place of the answer",
-    null="none is known; a file may lack the column",
-    optional=True,
+    null="none is known",
 )
 
 PROBLEMS = TableSpec(
@@ -181,8 +183,8 @@ PROBLEMS = TableSpec(
         Column("images", pa.list_(IMAGE), "encoded images in order (Hugging Face `Image`); may be empty"),
         Column("answer", pa.string(), "the reference answer y*, bare: `18`, not `The answer is 18.`"),
         Column("kind", pa.string(), "for reports by kind", null="no kind"),
-        Column("video", pa.list_(IMAGE), "encoded frames of one video in order", null="no video", optional=True),
-        Column("fps", pa.float64(), "the frames' rate, per second", null="2, if there is a video", optional=True),
+        Column("video", pa.list_(IMAGE), "encoded frames of one video in order", null="no video"),
+        Column("fps", pa.float64(), "the frames' rate, per second", null="2, if there is a video"),
         _PREFERRED,
     ),
 )
@@ -276,8 +278,7 @@ GROUPS = TableSpec(
             "sampler_logprobs",
             FLOATS,
             "those of `rollouts`",
-            null="the policy did not sample it: another model's repair, or preference data; a file may lack the column",
-            optional=True,
+            null="the policy did not sample it: another model's repair, or preference data",
         ),
     ),
 )
@@ -346,8 +347,7 @@ DROPPED = TableSpec(
             "detail",
             pa.string(),
             "value, place and remedy",
-            null="the reason says it all; a file may lack the column",
-            optional=True,
+            null="the reason says it all",
         ),
     ),
 )
@@ -451,7 +451,7 @@ AUDIT_SAMPLE = TableSpec(
 
 
 def _shown(name: str, meaning: str) -> Column:
-    return Column(name, pa.string(), meaning, null="not shown", optional=True)
+    return Column(name, pa.string(), meaning, null="not shown")
 
 
 AUDIT_LABELS = TableSpec(

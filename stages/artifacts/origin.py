@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,10 +20,15 @@ class Origin:
     name: str
     """Its file, or the name of a shipped one."""
     assignments: Sequence[str]
-    values: dict[str, Any]
+    values: str
+    """All values as JSON, in their order, which plans do not keep and variants of an ablation need."""
 
     def __str__(self) -> str:
         return ", ".join([self.name, *self.assignments])
+
+    def parsed(self) -> dict[str, Any]:
+        values: dict[str, Any] = json.loads(self.values)
+        return values
 
     def as_record(self) -> dict[str, Any]:
         return asdict(self)

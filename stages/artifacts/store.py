@@ -86,20 +86,30 @@ def _whole_row_groups(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator
 
 
 def parquet_files(path: Path, spec: TableSpec) -> list[Path]:
-    """The file itself, or a folder's shards of this artifact in order, each with the right columns.
+    """The file itself, or a folder's shards of this artifact in order or its one file, each with the right columns.
 
     Raises:
         DataError: nothing there, not Parquet, or other columns.
     """
-    files = sorted(path.glob(f"{spec.name}-*.parquet")) if path.is_dir() else [path]
+    names = (f"{spec.name}-*.parquet", f"{spec.name}.parquet")
+    files = sorted(file for name in names for file in path.glob(name)) if path.is_dir() else [path]
+    if len(files) > 1 and path / names[1] in files:
+        raise DataError(f"{path}: both {names[0]} and {names[1]} in this folder; keep one of them")
     if not files or not files[0].is_file():
-        wanted = f"no {spec.name}-*.parquet in this folder" if path.is_dir() else "no such file or folder"
-        raise DataError(f"{path}: {wanted}; {spec.name} is written by {spec.producer}")
+        raise DataError(f"{path}: {_lacking(path, names)}; {spec.name} is written by {spec.producer}")
     for file in files:
         with reading(file):
             schema = pq.read_schema(file)
         spec.check_schema(schema, str(file))
     return files
+
+
+def _lacking(path: Path, names: Sequence[str]) -> str:
+    """What there is none of, and which folders inside have some."""
+    if not path.is_dir():
+        return "no such file or folder"
+    inside = sorted({str(file.parent) for name in names for file in path.glob(f"*/{name}")})
+    return f"no {names[0]} in this folder" + (f", but in {' and '.join(inside)}" if inside else "")
 
 
 @contextmanager

@@ -13,16 +13,27 @@ LIST_CHARS = 20_000
 
 
 class Unfit(Exception):
-    """A row cannot become a problem; its text is the reason, as it is counted."""
+    """A row cannot become a problem; its text is the reason, as it is counted, `detail` what it is about."""
+
+    def __init__(self, reason: str, detail: str | None = None) -> None:
+        super().__init__(reason)
+        self.detail = detail
 
 
 def cell(row: Mapping[str, Any], name: str) -> Any:
-    """The value of a column, None where there is none; `a.b` is the field b of the struct a."""
+    """The value of a column, None where there is none; `a.b` is the field b of the struct a, `a|b?` as in a layout."""
     if name in row:
         return row[name]
+    if len(names := alternatives(name)) > 1 or names[0] != name:
+        return next((value for column in names if (value := cell(row, column)) is not None), None)
     first, _, rest = name.partition(".")
     inner = row.get(first)
     return cell(inner, rest) if rest and isinstance(inner, Mapping) else None
+
+
+def alternatives(name: str) -> list[str]:
+    """The columns that a layout names in one place: `a|b?` is a or b."""
+    return name.removesuffix("?").split("|")
 
 
 def text(value: Any) -> str:

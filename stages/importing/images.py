@@ -10,6 +10,15 @@ from stages.artifacts.problems import EncodedImages
 from stages.errors import RowError
 from stages.importing.cells import Unfit
 
+_REMEDIES = {
+    "image_not_embedded": "only images that lie beside the data are read; download it and give the folder",
+    "image_outside_folder": "lies outside the data's folder; copy it there",
+    "image_not_found": "no such file; put it there, or drop the row",
+    "image_over_limit": "too large; shrink it",
+    "image_broken": "cannot be decoded; replace it",
+}
+_SHOWN = 300
+"""Characters of a path that are told."""
 MAX_BYTES = 64 << 20
 """An image of more is left out unread."""
 
@@ -30,11 +39,21 @@ class ImageReader:
         if isinstance(value, Mapping):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str) and value.strip():
-            value = self._load(value.strip())
+            return self._read_file(value.strip())
         if not isinstance(value, bytes) or not value:
             raise Unfit("image_missing")
         _check(value)
         return {"bytes": value, "path": None}
+
+    def _read_file(self, path: str) -> dict[str, Any]:
+        """The image of a path, which names it in what is wrong with it."""
+        try:
+            encoded = self._load(path)
+            _check(encoded)
+        except Unfit as error:
+            where = "" if self._folder is None else f" (from {self._folder})"
+            raise Unfit(str(error), f"{path[:_SHOWN]}{where}: {_REMEDIES[str(error)]}") from error
+        return {"bytes": encoded, "path": None}
 
     def _load(self, path: str) -> bytes:
         """The file's bytes; links are followed before it is decided whether it lies inside the folder."""

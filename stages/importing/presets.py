@@ -11,10 +11,14 @@ AnswerForm = Literal["letter", "index", "text", "either"]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a problem's parts stand in a row; a dotted name looks into a struct, as in `metadata.task`."""
+    """Where a problem's parts stand in a row; a dotted name looks into a struct, as in `metadata.task`.
+
+    `a|b` is the first of these columns that has a value, `a?` one that may be missing. Of a column of messages the
+    question is what the user says, the answer what the assistant says in the end.
+    """
 
     question: str = "question"
-    images: tuple[str, ...] = ("images",)
+    images: tuple[str, ...] = ("images|image",)
     """One column of one image or a list; or several columns of one image each, the last ones null where unused."""
     answer: str = "answer"
     choices: tuple[str, ...] = ()
@@ -23,6 +27,8 @@ class Layout:
     id: str | None = None
     """None: ids are made from row numbers."""
     answer_form: AnswerForm = "either"
+    answer_in_response: bool = False
+    """The answer is a response, which states it in the end: in `<answer>` tags, in a box or after a cue."""
     choices_in_question: bool = False
     """The question lists its choices already, and a single letter as answer is one of them."""
     no_answer: tuple[str, ...] = ()
@@ -37,6 +43,20 @@ PRESETS = {
     # hiyouga/geometry3k: https://huggingface.co/datasets/hiyouga/geometry3k (features in the card). The answer is the
     # right choice's text; the later columns id, choices and ground_truth are not needed, and older copies lack them.
     "geometry3k": Layout(question="problem"),
+    # ms-swift's own format: https://swift.readthedocs.io/en/latest/Customization/Custom-dataset.html. Its GRPO rewards
+    # compare with `solution`; without it the assistant's message is the reference.
+    "ms-swift": Layout(
+        question="messages|query",
+        images=("images|image?",),
+        answer="solution|messages|response",
+        answer_in_response=True,
+    ),
+    # verl: https://verl.readthedocs.io/en/latest/preparation/prepare_data.html, as its examples write Parquet.
+    "verl": Layout(question="prompt", images=("images?",), answer="reward_model.ground_truth", kind="data_source?"),
+    # EasyR1: the keys of its config (prompt_key, answer_key, image_key) in https://github.com/hiyouga/EasyR1.
+    "easyr1": Layout(question="problem|prompt", images=("images?",)),
+    # LLaVA: https://github.com/haotian-liu/LLaVA/blob/main/docs/Finetune_Custom_Data.md. Ids may stand twice there.
+    "llava": Layout(question="conversations", images=("image?",), answer="conversations", answer_in_response=True),
     # OpenGVLab/MMPR-Tiny, mmpr_tiny.parquet: verl's layout, as https://github.com/NVIDIA-NeMo/RL reads it. The images
     # are paths (MMPR-Tiny/images/…) from the file's folder, to be unpacked there from images.zip. The card lists other
     # columns (image, question, chosen, rejected).

@@ -10,6 +10,7 @@ from typing import Any
 from stages.errors import DataError
 from stages.importing.cells import Unfit, as_list, cell, text
 from stages.importing.images import ImageReader
+from stages.importing.messages import bare_answer, exchange
 from stages.importing.placeholders import Placeholders
 from stages.importing.presets import AnswerForm, Layout
 
@@ -63,7 +64,10 @@ class RowReader:
         choices = self._choices(row)
         images = self._read_images(row)
         placeholders = Placeholders(len(images))
-        question = placeholders.in_words(text(cell(row, layout.question)) or layout.empty_question or "")
+        asked = cell(row, layout.question)
+        said = exchange(asked)
+        asked = said.question if said else text(asked)
+        question = placeholders.in_words(asked or layout.empty_question or "")
         if not question:
             raise Unfit("question_missing")
         lines = [question]
@@ -81,6 +85,10 @@ class RowReader:
 
     def _answer(self, row: Mapping[str, Any]) -> str:
         value = cell(row, self._layout.answer)
+        if said := exchange(value):
+            value = said.response
+        if said or self._layout.answer_in_response:
+            value = bare_answer(text(value))
         several = as_list(value)
         if several is not None and len(several) > 1:
             raise Unfit("answer_several")
@@ -109,6 +117,8 @@ class RowReader:
     def _read_images(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
         columns = self._layout.images
         values = [cell(row, column) for column in columns]
+        if columns[0].endswith("?") and values == [None]:
+            return []
         if len(columns) > 1:
             values = _without_last_nulls(values)
         elif (listed := as_list(values[0])) is not None:

@@ -22,6 +22,7 @@ from huggingface_hub import DatasetCard
 from stages.artifacts.digests import files_sha256
 from stages.artifacts.store import read_tables
 from stages.errors import DataError
+from stages.importing.cells import alternatives
 from stages.nested import named, texts
 
 config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would tell a server of every file that is read here
@@ -65,12 +66,15 @@ class Source:
         Raises:
             DataError: lists the columns there are.
         """
-        missing = [name for name in names if name not in self.columns]
+        missing = [name.replace("|", " or ") for name in names if not self._has(name)]
         if missing:
             raise DataError(
                 f"{self.name}: no column {', '.join(missing)}; it has {', '.join(self.columns)}. "
                 "Name its columns (--question, --images, --answer, --choices, --kind, --id) or choose another --preset"
             )
+
+    def _has(self, name: str) -> bool:
+        return name.endswith("?") or any(column in self.columns for column in (name, *alternatives(name)))
 
 
 def open_source(name: str, split: str | None, config_name: str | None) -> Source:

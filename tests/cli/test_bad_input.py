@@ -31,8 +31,9 @@ INPUTS = {
     "groups": ("groups/groups-00000.parquet", GROUPS, GROUP),
 }
 LINES = OPTIONS | {
-    "preferences": "--preferences preferences.parquet --repair-model model --policy model",
-    "siblings": "--rollouts rollouts --problems problems.parquet --policy model --set masks.repairer=sibling",
+    "preferences": "--preferences preferences.parquet --repair-model model --policy model --recipe digits",
+    "siblings": "--rollouts rollouts --problems problems.parquet --policy model --recipe digits "
+    "--set masks.repairer=sibling",
 }
 COMMANDS = {"preferences": "build-masks", "siblings": "build-masks"}
 
@@ -750,7 +751,12 @@ def test_groups_without_a_contrast_are_made_counted_and_not_trained_on(reward, c
     told = [
         f"out: no group has anything to train on ({{'{'all_correct' if reward else 'no_repaired_error'}': 1}}); raise"
     ]
-    refused(df, folder, told, "train-policy --groups out --problems problems.parquet --policy model --out next")
+    refused(
+        df,
+        folder,
+        told,
+        "train-policy --groups out --problems problems.parquet --policy model --recipe digits --out next",
+    )
 
 
 LEAVING = {"up": "../outside.png", "absolute": None, "link": "link.png", "linked folder": "up/outside.png"}

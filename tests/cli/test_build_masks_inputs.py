@@ -12,7 +12,9 @@ def told(monkeypatch, capsys, tmp_path):
     """A function: exit code and what stderr says in one line, frame and line ends taken away."""
 
     def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["df", "build-masks", "--out", str(tmp_path / "out"), *arguments])
+        monkeypatch.setattr(
+            "sys.argv", ["df", "build-masks", "--recipe", "digits", "--out", str(tmp_path / "out"), *arguments]
+        )
         with pytest.raises(SystemExit) as exit_info:
             main()
         assert not (tmp_path / "out").exists()

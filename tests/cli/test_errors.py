@@ -82,7 +82,7 @@ def test_an_incomplete_model_folder_is_named_with_what_is_missing(missing, works
 
 
 def test_a_model_folder_that_is_not_there_is_named(workspace, df):
-    code, _, err = df("rollout --problems problems.parquet --policy nowhere --out out")
+    code, _, err = df("rollout --problems problems.parquet --policy nowhere --recipe digits --out out")
 
     assert code == 1
     assert err == "error: nowhere: no such model folder; give a folder with config.json or a hub name org/model\n"
@@ -189,7 +189,7 @@ def test_sigusr1_before_there_is_anything_to_save_ends_nothing():
     assert subprocess.run([sys.executable, "-c", code, "rollout"], timeout=120, check=False).returncode == 0
 
 
-READ = "repair-set read --sheet problems.parquet --annotated repair_set.parquet --policy model"
+READ = "repair-set read --sheet problems.parquet --annotated repair_set.parquet --policy model --recipe digits"
 
 
 @pytest.mark.usefixtures("workspace")

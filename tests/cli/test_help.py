@@ -2,13 +2,16 @@
 
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
+from df_cli.examples import EXAMPLES
 from df_cli.main import COMMANDS, app
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +26,8 @@ PIPELINE = [
     "evaluate",
     "summarize",
 ]
+STEPS = ("runs/digits/round-1/train-policy",)
+GROUPS = ("repair-set", "recipe")
 HEAVY = {"torch", "transformers", "datasets", "pyarrow", "numpy", "PIL"}
 
 
@@ -63,7 +68,7 @@ def test_help_comes_at_once_and_without_torch():
     assert min(seconds) < 1.0
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "repair-set"])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in GROUPS])
 def test_each_command_has_help(command):
     done = df(command, "--help")
 
@@ -73,7 +78,7 @@ def test_each_command_has_help(command):
     assert done.stderr == "[]\n"
 
 
-@pytest.mark.parametrize("command", ["repair-set sheet", "repair-set read"])
+@pytest.mark.parametrize("command", [name for name in EXAMPLES if " " in name])
 def test_commands_of_a_group_have_help(command):
     done = df(*command.split(), "--help")
 
@@ -83,11 +88,29 @@ def test_commands_of_a_group_have_help(command):
 
 
 def test_a_time_limit_is_offered_by_the_commands_that_can_stop_and_go_on():
-    commands = [name for name in COMMANDS if name != "repair-set"] + ["repair-set sheet", "repair-set read"]
-    helps = {name: CliRunner().invoke(app, [*name.split(), "--help"]).stdout for name in commands}
+    helps = {name: CliRunner().invoke(app, [*name.split(), "--help"]).stdout for name in EXAMPLES}
 
     stages = {"sft-repair", "rl-repair", "rollout", "build-masks", "train-policy", "evaluate"}
-    assert {name for name in commands if "--stop-after" in helps[name]} == stages | {"repair-set sheet"}
+    assert {name for name in EXAMPLES if "--stop-after" in helps[name]} == stages | {"repair-set sheet"}
+
+
+def test_every_command_has_examples():
+    listed = [name for name in COMMANDS if name not in GROUPS]
+    listed += [f"{name} {part.name}" for name in GROUPS for part in COMMANDS[name].registered_commands]
+    assert sorted(EXAMPLES) == sorted(listed)
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_examples_end_the_help_and_are_command_lines(command):
+    shown = " ".join(CliRunner().invoke(app, [*command.split(), "--help"]).stdout.split())
+    for example in EXAMPLES[command]:
+        assert example in shown
+        assert example.startswith(f"df {command} ") or example == f"df {command}"
+        parsed = typer.main.get_command(app)
+        for word in command.split():
+            parsed = parsed.commands[word]
+        context = parsed.make_context(command, shlex.split(example)[1 + len(command.split()) :])
+        assert context.params.get("recipe") in (None, "digits", "my.yaml", "qwen2.5-vl-7b-gspo", *STEPS)
 
 
 def test_no_arguments_show_the_commands():

@@ -19,6 +19,7 @@ from stages.artifacts.columns import EPISODES, PREFERENCES, PROBLEMS
 from stages.artifacts.step import Plan, Step
 from stages.artifacts.store import write_rows
 
+DIGITS = ("--recipe", "digits")
 CONTROLS = "\x1b]0;owned\x07\x1b[2J\u202e\x9b31m"
 SHOWN = r"\x1b]0;owned\x07\x1b[2J\u202e\x9b31m"
 MARKUP = "[red]x[/red] [/bold] <script>x</script></p></mark><img src=x onerror=x> \" onerror=x ' onerror=x "
@@ -40,10 +41,21 @@ def usage(text):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["rollout", "--problems", f"{CONTROLS}.parquet", "--policy", "model", "--out", "out"],
-        ["rollout", "--problems", "problems.parquet", "--policy", f"{CONTROLS}/model", "--out", "out"],
+        ["rollout", "--problems", f"{CONTROLS}.parquet", "--policy", "model", "--out", "out", *DIGITS],
+        ["rollout", "--problems", "problems.parquet", "--policy", f"{CONTROLS}/model", "--out", "out", *DIGITS],
         ["rollout", "--problems", "problems.parquet", "--policy", "model", "--out", "out", "--recipe", CONTROLS],
-        ["rollout", "--problems", "problems.parquet", "--policy", "model", "--out", "out", "--set", f"a.{CONTROLS}=1"],
+        [
+            "rollout",
+            "--problems",
+            "problems.parquet",
+            "--policy",
+            "model",
+            "--out",
+            "out",
+            *DIGITS,
+            "--set",
+            f"a.{CONTROLS}=1",
+        ],
         ["import-problems", f"./{CONTROLS}.csv", "--out", "out"],
         ["summarize", f"/{CONTROLS}", "--rounds", "1"],
         ["audit-agreement", "--episodes", f"{CONTROLS}", "--labels", f"{CONTROLS}.csv", "--out", "out"],
@@ -71,7 +83,7 @@ def test_arguments_in_usage_errors(arguments, df):
 
 
 def test_ids_columns_and_configurations_in_errors(workspace, df):
-    line = "rollout --problems problems.parquet --policy model --out out"
+    line = "rollout --problems problems.parquet --policy model --recipe digits --out out"
     write_rows(workspace / "problems.parquet", PROBLEMS, [PROBLEM | {"problem_id": HOSTILE}] * 2)
     told = [df(line)]
     table = pq.read_table(workspace / "problems.parquet")
@@ -97,7 +109,7 @@ def test_ids_columns_and_configurations_in_errors(workspace, df):
 def test_a_line_of_a_dataset_cannot_pass_for_one_of_ours(workspace, df):
     forged = {"problem_id": "p\nerror: forged"}
     write_rows(workspace / "problems.parquet", PROBLEMS, [PROBLEM | forged] * 2)
-    _, _, err = df("rollout --problems problems.parquet --policy model --out out")
+    _, _, err = df("rollout --problems problems.parquet --policy model --recipe digits --out out")
     assert "forged" in err
     assert [line for line in err.splitlines() if line.startswith("error: ")] == [err.splitlines()[0]]
 
@@ -108,7 +120,7 @@ def test_an_error_of_a_reward_function_is_told_with_its_traceback(workspace, df,
     )
     monkeypatch.syspath_prepend(workspace)
     settings = ["--set", "reward.name=loud_reward:score", "--set", "rollout.samples_per_problem=1"]
-    code, _, err = df("rollout --problems problems.parquet --policy model --out out", *settings)
+    code, _, err = df("rollout --problems problems.parquet --policy model --recipe digits --out out", *settings)
     assert code == 1
     assert "Traceback (most recent call last)" in err
     assert "ValueError: [red]x[/red] [/bold]" in err
@@ -120,7 +132,7 @@ def test_kinds_in_tables(workspace, df):
     """Markup of rich is text, not style and not an error."""
     kind = "[red]x[/red][/b]<b>\x1b[2J\r"
     write_rows(workspace / "problems.parquet", PROBLEMS, [PROBLEM | {"kind": kind, "question": HOSTILE}])
-    line = "evaluate --problems problems.parquet --model model --out out --set evaluate.draws=1"
+    line = "evaluate --problems problems.parquet --model model --recipe digits --out out --set evaluate.draws=1"
     code, out, err = df(line)
     assert (code, err.count("error")) == (0, 0)
     assert r" sampled accuracy, [red]x[/red][/b]<b>\x1b[2J\r " in out
@@ -129,7 +141,7 @@ def test_kinds_in_tables(workspace, df):
 
 @pytest.mark.usefixtures("workspace")
 def test_folders_in_tables_and_plans(df):
-    command = ["evaluate", "--problems", "problems.parquet", "--model", "model", "--set", "evaluate.draws=1"]
+    command = ["evaluate", "--problems", "problems.parquet", "--model", "model", *DIGITS, "--set", "evaluate.draws=1"]
     instruction = "prompt.instruction=" + json.dumps("{question}" + HOSTILE)
     _, plan, _ = df("", *command, "--dry-run", "--out", "out", "--set", instruction)
     assert HOSTILE in json.loads(plan)["recipe"]["prompt"]["instruction"]
@@ -239,7 +251,7 @@ def test_a_page_of_pairs_has_no_element_of_the_data(workspace, df):
             "rejected": f"{text} {wrong}",
         }
         write_rows(workspace / f"{name}.parquet", PREFERENCES, [dict.fromkeys(["video", "fps"]) | row])
-        options = ["--preferences", f"{name}.parquet", "--policy", "model", "--set", "masks.repairer=sibling"]
+        options = ["--preferences", f"{name}.parquet", "--policy", "model", *DIGITS, "--set", "masks.repairer=sibling"]
         code, out, err = df("build-masks", *options, "--out", f"{name}-out")
         assert (code, err.count("error:")) == (0, 0)
         assert_plain(out, err)
@@ -267,7 +279,7 @@ def test_a_server_that_repeats_the_key_and_sends_control_sequences(workspace):
         options = {"base_url": server.url, "model": "tiny", "api_key_env": "DF_KEY", "cache": "cache", "concurrency": 1}
         settings = ["reward.name=judge", "rollout.samples_per_problem=4", "engine.rows_per_batch=4",
                     *(f"reward.judge.{name}={value}" for name, value in options.items())]  # fmt: skip
-        arguments = ["rollout", "--problems", "problems.parquet", "--policy", "model", "--out", "out"]
+        arguments = ["rollout", "--problems", "problems.parquet", "--policy", "model", "--out", "out", *DIGITS]
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments, *(word for setting in settings for word in ("--set", setting))],
             capture_output=True, text=True, timeout=240, cwd=workspace,

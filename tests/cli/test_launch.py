@@ -17,7 +17,12 @@ def rollout(digits, base_dir):
     """A function: `df rollout` of seven problems in two processes."""
 
     def run(out):
-        options = {"--problems": digits / "problems_train.parquet", "--policy": base_dir, "--out": out}
+        options = {
+            "--recipe": "digits",
+            "--problems": digits / "problems_train.parquet",
+            "--policy": base_dir,
+            "--out": out,
+        }
         settings = ["rollout.problems=7", "rollout.samples_per_problem=3", "rollout.rows_per_shard=12"]
         words = [word for pair in options.items() for word in pair]
         words += [word for setting in settings for word in ("--set", setting)]
@@ -63,7 +68,9 @@ def test_pairs_are_realigned_by_one_of_two_processes(tmp_path):
     ]
     (tmp_path / "pairs").mkdir()
     write_rows(tmp_path / "pairs" / "groups-00000.parquet", GROUPS, rows)
-    done = launch("-m", "df_cli", "build-masks", "--pairs", tmp_path / "pairs", "--out", tmp_path / "out")
+    done = launch(
+        "-m", "df_cli", "build-masks", "--recipe", "digits", "--pairs", tmp_path / "pairs", "--out", tmp_path / "out"
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert [row["mask"] for row in iterate_rows(tmp_path / "out", GROUPS)] == [[False, True, False]] * 2
     assert read_manifest(tmp_path / "out")["counts"] == {"pairs": 1, "tokens_in_pairs": 6, "tokens_marked": 2}
@@ -74,7 +81,19 @@ def test_two_processes_stop_together_and_go_on(tmp_path, digits, base_dir):
     """Training that a time limit stops after every step ends with the bytes of training that nothing stopped."""
     pairs = tmp_path / "pairs.parquet"
     pq.write_table(pq.read_table(digits / "repair_set.parquet").slice(0, 30), pairs)
-    words = ["-m", "df_cli", "sft-repair", "--repair-set", pairs, "--model", base_dir, "--set", "sft.epochs=1"]
+    words = [
+        "-m",
+        "df_cli",
+        "sft-repair",
+        "--recipe",
+        "digits",
+        "--repair-set",
+        pairs,
+        "--model",
+        base_dir,
+        "--set",
+        "sft.epochs=1",
+    ]
     words += ["--set", "sft.batch_size=14"]  # two steps
     assert launch(*words, "--out", tmp_path / "through").returncode == 0
 

@@ -113,6 +113,26 @@ def test_two_installs_do_not_call_each_other_for_ever(ours, system, folder):
     assert df("-h", path=[ours, other, ours], cwd=folder).returncode == 127
 
 
+WRAPPER = f'#!/bin/sh\nexec {sys.executable} -m df_cli "$@"\n'
+
+
+def module(*arguments, path, cwd):
+    """`python -m df_cli`, as `df` does it."""
+    environment = os.environ | {"PATH": os.pathsep.join(map(str, path)), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "df_cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=20, check=False)
+
+
+@pytest.mark.parametrize("call", [df, module])
+def test_a_script_that_runs_the_module_reaches_the_system_and_ends_without_one(call, ours, system, folder):
+    wrapper = script(folder / "wrapper", WRAPPER)
+
+    assert call("-h", ".", path=[wrapper, ours, system], cwd=folder).stdout == "<-h>\n<.>\n"
+    assert call("-h", ".", path=[wrapper, system], cwd=folder).returncode == 7
+    for path in ([wrapper], [wrapper, ours], [ours, wrapper]):
+        assert call("-h", ".", path=path, cwd=folder).returncode == 127
+
+
 def test_no_other_df_is_127(ours, folder):
     done = df("-h", path=[ours], cwd=folder)
 

@@ -38,7 +38,7 @@ GROUP = {
     "finish_reason": "stop",
 }
 MODEL_FILES = ("config.json", "tokenizer_config.json", "processor_config.json", "model.safetensors")
-OPTIONS = {
+INPUTS = {
     "repair-set sheet": "--problems problems.parquet --policy model",
     "sft-repair": "--repair-set repair_set.parquet --model model",
     "rl-repair": "--problems problems.parquet --policy model --repair-model model --repair-set repair_set.parquet",
@@ -47,6 +47,7 @@ OPTIONS = {
     "train-policy": "--groups groups --problems problems.parquet --policy model",
     "evaluate": "--problems problems.parquet --model model",
 }
+OPTIONS = {command: f"{inputs} --recipe digits" for command, inputs in INPUTS.items()}
 
 
 def listing(folder):

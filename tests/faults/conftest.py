@@ -38,7 +38,8 @@ def references(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dict[s
     problems, pairs = folder / "problems.parquet", folder / "repair_set.parquet"
     pq.write_table(pq.read_table(digits / "problems_train.parquet").slice(0, 12), problems)
     pq.write_table(pq.read_table(digits / "repair_set.parquet").slice(0, 30), pairs)
-    base, recipe = digits / "base", [word for setting in SETTINGS for word in ("--set", setting)]
+    base, recipe = digits / "base", ["--recipe", "digits"]
+    recipe += [word for setting in SETTINGS for word in ("--set", setting)]
     inputs = {
         "sft-repair": {"repair-set": pairs, "model": base, "save-every": 2},
         "rl-repair": {"problems": problems, "policy": base, "repair-model": folder / "sft-repair", "repair-set": pairs},

@@ -1,6 +1,7 @@
 """`df import-problems` from file to `problems`: what fits, what does not and why, and a run that was stopped."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from datasets import Image, List, Value
@@ -59,7 +60,11 @@ def test_problems_and_what_was_dropped(table, tmp_path):
     assert [image.size for image in problems["k3"].images] == [(5, 4)]
     assert rows_of(tmp_path / "out", DROPPED) == [
         {"problem_id": "k2", "reason": "answer_missing", "detail": None},
-        {"problem_id": "k4", "reason": "image_not_found", "detail": None},
+        {
+            "problem_id": "k4",
+            "reason": "image_not_found",
+            "detail": f"gone.png (from {tmp_path / 'set'}): no such file; put it there, or drop the row",
+        },
         {"problem_id": "k5", "reason": "answer_missing", "detail": None},
     ]
     manifest = outcome.manifest
@@ -193,3 +198,84 @@ def test_the_schema_is_that_of_problems(table, tmp_path):
     execute(ImportProblems(table(lines(2)), LAYOUT), tmp_path / "out")
 
     assert list(rows_of(tmp_path / "out", PROBLEMS)[0]) == [column.name for column in PROBLEMS.columns]
+
+
+def test_a_file_that_none_of_the_rows_has_is_named(table):
+    rows = [row | {"image": "lost/b.png"} for row in lines(1)]
+    told = r"no row of 1 fits: image_not_found 1 \(the first: lost/b\.png \(from .*set\): no such file; put it there"
+    with pytest.raises(DataError, match=told):
+        ImportProblems(table(rows), LAYOUT).plan()
+
+
+def test_a_folder_of_images_needs_no_name_for_its_column(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png(5, 4)["bytes"])
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "question": "How many?", "answer": "3"}))
+    execute(ImportProblems(str(folder), Layout()), tmp_path / "out")
+
+    (problem,) = ProblemSet(tmp_path / "out")
+    assert (problem.question, problem.answer, [image.size for image in problem.images]) == ("How many?", "3", [(5, 4)])
+
+
+def with_images(parquet, of_rows):
+    """Problems whose images are told by their colours."""
+    rows = [
+        {"images": [png(3, 2, colour) for colour in colours], "question": f"q{row}", "answer": "1"}
+        for row, colours in enumerate(of_rows)
+    ]
+    return str(parquet(rows, {"images": List(Image()), "question": Value("string"), "answer": Value("string")}))
+
+
+def sides(out):
+    """Ids and images of both."""
+    found = []
+    for side in ("problems_train", "problems_test"):
+        problems = ProblemSet(out / side)
+        found.append((set(problems.ids), {image["bytes"] for problem in problems for image in problem.images.encoded}))
+    return found
+
+
+def test_a_split_keeps_problems_with_a_common_image_together(parquet, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage_module, "ROWS_PER_SHARD", 7)
+    colours = [f"#{number:06x}" for number in range(0, 30 * 5000, 5000)]
+    of_rows = [[colours[row % 20], *([colours[20 + row % 10]] if row % 7 == 0 else [])] for row in range(60)]
+    outcome = execute(ImportProblems(with_images(parquet, of_rows), Layout(), split_test=0.25), tmp_path / "mine")
+    (train, train_images), (test, test_images) = sides(tmp_path / "mine")
+
+    assert train | test == {f"row-{row:07d}" for row in range(60)}
+    assert not train & test
+    assert not train_images & test_images
+    assert 6 <= len(test) <= 15
+    assert outcome.manifest["counts"]["test_problems"] == len(test)
+    assert not execute(ImportProblems(with_images(parquet, of_rows), Layout(), split_test=0.25), tmp_path / "mine").ran
+
+
+def test_a_split_does_not_depend_on_the_order_of_rows(parquet, tmp_path):
+    colours = [[f"#{number:06x}"] for number in range(0, 40 * 5000, 5000)]
+    for name, of_rows in (("first", colours), ("second", colours[::-1])):
+        execute(ImportProblems(with_images(parquet, of_rows), Layout(), split_test=0.1), tmp_path / name)
+    (_, first), (_, second) = sides(tmp_path / "first")[1], sides(tmp_path / "second")[1]
+    assert first == second
+    assert len(first) == 4
+
+
+def test_a_split_that_no_group_is_small_enough_for_is_refused_and_leaves_nothing_in_the_way(parquet, tmp_path):
+    file = with_images(parquet, [["red"]] * 5 + [["blue"]] * 4)
+    with pytest.raises(DataError, match=r"--split-test 0\.1 leaves no problem to test on.*; raise it"):
+        execute(ImportProblems(file, Layout(), split_test=0.1), tmp_path / "mine")
+
+    assert execute(ImportProblems(file, Layout(), split_test=0.5), tmp_path / "mine").ran
+    assert [len(ids) for ids, _ in sides(tmp_path / "mine")] == [5, 4]
+
+
+def test_ids_that_stand_twice_leave_nothing_in_the_way(table, tmp_path):
+    file = table([*lines(2), *lines(1)])
+    with pytest.raises(DataError, match="stands twice"):
+        execute(ImportProblems(file, LAYOUT), tmp_path / "out")
+    assert execute(ImportProblems(file, replace(LAYOUT, id=None)), tmp_path / "out").ran
+
+
+def test_a_split_is_not_made_in_one_of_its_own_sides(table, tmp_path):
+    with pytest.raises(ArtifactError, match=f"in the folder; give {tmp_path}$"):
+        ImportProblems(table(lines(2)), LAYOUT, split_test=0.5).check_output(tmp_path / "problems_train")

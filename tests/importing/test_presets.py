@@ -1,5 +1,7 @@
 """Each preset on a file in exactly its data set's columns; what is imported is scored as it should be."""
 
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -312,6 +314,107 @@ def test_ai2d_names_the_choice_by_its_number(parquet):
     assert first["question"] == f"Which is the dairy item\nA. c\nB. D\nC. b\nD. a\n{ASK_FOR_LETTER}"
     check_scores(first, "B", "D", "1")
     assert second == "answer_not_a_choice"
+
+
+def jsonl(folder, rows, name="data.jsonl"):
+    (folder / "a.png").write_bytes(png(5, 4)["bytes"])
+    (folder / name).write_text("\n".join(map(json.dumps, rows)))
+    return folder / name
+
+
+def said(question, response=None, sides=("user", "assistant"), keys=("role", "content")):
+    """A conversation; without a response what is asked alone."""
+    texts = [question, *([] if response is None else [response])]
+    return [dict(zip(keys, pair, strict=True)) for pair in zip(sides, texts, strict=False)]
+
+
+def test_ms_swift(tmp_path):
+    system = [{"role": "system", "content": "You think first."}]
+    rows = [
+        {"messages": system + said("<image>How many?"), "images": ["a.png"], "solution": "<answer> 3 </answer>"},
+        {"messages": said("<image>How many?", "I count. The answer is 4."), "images": ["a.png"], "solution": None},
+        {"messages": said("2 + 2?", r"That is \boxed{4}"), "images": [], "solution": None},
+        {"messages": said("<image>Which?", "B"), "images": ["gone.png"], "solution": None},
+        {"messages": said("2?", "2") + said("3?", "3"), "images": [], "solution": None},
+        {"messages": [{"role": "tool", "content": "x"}], "images": [], "solution": "1"},
+    ]
+    found = list(imported("ms-swift", jsonl(tmp_path, rows)).values())
+
+    assert [(p["question"], p["answer"], sizes(p)) for p in found[:3]] == [
+        ("How many?", "3", [(5, 4)]),
+        ("How many?", "4", [(5, 4)]),
+        ("2 + 2?", "4", []),
+    ]
+    assert found[3:] == ["image_not_found", "several_turns", "messages_unreadable"]
+
+
+@pytest.mark.parametrize("columns", [["messages"], ["messages", "images"]])
+def test_ms_swift_without_the_columns_that_it_may_lack(columns, tmp_path):
+    row = {"messages": said("2 + 2?", "4"), "images": []}
+    (problem,) = imported("ms-swift", jsonl(tmp_path, [{name: row[name] for name in columns}])).values()
+    assert (problem["question"], problem["answer"], problem["images"]) == ("2 + 2?", "4", [])
+
+
+def test_a_message_in_parts(tmp_path):
+    parts = [{"type": "image", "text": None}, {"type": "text", "text": "How many?"}]
+    rows = [{"messages": [{"role": "user", "content": parts}], "images": ["a.png"], "solution": "3"}]
+    (problem,) = imported("ms-swift", jsonl(tmp_path, rows)).values()
+    assert (problem["question"], sizes(problem)) == ("How many?", [(5, 4)])
+
+
+def test_verl(parquet):
+    features = {
+        "data_source": TEXT,
+        "prompt": [{"role": TEXT, "content": TEXT}],
+        "images": List(Image()),
+        "reward_model": {"style": TEXT, "ground_truth": TEXT},
+        "extra_info": {"split": TEXT, "index": INTEGER},
+    }
+    row = {
+        "data_source": "hiyouga/geometry3k",
+        "prompt": said("<image>Find x."),
+        "images": [png(5, 4)],
+        "reward_model": {"style": "rule", "ground_truth": "3"},
+        "extra_info": {"split": "train", "index": 0},
+    }
+    (problem,) = imported("verl", parquet([row], features)).values()
+
+    assert (problem["question"], problem["answer"], problem["kind"]) == ("Find x.", "3", "hiyouga/geometry3k")
+    assert sizes(problem) == [(5, 4)]
+
+    del features["images"], row["images"], features["data_source"], row["data_source"]
+    row["prompt"] = said("2 + 2?")
+    (problem,) = imported("verl", parquet([row], features, "texts.parquet")).values()
+    assert (problem["question"], problem["images"], problem["kind"]) == ("2 + 2?", [], None)
+
+
+@pytest.mark.parametrize("question", ["problem", "prompt"])
+def test_easyr1(question, parquet):
+    row = {"images": [png(5, 4)], question: "<image>Find x.", "answer": "3"}
+    file = parquet([row], {"images": List(Image()), question: TEXT, "answer": TEXT})
+    (problem,) = imported("easyr1", file).values()
+
+    assert (problem["question"], problem["answer"], sizes(problem)) == ("Find x.", "3", [(5, 4)])
+
+
+def test_llava(tmp_path):
+    def told(*texts):
+        return said(*texts, sides=("human", "gpt"), keys=("from", "value"))
+
+    rows = [
+        {"id": "1", "image": "a.png", "conversations": told("<image>\nHow many?", "There are three. The answer is 3.")},
+        {"id": "1", "image": "a.png", "conversations": told("Is it red?\n<image>", "Yes")},
+        {"id": "2", "image": None, "conversations": told("2 + 2?", "4")},
+    ]
+    (tmp_path / "a.png").write_bytes(png(5, 4)["bytes"])
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    found = imported("llava", tmp_path / "data.json").values()
+
+    assert [(p["question"], p["answer"], sizes(p)) for p in found] == [
+        ("How many?", "3", [(5, 4)]),
+        ("Is it red?", "Yes", [(5, 4)]),
+        ("2 + 2?", "4", []),
+    ]
 
 
 def test_every_preset_is_tried_here():
