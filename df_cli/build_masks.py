@@ -68,5 +68,9 @@ def _refuse(option: str, inputs: dict[str, Path | None]) -> None:
 def _require(inputs: dict[str, Path | None]) -> dict[str, Path]:
     missing = [name for name, path in inputs.items() if path is None]
     if missing:
-        raise typer.BadParameter(f"missing; give {', '.join(inputs)}, or --pairs alone", param_hint=", ".join(missing))
+        without = "; errors are repaired without one by --set masks.repairer=sibling"
+        raise typer.BadParameter(
+            f"missing; give {', '.join(inputs)}, or --pairs alone{without if '--repair-model' in missing else ''}",
+            param_hint=", ".join(missing),
+        )
     return {name: path for name, path in inputs.items() if path is not None}

@@ -21,6 +21,7 @@ from stages.errors import DataError
 from stages.scoring.agreement import Compared, agreement_rows
 from stages.scoring.audited import CLEAN, Audit, read_audit
 from stages.scoring.auditor import MEANINGS
+from stages.told import counted
 
 CLASSES = (CLEAN, *MEANINGS)
 REMEDIES = {
@@ -64,7 +65,7 @@ class AuditAgreement:
         if not self.labelling.compared:
             raise DataError(
                 f"{self.labels}: no label to compare ({self.labelling.empty} rows not filled in, "
-                f"{dict(self.labelling.left_out)}); write {', '.join(CLASSES)} into its column label"
+                f"{counted(self.labelling.left_out)}); write {', '.join(CLASSES)} into its column label"
             )
         self._populations()
         return Plan("audit-agreement", {}, 0, self.inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from stages.scoring.audited import CLEAN, Audit, AuditedRepair, read_audit
 from stages.scoring.auditor import MEANINGS
 from stages.scoring.word_difference import difference_text, marked_words
 from stages.seeds import Purpose, derive_seed
+from stages.told import counted
 
 TO_LABEL = "to_label"
 """Folder of what a labeller gets, which does not tell the verdicts."""
@@ -34,6 +36,9 @@ NOTES = (
     f"{CLEAN}: it corrects the error where it was made, and its reasoning leads to its answer.",
     *(f"{category}: {meaning}." for category, meaning in MEANINGS.items()),
 )
+
+
+logger = logging.getLogger(__name__)
 
 
 class Drawn(NamedTuple):
@@ -82,6 +87,9 @@ class AuditSample:
         ]
         step.write_table(AUDIT_SAMPLE, rows)
         if processes.is_main():
+            if len(rows) < self.count:
+                told = "%s: only %d of the %d repairs that --count asks for were audited"
+                logger.warning(told, self.episodes, len(rows), self.count)
             with writing(step.out / TO_LABEL):
                 self._write_sheet(step.out / TO_LABEL, to_label)
         step.tally.rows_in = len(self._audit.repairs) + len(self._audit.left_out)
@@ -117,7 +125,7 @@ class AuditSample:
         """
         populations = self._populations
         if not populations:
-            reasons = dict(Counter(self._audit.left_out.values()))
+            reasons = counted(Counter(self._audit.left_out.values()))
             raise DataError(f"{self.episodes}: no audited repair to draw ({reasons}); train the repair model longer")
         if self.per_stratum:
             return {stratum: min(self.count, size) for stratum, size in populations.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,9 @@ from stages.scoring.rewards import check_reward, open_reward
 from stages.scoring.usable import ProblemCheck
 from stages.scoring.wrong_answers import WrongAnswer, draft_row, read_drafts, wrong_answers
 from stages.seeds import Purpose, derive_seed
+from stages.told import counted
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,16 +78,28 @@ class RepairSheet:
         rows = spread_over_problems(drafts, self.count)
         if not rows:
             raise DataError(
-                f"{self.problems}: no error to repair ({dict(step.tally.dropped)}); "
+                f"{self.problems}: no error to repair ({counted(step.tally.dropped)}); "
                 "raise repair_set.samples_per_problem or rollout.max_new_tokens"
             )
         step.tally.dropped["surplus"] += len(drafts) - len(rows)
         step.tally.rows_out = len(rows)
         step.write_table(ERRORS, rows)
         if processes.is_main():
+            if len(rows) < self.count:
+                self._tell_of_fewer(len(rows), step)
             with writing(step.out):
                 write_sheet(step.out, rows)
         step.finish()
+
+    def _tell_of_fewer(self, found: int, step: Step) -> None:
+        logger.warning(
+            "%s: only %d of the %d errors that --count asks for (left out: %s); give more problems, or raise "
+            "repair_set.samples_per_problem or repair_set.errors_per_problem",
+            self.problems,
+            found,
+            self.count,
+            counted(step.tally.dropped),
+        )
 
     def _look_for_errors(self, policy: Answerer, step: Step) -> None:
         """Write errors to `drafts`, part by part in seeded order, until as many problems as errors are wanted have one.

@@ -43,6 +43,7 @@ from stages.scoring.rewards import check_reward, open_reward
 from stages.scoring.usable import ProblemCheck
 from stages.scoring.wrong_answers import draft_row, read_drafts, wrong_answers
 from stages.seeds import Purpose, derive_seed
+from stages.told import counted
 from stages.training.checkpoints import Checkpoints
 from stages.training.heldout import repair_heldout, write_summary
 from stages.training.losses import check_objective
@@ -123,7 +124,7 @@ class RlRepair:
             drafts = ErrorSource(recipe, policy, step).errors(self.usable)
             if not drafts:
                 raise DataError(
-                    f"{self.problems}: no error to repair ({dict(step.tally.dropped)}); "
+                    f"{self.problems}: no error to repair ({counted(step.tally.dropped)}); "
                     "raise repair_rl.problems or repair_rl.drafts_per_problem"
                 )
             loop = RepairLoop(recipe, repairer, open_auditor(recipe, policy), step, trainer, MetricsLog(trackers))

@@ -34,6 +34,7 @@ from stages.progress import track
 from stages.recipe import Recipe
 from stages.scoring.usable import ProblemCheck
 from stages.seeds import Purpose, derive_seed
+from stages.told import counted
 from stages.training.checkpoints import SAVE_EVERY, Checkpoints
 from stages.training.groups import Trajectory, left_out, optimization_group, rows_to_work_on, with_token_advantages
 from stages.training.losses import PolicyObjective, check_objective, mismatch_metrics
@@ -188,7 +189,7 @@ class TrainPolicy:
 
     def _nothing_to_train_on(self, reasons: Mapping[str, int]) -> DataError:
         return DataError(
-            f"{self.groups}: no group has anything to train on ({dict(reasons)}); "
+            f"{self.groups}: no group has anything to train on ({counted(reasons)}); "
             "raise rollout.samples_per_problem or look at the repairs"
         )
 

@@ -7,6 +7,7 @@ import logging
 import traceback
 import unicodedata
 import warnings
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -25,6 +26,11 @@ def told(text: str) -> str:
     """
     plain = redacted(text).replace("\r\n", "\n")
     return plain if plain.isprintable() else "".join(map(_visible, plain))
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """How many there are of each, in words: `length 3, empty 1`."""
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()) if count) or "none"
 
 
 def told_lines(text: str) -> str:

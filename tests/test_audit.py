@@ -298,7 +298,7 @@ BAD_LABELS = {
         r"labels\.csv: not a readable CSV file \(.*invalid UTF8.*in UTF-8"),
     "nothing": ("labels.csv", "", r"labels\.csv: not a readable CSV file \(.*Empty CSV file"),
     "not filled in": ("labels.csv", "episode_id,label\n0/p00/1/2,\n0/p42/1/2,clean\n",
-        r"no label to compare \(1 rows not filled in, \{'no_verdict': 1\}\); write clean, image_ignored, "),
+        r"no label to compare \(1 rows not filled in, no_verdict 1\); write clean, image_ignored, "),
     "format": ("labels.xlsx", "PK", r"labels\.xlsx: ends in \.xlsx; give labels as \.csv or \.parquet"),
     "no Parquet": ("labels.parquet", "PAR1", r"labels\.parquet: not a readable Parquet file"),
 }  # fmt: skip

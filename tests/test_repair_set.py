@@ -128,7 +128,7 @@ def test_an_export_of_label_studio_becomes_a_repair_set_that_sft_repair_trains_o
             name: error[name] for name in ("images", "question", "answer", "kind", "error")
         }
         assert pair["repair"] == repaired(error["error"], error["answer"])
-    trained = execute(SftRepair(RECIPE, tmp_path / "set" / "repair_set.parquet", digits / "base"), tmp_path / "sft")
+    trained = execute(SftRepair(RECIPE, tmp_path / "set", digits / "base"), tmp_path / "sft")
     assert trained.manifest["rows_out"] == COUNT - HELD_OUT
     assert trained.manifest["dropped"] == {"held_out": HELD_OUT}
 
@@ -137,8 +137,19 @@ def test_errors_that_were_cut_off_are_counted_and_never_shown(digits, tmp_path):
     recipe = load_recipe("digits", ["rollout.max_new_tokens=4", "repair_set.samples_per_problem=1"])
     problems = tmp_path / "problems.parquet"
     pq.write_table(pq.read_table(digits / "problems_train.parquet").slice(0, 3), problems)
-    with pytest.raises(DataError, match=r"no error to repair \(\{.*'length': 3.*\}\); raise"):
+    with pytest.raises(DataError, match=r"no error to repair \(.*length 3.*\); raise"):
         execute(RepairSheet(recipe, problems, digits / "base", 3), tmp_path / "sheet")
+
+
+def test_fewer_errors_than_were_asked_for_are_told(digits, tmp_path, caplog):
+    problems = tmp_path / "problems.parquet"
+    pq.write_table(pq.read_table(digits / "problems_train.parquet").slice(0, 4), problems)
+    recipe = load_recipe("digits", ["repair_set.samples_per_problem=8", "repair_set.errors_per_problem=1"])
+    found = execute(RepairSheet(recipe, problems, digits / "base", 80), tmp_path / "sheet").manifest["rows_out"]
+
+    assert 1 <= found <= 4
+    assert f"{problems}: only {found} of the 80 errors that --count asks for (left out: " in caplog.text
+    assert "; give more problems, or raise repair_set.samples_per_problem" in caplog.text
 
 
 class ByTurns:

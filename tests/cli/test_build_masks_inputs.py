@@ -30,6 +30,7 @@ def test_missing_inputs_are_named(given, told):
     missing = ", ".join(name for name in INPUTS if name not in given)
     assert code == 2
     assert f"Invalid value for {missing}: missing; give {', '.join(INPUTS)}, or --pairs alone" in message
+    assert ("without one by --set masks.repairer=sibling" in message) == ("--repair-model" in missing)
 
 
 @pytest.mark.parametrize("given", [INPUTS, INPUTS[1:2], INPUTS[2:]])

@@ -25,3 +25,15 @@ def test_nothing_done_and_more_than_all_are_reported(total, amount, capsys, monk
         advance(amount)
 
     assert capsys.readouterr().err.startswith(f"evaluate: {amount}/{total} answers, ")
+
+
+def test_a_rate_of_zero_is_no_time_of_a_billion_seconds(capsys, monkeypatch):
+    monkeypatch.setattr("stages.progress.INTERVAL_S", 0)
+    with track("rl-repair", 4, "iterations") as advance:
+        advance(0)
+        advance(1)
+
+    nothing, one = capsys.readouterr().err.splitlines()
+    assert nothing == "rl-repair: 0/4 iterations, none yet"
+    assert one.startswith("rl-repair: 1/4 iterations, ")
+    assert one.endswith(" s left")
