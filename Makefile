@@ -30,6 +30,7 @@ TEST ?= $(call data,problems_test)
 REPAIR_SET ?= $(call data,repair_set)
 SET ?=
 OVERWRITE ?=
+override OVERWRITE := $(filter-out 0 no false,$(OVERWRITE))
 TIME ?= 60
 
 PYTHON ?= python3

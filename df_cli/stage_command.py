@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from stages.artifacts.up_to_date import Standing
 
 
+LAUNCHED = "WORLD_SIZE"
+"""Environment variable that launchers set for each of several processes."""
+
+
 class Stage(Protocol):
     """`stages.artifacts.stage.Stage`, which imports too much for `df --help`."""
 
@@ -113,7 +117,7 @@ def _run(
     asked_for = asked(step, given, out=out, recipe=recipe, assignments=assignments, seed=seed, engine=engine)
     if not overwrite and not dry_run:
         try:
-            standing = asked_for.standing()
+            standing = _on_main(asked_for.standing)
         except ArtifactError:
             if not overwrite_changed:
                 raise
@@ -136,11 +140,20 @@ def _run(
 
 def _is_main() -> bool:
     """Whether this process speaks to the user; one that nobody launched beside others is not asked through torch."""
-    if "WORLD_SIZE" not in os.environ:
+    if LAUNCHED not in os.environ:
         return True
     from stages.processes import is_main
 
     return is_main()
+
+
+def _on_main(look: Callable[[], Standing]) -> Standing:
+    """What the main process finds: the others do not hash the same files beside it."""
+    if LAUNCHED not in os.environ:
+        return look()
+    from stages.processes import on_main
+
+    return on_main(look)
 
 
 def stage_command(step: str, *, generates: bool = False, trains: bool = False) -> Callable[..., Callable[..., None]]:

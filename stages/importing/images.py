@@ -30,16 +30,16 @@ class ImageReader:
         self._folder = folder.resolve() if folder is not None else None
 
     def read(self, value: Any) -> dict[str, Any]:
-        """The encoded image of a cell (bytes, a path, or both as `datasets` has them), decoded once as a check.
+        """The encoded image of a cell (bytes, a path, or a struct that holds one of them), decoded once as a check.
 
         Raises:
             Unfit: `image_missing`, `image_not_embedded`, `image_outside_folder`, `image_not_found`,
                 `image_over_limit` or `image_broken`.
         """
         if isinstance(value, Mapping):
-            value = value.get("bytes") or value.get("path")
+            value = value.get("bytes") or value.get("path") or value.get("image")
         if isinstance(value, str) and value.strip():
-            return self._read_file(value.strip())
+            return self._read_file(value.strip().removeprefix("file://"))
         if not isinstance(value, bytes) or not value:
             raise Unfit("image_missing")
         _check(value)

@@ -113,3 +113,10 @@ def test_a_dry_run_prints_the_plan(df, table, tmp_path):
     assert code == 0
     assert json.loads(out)["recipe"]["layout"]["question"] == "text"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("share", ["0", "1", "1.5", "-0.1"])
+def test_a_split_takes_a_share(share, table, df, tmp_path):
+    code, _, err = df(table, *COLUMNS, "--split-test", share, "--out", tmp_path / "out")
+    assert (code, "is no share between 0 and 1" in err) == (2, True)
+    assert not (tmp_path / "out").exists()

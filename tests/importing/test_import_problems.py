@@ -9,6 +9,7 @@ from datasets import Image, List, Value
 import stages.import_problems as stage_module
 from pictures import png
 from stages.artifacts.columns import DROPPED, PROBLEMS
+from stages.artifacts.integrity import check_input
 from stages.artifacts.problems import ProblemSet
 from stages.artifacts.stage import execute
 from stages.artifacts.store import iterate_rows
@@ -248,7 +249,18 @@ def test_a_split_keeps_problems_with_a_common_image_together(parquet, tmp_path, 
     assert not train_images & test_images
     assert 6 <= len(test) <= 15
     assert outcome.manifest["counts"]["test_problems"] == len(test)
+    check_input(tmp_path / "mine" / "problems_test")
     assert not execute(ImportProblems(with_images(parquet, of_rows), Layout(), split_test=0.25), tmp_path / "mine").ran
+
+
+def test_a_damaged_side_of_a_split_is_named(parquet, tmp_path):
+    execute(ImportProblems(with_images(parquet, [["red"], ["blue"]]), Layout(), split_test=0.5), tmp_path / "mine")
+    shard = tmp_path / "mine" / "problems_train" / "problems-00000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match=rf"^{shard}: \d+ bytes instead of "):
+        check_input(tmp_path / "mine" / "problems_train")
+    with pytest.raises(DataError, match=r"mine: no problems-\*\.parquet in this folder, but in .*test and .*train; "):
+        ProblemSet(tmp_path / "mine")
 
 
 def test_a_split_does_not_depend_on_the_order_of_rows(parquet, tmp_path):

@@ -388,6 +388,13 @@ def test_verl(parquet):
     assert (problem["question"], problem["images"], problem["kind"]) == ("2 + 2?", [], None)
 
 
+def test_verl_with_images_by_their_paths(tmp_path):
+    paths = [{"image": "a.png"}, {"image": f"file://{tmp_path}/a.png"}]
+    row = {"prompt": said("<image><image>Find x."), "images": paths, "reward_model": {"ground_truth": "3"}}
+    (problem,) = imported("verl", jsonl(tmp_path, [row])).values()
+    assert (problem["question"], sizes(problem)) == ("Find x.", [(5, 4)] * 2)
+
+
 @pytest.mark.parametrize("question", ["problem", "prompt"])
 def test_easyr1(question, parquet):
     row = {"images": [png(5, 4)], question: "<image>Find x.", "answer": "3"}
