@@ -43,7 +43,9 @@ def declare_repair_set(recipe: Recipe, sheet: Path, annotated: Path, policy: Pat
 def declare_sft_repair(recipe: Recipe, repair_set: Path, model: Path) -> Plan:
     # Its held-out repairs come from the weights in training, whatever the recipe's engine.
     batches = {"rows_per_batch", "tokens_per_batch"}
-    sections = recipe.subset("model", "prompt", "reward", "audit", "sft", "trainer", engine=batches, rollout=SAMPLING_FIELDS)
+    sections = recipe.subset(
+        "model", "prompt", "reward", "audit", "sft", "trainer", engine=batches, rollout=SAMPLING_FIELDS
+    )
     inputs = {"repair_set": _table(repair_set, REPAIR_SET), "model": Input(model, WEIGHTS)}
     return Plan("sft-repair", sections, recipe.seed, inputs)
 
