@@ -3,11 +3,10 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from noise import noisy
 from scripted_engine import ScriptedEngine
 from stages.artifacts.problems import Video
 from stages.engines.protocol import Request, Sampling, ScoreRequest
@@ -63,11 +62,6 @@ def asked(request, tiny_vlm, tiny_internvl, prompts, recipe):
         policy_prompt(tiny_vlm.processor, STYLE, "And then?", (), film),
         policy_prompt(tiny_vlm.processor, STYLE, "Which?", (noisy(84, 28, 7),), replace(film, fps=0.5)),
     ]
-
-
-def noisy(width, height, seed):
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
 
 
 def plain_logits(engine, vlm, prompt, ids):

@@ -58,7 +58,7 @@ def build(base_vlm, repair_problems, math_reward, step):
 
 
 def test_a_problem_without_a_correct_rollout_is_skipped_or_repaired(build, rollouts_of, repair_problems):
-    hard, easy = repair_problems[:2]
+    hard, easy = repair_problems[1:3]
     rollouts = rollouts_of(hard, error=[0.0, 0.0]) + rollouts_of(easy, repair=[1.0], error=[0.0])
     repairs, groups, tally = build(rollouts)
     assert {row["problem_id"] for row in repairs} == {easy.problem_id}
