@@ -363,6 +363,16 @@ class MasksSection(Section):
         "response, or a `sibling`, a correct rollout of the same group drawn by the seed.",
     )
     candidates: Positive = Field(2, description="K: repairs sampled for one error.")
+    candidates_when: Literal["always", "until_feasible"] = Field(
+        "always",
+        description="`until_feasible`: a further candidate only for errors of which none is feasible so far; the first "
+        "one that is, is then taken (our choice).",
+    )
+    errors_per_problem: Positive | None = Field(
+        None,
+        description="Errors of one problem that are repaired, drawn by the seed; the others leave the group, counted. "
+        "All if null (our choice).",
+    )
     align: Literal["levenshtein", "lcs"] = Field("levenshtein", description="Edit path that the masks come from.")
     anchor_gaps: bool = Field(True, description="Mark the token after a gap where one side has none (our choice).")
     truncate: Literal["none", "error", "both"] = Field(

@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     SHEET_PROBLEMS = 30
     SHEET_DRAFTS = 31
     REPAIR_SET_ORDER = 32
+    REPAIRED_ERRORS = 40
     VLLM_REQUESTS = 50
 
 

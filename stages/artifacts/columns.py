@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -303,7 +303,6 @@ DRAFTS = TableSpec(
             pa.list_(pa.string()),
             "right responses to the problem, from which the auditor sees whether the policy finishes reasoning at all",
             null="none is known",
-            optional=True,
         ),
     ),
 )
@@ -386,8 +385,8 @@ SAMPLES = TableSpec(
         _TEXT,
         _REWARD,
         _COST,
-        replace(_FLAGGED, optional=True),
-        replace(_CATEGORY, optional=True),
+        _FLAGGED,
+        _CATEGORY,
     ),
 )
 

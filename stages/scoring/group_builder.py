@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby, pairwise
 from typing import Any
+
+import numpy as np
 
 from stages.artifacts.overlay import MarkedToken, PairView, overlay_page
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Step
-from stages.core.selection import is_correct, select_repair
+from stages.core.selection import Selection, is_correct, select_repair
 from stages.engines.protocol import Completion, Sampling, ScoreRequest
 from stages.errors import DataError, ModelError
 from stages.model.prompts import can_be_reference
@@ -20,6 +24,7 @@ from stages.scoring.auditor import AuditCase, Auditor, Verdict, count_verdicts, 
 from stages.scoring.marks import hard_masks
 from stages.scoring.references import References
 from stages.scoring.repairs import Attempt, Draft, Repairer, Sibling, right_responses, sibling_repairs
+from stages.seeds import Purpose, derive_seed
 
 Row = dict[str, Any]
 PAGE_PROBLEMS = 20
@@ -52,11 +57,7 @@ class GroupBuilder:
         groups = [list(rows) for _, rows in groupby(rollouts, key=lambda row: row["problem_id"])]
         drafts = [draft for rows in groups for draft in self._to_repair(rows)]
         tally.counts["repair_triggered"] += len(drafts)
-        if self.repairer is None:
-            attempts = sibling_repairs(drafts)
-        else:
-            attempts = self.repairer.repair(drafts, self.recipe.masks.candidates, sampling)
-        verdicts = self._audit(attempts)
+        attempts, verdicts = self._candidates(drafts, sampling)
         chosen: dict[tuple[str, int], Attempt] = {}
         repair_rows: list[Row] = []
         for group, group_verdicts in zip(attempts, verdicts, strict=True):
@@ -111,7 +112,7 @@ class GroupBuilder:
             if self.recipe.masks.on_no_correct == "skip":
                 return []
         problem = self.problems[rows[0]["problem_id"]]
-        return self._drafts(problem, errors, correct)
+        return self._drafts(problem, self._at_most(problem, errors), correct)
 
     def _drafts(self, problem: Problem, errors: Sequence[Row], correct: Sequence[Row]) -> list[Draft]:
         if self.repairer is None:
@@ -140,18 +141,61 @@ class GroupBuilder:
             for row in errors
         ]
 
+    def _at_most(self, problem: Problem, errors: Sequence[Row]) -> list[Row]:
+        """The errors that are repaired, in their order; the others leave the group, counted."""
+        most = self.recipe.masks.errors_per_problem
+        if most is None or len(errors) <= most:
+            return list(errors)
+        self.step.tally.counts["errors_over_limit"] += len(errors) - most
+        seed = derive_seed(self.recipe.seed, Purpose.REPAIRED_ERRORS, zlib.crc32(problem.problem_id.encode()))
+        chosen = np.random.default_rng(seed).choice(len(errors), most, replace=False)
+        return [errors[i] for i in sorted(chosen)]
+
+    def _candidates(
+        self, drafts: Sequence[Draft], sampling: Sampling
+    ) -> tuple[list[list[Attempt]], list[list[Verdict]]]:
+        """Each error's candidates (eq. 5) and what the auditor says of them."""
+        section = self.recipe.masks
+        if self.repairer is None:
+            attempts = sibling_repairs(drafts)
+            return attempts, self._audit(attempts)
+        at_once = section.candidates if section.candidates_when == "always" else 1
+        attempts = self.repairer.repair(drafts, at_once, sampling)
+        verdicts = self._audit(attempts)
+        for k in range(at_once, section.candidates):
+            # One that had none at first has a prompt that is too long.
+            open_errors = [
+                i for i, group in enumerate(attempts) if group and not self._has_feasible(group, verdicts[i])
+            ]
+            further = self.repairer.repair(
+                [drafts[i] for i in open_errors],
+                1,
+                replace(sampling, seed=derive_seed(sampling.seed, Purpose.CANDIDATES, k)),
+            )
+            further = [[replace(attempt, index=k) for attempt in group] for group in further]
+            for i, group, group_verdicts in zip(open_errors, further, self._audit(further), strict=True):
+                attempts[i] += group
+                verdicts[i] += group_verdicts
+        return attempts, verdicts
+
+    def _has_feasible(self, group: Sequence[Attempt], verdicts: Sequence[Verdict]) -> bool:
+        return self._selection(group, verdicts).chosen is not None
+
+    def _selection(self, group: Sequence[Attempt], verdicts: Sequence[Verdict]) -> Selection:
+        return select_repair(
+            [attempt.reward for attempt in group],
+            [attempt.cost for attempt in group],
+            [verdict.against for verdict in verdicts],
+            threshold=self.recipe.reward.threshold,
+        )
+
     def _audit(self, attempts: Sequence[Sequence[Attempt]]) -> list[list[Verdict]]:
         verdicts = iter(self.auditor.audit([AuditCase(attempt) for group in attempts for attempt in group]))
         return [[next(verdicts) for _ in group] for group in attempts]
 
     def _select(self, group: Sequence[Attempt], verdicts: Sequence[Verdict]) -> tuple[list[Row], Attempt | None]:
         """Rows of `repairs` for one error, and its selected repair (eq. 6, 7)."""
-        selection = select_repair(
-            [attempt.reward for attempt in group],
-            [attempt.cost for attempt in group],
-            [verdict.against for verdict in verdicts],
-            threshold=self.recipe.reward.threshold,
-        )
+        selection = self._selection(group, verdicts)
         tally = self.step.tally
         tally.counts["errors_repaired"] += selection.chosen is not None
         tally.counts["errors_with_prompt_too_long"] += not group and self.repairer is not None

@@ -141,3 +141,41 @@ def test_the_threshold_decides_what_a_graded_reward_calls_correct(
         assert counts["problems_none_correct"] == 6
         assert {row["selection"] for row in repairs} == {"wrong"}
         assert {row["role"] for row in groups} == {"error"}
+
+
+def test_so_many_errors_of_a_problem_are_repaired_and_the_others_counted(build, rollouts_of, repair_problems):
+    several, single = repair_problems[1:3]
+    rollouts = rollouts_of(several, repair=[1.0], error=[0.0] * 5) + rollouts_of(single, repair=[1.0], error=[0.0])
+    drawn = set()
+    for seed in range(6):
+        repairs, groups, tally = build(rollouts, "masks.errors_per_problem=2", "masks.candidates=1", f"seed={seed}")
+        samples = {row["sample"] for row in repairs if row["problem_id"] == several.problem_id}
+        assert len(samples) == 2
+        assert {row["sample"] for row in repairs if row["problem_id"] == single.problem_id} == {1}
+        assert (tally.counts["repair_triggered"], tally.counts["errors_over_limit"]) == (3, 3)
+        assert tally.counts["errors_without_repair"] == 3 - tally.counts["errors_repaired"]
+        in_pairs = {row["sample"] for row in groups if row["problem_id"] == several.problem_id and row["in_pair"]}
+        assert in_pairs <= samples
+        drawn |= {frozenset(samples)}
+    assert len(drawn) > 2
+
+
+def test_a_further_candidate_is_sampled_where_none_is_feasible_yet(build, rollouts_of, repair_problems):
+    rollouts = [row for p in repair_problems[:8] for row in rollouts_of(p, repair=[1.0], error=[0.0, 0.0])]
+    first, _, _ = build(rollouts, "masks.candidates=1")
+    repairs, groups, tally = build(rollouts, "masks.candidates=3", "masks.candidates_when=until_feasible")
+    by_error = {}
+    for row in repairs:
+        by_error.setdefault((row["problem_id"], row["sample"]), []).append(row)
+    assert [rows[0] for rows in by_error.values()] == first
+    assert {len(rows) for rows in by_error.values()} == {1, 2, 3}
+    for rows in by_error.values():
+        assert [row["candidate"] for row in rows] == list(range(len(rows)))
+        assert [row["selection"] for row in rows[:-1]] == ["wrong"] * (len(rows) - 1)
+        assert (rows[-1]["selection"] == "chosen") == (rows[-1]["reward"] == 1.0)
+        assert rows[-1]["selection"] == "chosen" or len(rows) == 3
+    texts = [[row["text"] for row in rows] for rows in by_error.values() if len(rows) > 1]
+    assert any(len(set(own)) > 1 for own in texts)
+    assert tally.counts["candidates"] == len(repairs) < 3 * tally.counts["repair_triggered"]
+    chosen = {key for key, rows in by_error.items() if rows[-1]["selection"] == "chosen"}
+    assert {(row["problem_id"], row["sample"]) for row in groups if row["role"] == "repair"} == chosen
