@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from stages.errors import RecipeError
 from stages.sections import (
@@ -58,6 +58,18 @@ class Recipe(Section):
     def whole(self) -> dict[str, Any]:
         """Every value as JSON has it, but those of `ENDPOINTS` that no output depends on: one may be a key."""
         return _whole(self, "")
+
+    @model_validator(mode="after")
+    def _repair_rl_follows_train(self) -> Recipe:
+        """The repair model is trained by the policy's algorithm, unless the recipe names another (the paper's way)."""
+        own, followed = self.repair_rl.objective, self.train.objective
+        unnamed = "algorithm" not in own.model_fields_set and followed.algorithm != "dpo"  # repairs come in no pairs
+        if unnamed or own.algorithm == followed.algorithm:
+            set_here = {name: getattr(own, name) for name in own.model_fields_set}
+            objective = followed.model_copy(update=set_here)
+            # A recipe is frozen, but for its own making.
+            object.__setattr__(self, "repair_rl", self.repair_rl.model_copy(update={"objective": objective}))
+        return self
 
     def subset(self, *sections: str, **fields: set[str]) -> dict[str, Any]:
         """Whole sections, and single fields of others: what a stage's output depends on."""

@@ -128,7 +128,7 @@ class RepairSheet:
             self.usable.many(names),
             section.samples_per_problem,
             recipe_sampling(self.recipe, Purpose.SHEET_DRAFTS, part),
-            self.recipe.reward.threshold,
+            self.recipe,
             tally,
         )
         tally.rows_in += len(names)

@@ -17,7 +17,7 @@ from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
 from stages.artifacts.step import Step
 from stages.batching import batched
 from stages.core.objectives import has_critic
-from stages.core.selection import is_correct
+from stages.core.selection import is_correct, reaches_share
 from stages.core.values import CriticSettings
 from stages.declared import declare_rl_repair
 from stages.engines.loading import (
@@ -45,7 +45,7 @@ from stages.scoring.wrong_answers import draft_row, read_drafts, wrong_answers
 from stages.seeds import Purpose, derive_seed
 from stages.told import counted
 from stages.training.checkpoints import Checkpoints
-from stages.training.heldout import repair_heldout, write_summary
+from stages.training.heldout import HeldOut, repair_heldout, split_repair_set, write_summary
 from stages.training.losses import check_objective
 from stages.training.metrics import MetricsLog
 from stages.training.repair_loop import RepairLoop
@@ -121,7 +121,7 @@ class RlRepair:
                 sampler = open_sampler(vlm, self.repair_model, recipe)
                 repairer = Repairer(sampler, recipe.prompt, reward, step.ledger)
                 trainer = self._trainer(vlm)
-            drafts = ErrorSource(recipe, policy, step).errors(self.usable)
+            drafts = ErrorSource(recipe, policy, step, self._held_out()).errors(self.usable)
             if not drafts:
                 raise DataError(
                     f"{self.problems}: no error to repair ({counted(step.tally.dropped)}); "
@@ -151,6 +151,13 @@ class RlRepair:
         step.tally.rows_out = len(loop.episodes)
         step.finish()
 
+    def _held_out(self) -> HeldOut:
+        """Of the repair set, whose held-out errors measure what is trained here; nothing without one."""
+        rows = self.usable_repair_set
+        if rows is None:
+            return HeldOut([])
+        return HeldOut(rows.many(split_repair_set(rows, self.recipe.sft.heldout_share).heldout))
+
     def _trainer(self, vlm: VisionLanguageModel) -> Trainer:
         recipe = self.recipe
         anchored = recipe.repair_rl.objective.kl_coef > 0 and recipe.trainer.lora is None
@@ -169,10 +176,11 @@ class RlRepair:
 class ErrorSource:
     """Finds what there is to repair: the policy's errors on problems that need their image."""
 
-    def __init__(self, recipe: Recipe, policy: Answerer, step: Step) -> None:
+    def __init__(self, recipe: Recipe, policy: Answerer, step: Step, held_out: HeldOut) -> None:
         self.recipe = recipe
         self.policy = policy
         self.step = step
+        self.held_out = held_out
         self.references = References(recipe.prompt.references, recipe.seed, step.tally.counts)
 
     def errors(self, problems: ProblemSet) -> list[Draft]:
@@ -190,6 +198,9 @@ class ErrorSource:
         return read_drafts(self.step.out, problems)
 
     def _rows(self, problems: Sequence[Problem], part: int) -> list[dict[str, Any]]:
+        for problem in filter(self.held_out.holds, problems):
+            self.step.drop(problem.problem_id, "held_out", "its error, or one of the same picture, measures the model")
+        problems = [problem for problem in problems if not self.held_out.holds(problem)]
         without_need = self._text_only_solvable(problems, part)
         for name in sorted(without_need):
             self.step.drop(name, "text_only_solvable")
@@ -199,7 +210,7 @@ class ErrorSource:
             problems,
             self.recipe.repair_rl.drafts_per_problem,
             recipe_sampling(self.recipe, Purpose.RL_DRAFTS, part),
-            self.recipe.reward.threshold,
+            self.recipe,
             self.step.tally,
         )
         return [draft_row(wrong, self.references.draw(wrong.problem, wrong.sample, wrong.siblings)) for wrong in found]
@@ -218,8 +229,9 @@ class ErrorSource:
         return {
             problem.problem_id
             for problem, group in zip(blanked, groups, strict=True)
-            if group
-            and sum(is_correct(answer.reward, threshold) for answer in group) >= section.text_only_share * len(group)
+            if reaches_share(
+                sum(is_correct(answer.reward, threshold) for answer in group), len(group), section.text_only_share
+            )
         }
 
 

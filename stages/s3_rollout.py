@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,9 +23,12 @@ from stages.model.codec import Codec
 from stages.progress import Advance, track
 from stages.recipe import Recipe
 from stages.scoring.answering import Answer, Answerer, Shard
+from stages.scoring.lost_answers import Response, count_lost, why_none_is_right
 from stages.scoring.rewards import check_reward, open_reward
 from stages.scoring.usable import ProblemCheck
 from stages.seeds import Purpose, derive_seed
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class Rollout:
                 advance(len(shard.problems) * section.samples_per_problem)
         if not step.tally.rows_out:
             raise DataError(f"{self.problems}: no rows left; {self._no_room('every')}")
+        if recipe.reward.name != "none" and not step.tally.counts["correct"]:
+            logger.warning("%s: %s", self.problems, why_none_is_right(step.tally.counts, recipe))
         step.finish()
 
     def _shards(self, step: Step, advance: Advance) -> Iterator[Shard]:
@@ -104,6 +110,7 @@ class Rollout:
         for problem, group in zip(problems, groups, strict=True):
             if not group:
                 step.drop(problem.problem_id, "prompt_too_long", self._no_room(f"problem {problem.problem_id}: its"))
+        count_lost(step.tally.counts, self.recipe, (Response(row["text"], row["finish_reason"]) for row in rows))
         step.tally.counts["unscored"] += sum(row["reward"] is None for row in rows)
         step.tally.counts["correct"] += sum(is_correct(row["reward"], self.recipe.reward.threshold) for row in rows)
         step.write_shards(index, {ROLLOUTS: rows})

@@ -216,11 +216,10 @@ def _check_options(recipe: Recipe, repair_model: Path | None) -> None:
         )
     if section.repairer == "model" and repair_model is None:
         raise RecipeError("masks.repairer is model: give --repair-model, or set masks.repairer=sibling")
-    needs_sibling = "repairer" if section.repairer == "sibling" else "reference"
-    if section.on_no_correct == "repair" and getattr(section, needs_sibling) == "sibling":
+    if section.repairer == "model" and section.reference == "sibling" and section.on_no_correct == "repair":
         raise RecipeError(
-            f"masks.on_no_correct is repair, masks.{needs_sibling} is sibling: a problem without a correct rollout has "
-            f"no sibling; set masks.on_no_correct=skip or another masks.{needs_sibling}"
+            "masks.on_no_correct is repair, masks.reference is sibling: a problem without a correct rollout has no "
+            "sibling; set masks.on_no_correct=skip or another masks.reference"
         )
     if section.repairer == "model" and section.reference not in recipe.prompt.references:
         raise RecipeError(

@@ -15,7 +15,7 @@ import numpy as np
 from stages import processes
 from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import GROUPS, METRICS, VALUES
-from stages.artifacts.notes import MODEL
+from stages.artifacts.notes import MODEL, is_step, read_manifest
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, ProblemSet
 from stages.artifacts.step import Step
@@ -32,6 +32,7 @@ from stages.model.prompts import policy_prompt
 from stages.prefetch import prefetch
 from stages.progress import track
 from stages.recipe import Recipe
+from stages.scoring.lost_answers import why_none_is_right
 from stages.scoring.usable import ProblemCheck
 from stages.seeds import Purpose, derive_seed
 from stages.told import counted
@@ -188,9 +189,12 @@ class TrainPolicy:
         raise self._nothing_to_train_on(reasons)
 
     def _nothing_to_train_on(self, reasons: Mapping[str, int]) -> DataError:
+        counts = read_manifest(self.groups)["counts"] if is_step(self.groups) else {}
+        none_right = counts.get("problems") and counts.get("problems_none_correct") == counts["problems"]
+        remedy = "raise rollout.samples_per_problem or look at the repairs"
         return DataError(
             f"{self.groups}: no group has anything to train on ({counted(reasons)}); "
-            "raise rollout.samples_per_problem or look at the repairs"
+            f"{why_none_is_right(counts, self.recipe) if none_right else remedy}"
         )
 
 

@@ -335,7 +335,11 @@ class RepairRlSection(Section):
     text_only_share: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="Share of them that must be correct to drop the problem (our choice)."
     )
-    objective: ObjectiveSection = ObjectiveSection()
+    objective: ObjectiveSection = Field(
+        ObjectiveSection(),
+        description="As `train.objective`: what is not set here is taken from there, unless another "
+        "algorithm is named; `dpo`, which repairs come in no pairs for, is not taken.",
+    )
     optimizer: OptimizerSection = OptimizerSection()
 
 

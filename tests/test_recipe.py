@@ -326,3 +326,16 @@ def test_the_whole_of_a_recipe_reads_back_without_what_may_be_a_key(recipe_file)
 @pytest.mark.parametrize("name", [file.stem for file in RECIPES.glob("*.yaml")])
 def test_the_whole_of_a_shipped_recipe_is_the_recipe(name):
     assert recipe_with(load_recipe(name).whole(), Path("a")) == load_recipe(name)
+
+
+def test_the_repair_model_is_trained_by_the_policy_s_algorithm_unless_another_is_named():
+    """The paper: the same algorithm, only the reward differs."""
+    followed = load_recipe("digits", ["train.objective.algorithm=gspo", "train.objective.clip_low=0.01"])
+    assert followed.repair_rl.objective == followed.train.objective
+    overlaid = load_recipe("digits", ["train.objective.algorithm=dapo", "repair_rl.objective.clip_high=0.5"])
+    assert (overlaid.repair_rl.objective.algorithm, overlaid.repair_rl.objective.clip_high) == ("dapo", 0.5)
+    assert overlaid.train.objective.clip_high is None
+    named = load_recipe("digits", ["train.objective.algorithm=sapo", "repair_rl.objective.algorithm=grpo",
+                                   "train.objective.tau_positive=2.0"])  # fmt: skip
+    assert (named.repair_rl.objective.algorithm, named.repair_rl.objective.tau_positive) == ("grpo", None)
+    assert load_recipe("digits", ["train.objective.algorithm=dpo"]).repair_rl.objective.algorithm == "grpo"

@@ -164,12 +164,12 @@ class ByTurns:
 
 def test_an_answer_that_cannot_be_scored_is_counted_and_no_error(base_vlm, problems, recipe):
     policy = Answerer(TransformersEngine(base_vlm), recipe.prompt, ByTurns(None, 0.0, 1.0, 0.4, 0.6), CostLedger())
-    tally = Tally()
-    found = wrong_answers(policy, problems[:2], 5, Sampling(2, 1.0, 0), 0.5, tally)
+    tally, half = Tally(), load_recipe("digits", ["reward.threshold=0.5"])
+    found = wrong_answers(policy, problems[:2], 5, Sampling(2, 1.0, 0), half, tally)
     assert [(error.problem.problem_id, error.sample) for error in found] == [
         (problem.problem_id, sample) for problem in problems[:2] for sample in (1, 3)
     ]
-    assert tally.counts["drafts"] == 10
+    assert tally.counts["drafts"] == tally.counts["responses"] == tally.counts["responses_cut"] == 10
     assert tally.dropped["unscored"] == 2
 
 

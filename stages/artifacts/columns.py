@@ -255,7 +255,7 @@ REPAIRS = TableSpec(
         Column(
             "selection",
             pa.string(),
-            "`chosen`, or why not: `unscored`, `wrong`, `flagged`, `unaudited`, `costlier`",
+            "`chosen`, or why not: `unscored`, `wrong`, `cut` at the length limit, `flagged`, `unaudited`, `costlier`",
         ),
     ),
 )

@@ -228,7 +228,7 @@ def count_verdicts(counts: Counter[str], kind: str, verdicts: Iterable[Verdict])
 def warn_of_flags(counts: Mapping[str, int], kind: str) -> None:
     """Tell where a large share of the audited repairs is flagged."""
     audited, flagged = counts[f"{kind}_audited"], counts[f"{kind}_flagged"]
-    if audited >= ENOUGH_AUDITED and flagged > FLAGGED_SHARE * audited:
+    if audited >= ENOUGH_AUDITED and flagged / audited > FLAGGED_SHARE:
         categories = {category: counts.get(f"flagged_{category}", 0) for category in MEANINGS}
         told = ", ".join(f"{category} {count}" for category, count in categories.items() if count)
         logger.warning(

@@ -164,7 +164,7 @@ class ServedModel(Generic[ReplyT]):
         section = self._section
         self._nulls += count
         logger.warning("%s: a verdict could not be had: %s", self._place, reason)
-        if self._nulls > section.max_null_share * max(self._wanted, FEWEST_VERDICTS):
+        if self._nulls / max(self._wanted, FEWEST_VERDICTS) > section.max_null_share:
             raise EndpointError(
                 f"{self._place}: {self._nulls} of {self._wanted} verdicts of {section.model} at {section.base_url} "
                 f"could not be had, more than max_null_share {section.max_null_share:g} (the last: {reason}); see to "

@@ -21,6 +21,7 @@ from stages.model.prompts import can_be_reference
 from stages.recipe import Recipe
 from stages.scoring.answering import Answerer
 from stages.scoring.auditor import AuditCase, Auditor, Verdict, count_verdicts, is_audited
+from stages.scoring.lost_answers import Response, count_lost
 from stages.scoring.marks import hard_masks
 from stages.scoring.references import References
 from stages.scoring.repairs import Attempt, Draft, Repairer, Sibling, right_responses, sibling_repairs
@@ -101,6 +102,7 @@ class GroupBuilder:
         tally = self.step.tally
         tally.dropped["unscored"] += len(rows) - len(scored)
         tally.counts["problems"] += 1
+        count_lost(tally.counts, self.recipe, (Response(row["text"], row["finish_reason"]) for row in rows))
         if not scored:
             tally.counts["problems_unscored"] += 1
             return []
@@ -127,8 +129,9 @@ class GroupBuilder:
             ]
             return [Draft(problem, row["sample"], row["ids"], row["text"], siblings=siblings) for row in errors]
         processor = self.policy.engine.codec.processor
-        texts = [row["text"] for row in correct if can_be_reference(processor, row["text"])]
-        right_texts = right_responses(problem, [row["text"] for row in correct])
+        whole = [row for row in correct if row["finish_reason"] == "stop"]
+        texts = [row["text"] for row in whole if can_be_reference(processor, row["text"])]
+        right_texts = right_responses(problem, [row["text"] for row in whole])
         return [
             Draft(
                 problem,
@@ -186,6 +189,7 @@ class GroupBuilder:
             [attempt.reward for attempt in group],
             [attempt.cost for attempt in group],
             [verdict.against for verdict in verdicts],
+            cut_K=[attempt.is_cut for attempt in group],
             threshold=self.recipe.reward.threshold,
         )
 
@@ -200,6 +204,7 @@ class GroupBuilder:
         tally.counts["errors_repaired"] += selection.chosen is not None
         tally.counts["errors_with_prompt_too_long"] += not group and self.repairer is not None
         tally.counts["candidates"] += len(group)
+        tally.counts["candidates_cut"] += sum(attempt.is_cut for attempt in group)
         tally.counts["candidates_correct"] += sum(is_correct(a.reward, self.recipe.reward.threshold) for a in group)
         audited = [is_audited(a.reward, v, self.recipe.reward.threshold) for a, v in zip(group, verdicts, strict=True)]
         tally.counts["candidates_audited"] += sum(audited)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from stages.core.selection import is_correct
+from stages.core.selection import is_correct, reaches_share
 
 
 def c1_gate(image_free_rewards_n: Sequence[float | None], threshold: float, share: float = 1.0) -> bool | None:
@@ -16,11 +16,12 @@ def c1_gate(image_free_rewards_n: Sequence[float | None], threshold: float, shar
     """
     if not image_free_rewards_n:
         return None
-    needed = share * len(image_free_rewards_n)
+    n = len(image_free_rewards_n)
     correct = sum(is_correct(reward, threshold) for reward in image_free_rewards_n)
-    if correct >= needed:
+    if reaches_share(correct, n, share):
         return False
-    return None if correct + sum(reward is None for reward in image_free_rewards_n) >= needed else True
+    unscored = sum(reward is None for reward in image_free_rewards_n)
+    return None if reaches_share(correct + unscored, n, share) else True
 
 
 def repair_reward(

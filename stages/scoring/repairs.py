@@ -56,6 +56,11 @@ class Attempt:
     def ids(self) -> list[int]:
         return self.completion.ids
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether it ends at the length limit, without an end token."""
+        return self.completion.finish_reason == "length"
+
 
 class Repairer:
     """Asks a repair model for repairs (eq. 5)."""

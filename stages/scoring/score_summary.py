@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from stages.core.selection import is_correct
 from stages.scoring.accuracy import Measure, accuracy_at, mean_over_problems, share
 
 Correct = dict[str, list[bool]]
@@ -17,7 +18,7 @@ def correct_by_problem(scores: Iterable[Mapping[str, Any]], mode: str, threshold
     correct: Correct = defaultdict(list)
     for row in scores:
         if row["mode"] == mode and row["reward"] is not None:
-            correct[row["problem_id"]].append(row["reward"] >= threshold)
+            correct[row["problem_id"]].append(is_correct(row["reward"], threshold))
     return correct
 
 

@@ -13,7 +13,9 @@ from stages.artifacts.store import iterate_rows
 from stages.core.selection import is_correct
 from stages.engines.protocol import Sampling
 from stages.model.prompts import can_be_reference
+from stages.recipe import Recipe
 from stages.scoring.answering import Answer, Answerer
+from stages.scoring.lost_answers import Response, count_lost
 from stages.scoring.repairs import Draft, right_responses
 
 
@@ -25,7 +27,7 @@ class WrongAnswer(NamedTuple):
     """Which of the problem's answers it is."""
     answer: Answer
     siblings: Sequence[str]
-    """Texts of the problem's correct answers that can be references."""
+    """Texts of the problem's correct answers that can be references: none that was cut at the length limit."""
 
     @property
     def right_texts(self) -> list[str]:
@@ -33,18 +35,24 @@ class WrongAnswer(NamedTuple):
 
 
 def wrong_answers(
-    policy: Answerer, problems: Sequence[Problem], n: int, sampling: Sampling, threshold: float, tally: Tally
+    policy: Answerer, problems: Sequence[Problem], n: int, sampling: Sampling, recipe: Recipe, tally: Tally
 ) -> list[WrongAnswer]:
     """The wrong ones of `n` answers to each problem, problem by problem.
 
-    Counts `drafts`, and as dropped `unscored` answers and problems of which the `prompt_too_long`.
+    Counts `drafts`, lost answers, and as dropped `unscored` answers and problems of which the `prompt_too_long`.
     """
+    threshold = recipe.reward.threshold
     wrong: list[WrongAnswer] = []
     for problem, group in zip(problems, policy.answer(problems, n, sampling), strict=True):
         tally.counts["drafts"] += len(group)
+        count_lost(tally.counts, recipe, (Response(a.text, a.completion.finish_reason) for a in group))
         tally.dropped["prompt_too_long"] += not group
         tally.dropped["unscored"] += sum(answer.reward is None for answer in group)
-        correct = [answer.text for answer in group if is_correct(answer.reward, threshold)]
+        correct = [
+            answer.text
+            for answer in group
+            if is_correct(answer.reward, threshold) and answer.completion.finish_reason == "stop"
+        ]
         siblings = [text for text in correct if can_be_reference(policy.engine.codec.processor, text)]
         wrong += [
             WrongAnswer(problem, sample, answer, siblings)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from stages.artifacts.columns import SAMPLES, SUMMARY
@@ -36,6 +37,31 @@ def split_repair_set(repair_set: ProblemSet, heldout_share: float) -> Split:
     count = round(len(repair_set) * heldout_share)
     ids = list(repair_set.ids)
     return Split(ids[: len(ids) - count], ids[len(ids) - count :])
+
+
+class HeldOut:
+    """Problems whose errors are held out: nothing is trained on them, nor on what shows the same.
+
+    A problem is one of them by its id, by an image or frame with the same pixels as one of theirs, and, where it has
+    nothing to look at, by its question.
+    """
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        problems = list(problems)
+        self._ids = {problem.problem_id for problem in problems}
+        self._shown = {name for problem in problems for name in _shown(problem)}
+
+    def holds(self, problem: Problem) -> bool:
+        return problem.problem_id in self._ids or not self._shown.isdisjoint(_shown(problem))
+
+
+def _shown(problem: Problem) -> Iterator[str]:
+    """What tells a problem from others, whatever its id."""
+    pictures = list(problem.images) + ([] if problem.video is None else problem.video.decoded())
+    for picture in pictures:
+        yield hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
+    if not pictures:
+        yield " ".join(problem.question.split())
 
 
 def annotated_draft(codec: Codec, problem: Problem, right_response: str | None = None) -> Draft:

@@ -1,19 +1,24 @@
 """Which repair is chosen, and why the others are not."""
 
+from fractions import Fraction
+
+import pyarrow as pa
 import pytest
 
-from stages.core.selection import select_repair
+from stages.core.selection import is_correct, reaches_share, select_repair
+from stages.scoring.score_summary import correct_by_problem
 
 
 def test_every_candidate_gets_its_reason():
     selection = select_repair(
-        rewards_K=[None, 0.9, 1.0, 1.0, 1.0, 1.0],
-        costs_K=[0.0, 0.0, 0.0, 0.0, 0.4, 0.3],
-        flagged_K=[False, False, True, None, False, False],
+        rewards_K=[None, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0],
+        costs_K=[0.0, 0.0, 0.0, 0.0, 0.4, 0.3, 0.0],
+        flagged_K=[False, False, True, None, False, False, False],
+        cut_K=[True, True, False, False, False, False, True],
     )
 
     assert selection.chosen == 5
-    assert selection.reasons == ["unscored", "wrong", "flagged", "unaudited", "costlier", "chosen"]
+    assert selection.reasons == ["unscored", "wrong", "flagged", "unaudited", "costlier", "chosen", "cut"]
 
 
 def test_ties_go_to_the_first_candidate():
@@ -33,6 +38,27 @@ def test_missing_reward_or_failure_outranks_the_verdict():
 
 def test_threshold_is_inclusive():
     assert select_repair([0.6, 0.59], [0.1, 0.0], [False, False], threshold=0.6).chosen == 0
+
+
+@pytest.mark.parametrize("tau", [0.1, 0.3, 0.55, 0.7, 0.9, 0.95, 1.0])
+def test_a_reward_reaches_a_threshold_in_a_file_as_before_it(tau):
+    """float32 has 0.8999999762 for 0.9."""
+    stored = pa.array([tau, 0.9 * tau], pa.float32()).to_pylist()
+    for rewards in ([tau, 0.9 * tau], stored):
+        assert [is_correct(reward, tau) for reward in rewards] == [True, False]
+        assert select_repair(rewards, [0.1, 0.0], [False, False], threshold=tau).chosen == 0
+    scores = [{"problem_id": "p", "mode": "greedy", "reward": reward} for reward in stored]
+    assert correct_by_problem(scores, "greedy", tau) == {"p": [True, False]}
+
+
+@pytest.mark.parametrize("n", [7, 10, 20, 30, 100, 3000])
+def test_a_share_is_reached_by_as_many_as_it_says(n):
+    """0.55 * 20 is 11.000000000000002, 0.29 * 100 is 28.999999999999996."""
+    for hundredths in range(1, 101):
+        exact = Fraction(hundredths, 100)
+        for hits in (int(exact * n) - 1, int(exact * n), int(exact * n) + 1):
+            assert reaches_share(hits, n, hundredths / 100) is (Fraction(hits, n) >= exact)
+    assert not reaches_share(0, 0, 0.5)
 
 
 def test_unequal_lengths_are_refused():

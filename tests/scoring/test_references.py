@@ -19,7 +19,7 @@ from stages.scoring.auditor import NoAuditor
 from stages.scoring.references import References
 from stages.scoring.repairs import Draft, Repairer
 from stages.sections import PromptSection
-from stages.training.heldout import annotated_reference, repair_heldout
+from stages.training.heldout import HeldOut, annotated_reference, repair_heldout
 
 STYLE = PromptSection(
     repair_instruction="Repair this draft:",
@@ -145,7 +145,7 @@ class Given:
 def test_repair_rl_shows_correct_drafts_of_the_same_problem(base_vlm, problems, step):
     policy = Given(TransformersEngine(base_vlm, rows_per_batch=1))
     settings = ["prompt.references=[sibling]", "repair_rl.text_only_tries=0"]
-    rows = ErrorSource(load_recipe("digits", settings), policy, step)._rows(problems[:3], 0)
+    rows = ErrorSource(load_recipe("digits", settings), policy, step, HeldOut([]))._rows(problems[:3], 0)
 
     first, second, third = (problem.problem_id for problem in problems[:3])
     assert [(row["problem_id"], row["sample"], row["text"], row["right_response"]) for row in rows] == [

@@ -143,6 +143,18 @@ def test_the_threshold_decides_what_a_graded_reward_calls_correct(
         assert {row["role"] for row in groups} == {"error"}
 
 
+def test_a_repair_that_was_cut_is_not_selected(build, rollouts_of, repair_problems):
+    """It has no end token, so the error's own would be marked, and pushed down."""
+    rollouts = rollouts_of(repair_problems[1], repair=[1.0], error=[0.0])
+    settings = ("audit.auditor=none", "masks.candidates=1")
+    ((whole,), _, _) = build(rollouts, *settings)
+    assert whole["selection"] == "chosen"
+    ((cut,), groups, tally) = build(rollouts, *settings, f"rollout.max_new_tokens={len(whole['ids']) - 1}")
+    assert (cut["ids"], cut["reward"], cut["selection"]) == (whole["ids"][:-1], 1.0, "cut")
+    assert tally.counts["candidates_cut"] == 1
+    assert not any(row["in_pair"] for row in groups)
+
+
 def test_so_many_errors_of_a_problem_are_repaired_and_the_others_counted(build, rollouts_of, repair_problems):
     several, single = repair_problems[1:3]
     rollouts = rollouts_of(several, repair=[1.0], error=[0.0] * 5) + rollouts_of(single, repair=[1.0], error=[0.0])

@@ -27,7 +27,7 @@ from stages.scoring.extraction import final_answer
 from stages.scoring.image_removal import without_image
 from stages.scoring.repairs import Repairer
 from stages.training.critic import CRITIC
-from stages.training.heldout import annotated_draft
+from stages.training.heldout import HeldOut, annotated_draft
 from stages.training.metrics import MetricsLog
 from stages.training.repair_loop import Episode, RepairLoop, _summary
 from stages.training.trainer import OPTIMIZER_STATE, Trainer
@@ -213,7 +213,7 @@ def text_only_problems(problems, base_vlm, recipe, math_reward, tmp_path):
 def found_errors(base_vlm, reward, step, problems, *settings):
     recipe = load_recipe("digits", ["repair_rl.problems=null", *settings])
     policy = Answerer(TransformersEngine(base_vlm, rows_per_batch=64), recipe.prompt, reward, CostLedger())
-    return ErrorSource(recipe, policy, step).errors(problems)
+    return ErrorSource(recipe, policy, step, HeldOut([])).errors(problems)
 
 
 def test_problems_that_need_no_image_are_dropped(base_vlm, math_reward, step, text_only_problems, tmp_path):
@@ -227,6 +227,23 @@ def test_problems_that_need_no_image_are_dropped(base_vlm, math_reward, step, te
     everything = found_errors(base_vlm, math_reward, other, text_only_problems, NEARLY_GREEDY,
                               "repair_rl.text_only_tries=0")  # fmt: skip
     assert {draft.problem.problem_id for draft in everything} > set(ids[3:])
+
+
+def test_problems_whose_errors_are_held_out_are_left_out(base_vlm, problems, step, text_only_problems):
+    """By id, or by a picture under another id; what only asks the same of another picture stays."""
+    first, second, third, fourth, _ = (text_only_problems[name] for name in text_only_problems.ids)
+    renamed = replace(second, problem_id="held-out-1", question="Another question?")
+    asks_the_same = replace(problems[7], problem_id="held-out-2", question=third.question)
+    recipe = load_recipe("digits", ["repair_rl.problems=null", "repair_rl.text_only_tries=0"])
+    policy = Answerer(TransformersEngine(base_vlm, rows_per_batch=64), recipe.prompt, ByTurns(0.0), CostLedger())
+    drafts = ErrorSource(recipe, policy, step, HeldOut([first, renamed, asks_the_same])).errors(text_only_problems)
+    assert {draft.problem.problem_id for draft in drafts} == set(text_only_problems.ids[2:])
+    assert [(row["problem_id"], row["reason"]) for row in step.tally.dropped_rows] == [
+        (first.problem_id, "held_out"), (second.problem_id, "held_out"),
+    ]  # fmt: skip
+    bare = replace(fourth, images=())
+    assert HeldOut([replace(bare, problem_id="x")]).holds(bare)
+    assert not HeldOut([replace(bare, problem_id="x", question="Else?")]).holds(bare)
 
 
 @pytest.mark.parametrize("miss", [0.0, None])

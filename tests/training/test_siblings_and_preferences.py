@@ -141,7 +141,7 @@ def test_what_the_policy_sampled_keeps_its_sampler_s_log_probs(build, rollouts):
         for (role, sample), row in found.items()
     }
     right, wrong = rollouts[2], rollouts[1] | {"reward": -1.0}
-    _, _, groups = build([right, wrong], "reward.threshold=0", repair_model=True)
+    _, _, groups = build([right, wrong], "reward.threshold=0", "rollout.max_new_tokens=300", repair_model=True)
     assert [(row["role"], row["sampler_logprobs"]) for row in groups] == [
         ("correct", right["sampler_logprobs"]), ("error", wrong["sampler_logprobs"]), ("repair", None),
     ]  # fmt: skip
@@ -208,7 +208,6 @@ def test_no_repair_model_is_read(written, base_dir, tmp_path):
     [
         ([SIBLING], True, "repairer is sibling: no repair model runs; leave out --repair-model"),
         ([], False, "repairer is model: give --repair-model, or set masks.repairer=sibling"),
-        ([SIBLING, "masks.on_no_correct=repair"], False, "on_no_correct is repair, masks.repairer is sibling: a pro"),
         (
             ["masks.reference=sibling", "prompt.references=[sibling]", "masks.on_no_correct=repair"],
             True,
