@@ -352,7 +352,7 @@ def test_what_cannot_be_sampled_is_refused(episodes, problems, tmp_path):
     with pytest.raises(DataError, match=r"--count 2: fewer than the 3 strata \(answer_pasted, clean, image_ignored\)"):
         AuditSample(episodes, problems, 2, False, 0).plan()
     wrong = rl_repair(tmp_path / "wrong", [episode("p00", reward=0.0), episode("p01", None)])
-    with pytest.raises(DataError, match=r"no audited repair to draw \(\{'wrong': 1, 'no_verdict': 1\}\)"):
+    with pytest.raises(DataError, match=r"no audited repair to draw \(no_verdict 1, wrong 1\); train"):
         AuditSample(wrong, problems, 2, False, 0).plan()
     unknown = rl_repair(tmp_path / "unknown", [episode("q")])
     with pytest.raises(DataError, match="no problem q; give the problems that the other inputs were made from"):

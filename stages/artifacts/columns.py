@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,24 +16,22 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 IDS = pa.list_(pa.int32())
 FLOATS = pa.list_(pa.float32())
 MASK = pa.list_(pa.bool_())
+_MISSPELT = 0.66
+"""How alike (1: the same) a name is in which a letter of three is another."""
 
 
 @dataclass(frozen=True)
 class Column:
     """One column; `null` says what a null means, and without it a null is refused.
 
-    A file may lack a column that may be null, which is then null everywhere.
+    A file may lack an `optional` column, which is then null everywhere.
     """
 
     name: str
     type: pa.DataType
     meaning: str
     null: str | None = None
-
-    @property
-    def optional(self) -> bool:
-        """Whether a file may lack it."""
-        return self.null is not None
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,7 @@ class TableSpec:
                 )
             index = schema.get_field_index(column.name)
             if index < 0 and column.optional:
+                self._refuse_misspelt(column.name, schema, place)
                 continue
             if index < 0:
                 near = difflib.get_close_matches(column.name, schema.names, n=1)
@@ -80,6 +79,14 @@ class TableSpec:
                     f"{place}: column {column.name} is {schema.field(index).type}, not {column.type}; "
                     f"cast it or write it again with {self.producer}"
                 )
+
+    def _refuse_misspelt(self, name: str, schema: pa.Schema, place: str) -> None:
+        """A column of nearly that name is not left alone: it is misspelt, or a bit of the file was turned over."""
+        strangers = set(schema.names) - {column.name for column in self.columns}
+        if near := difflib.get_close_matches(name, strangers, n=1, cutoff=_MISSPELT):
+            raise DataError(
+                f"{place}: no column {name}, but {near[0]}; rename that, or drop it if it is something else"
+            )
 
     def with_optional(self, table: pa.Table) -> pa.Table:
         """The table with a column of nulls for each optional one that its file does not have."""
@@ -162,7 +169,8 @@ _EVIDENCE = Column(
     "evidence",
     pa.string(),
     "what a served auditor quotes",
-    null="not flagged, or by rules",
+    null="not flagged, or by rules; a file may lack the column",
+    optional=True,
 )
 _FINISH = Column("finish_reason", pa.string(), "`stop` or `length`")
 
@@ -170,7 +178,8 @@ _PREFERRED = Column(
     "preferred",
     pa.string(),
     "a right response in full, which repair prompts may show in place of the answer",
-    null="none is known",
+    null="none is known; a file may lack the column",
+    optional=True,
 )
 
 PROBLEMS = TableSpec(
@@ -182,9 +191,9 @@ PROBLEMS = TableSpec(
         Column("question", pa.string(), "the instruction, without image placeholders"),
         Column("images", pa.list_(IMAGE), "encoded images in order (Hugging Face `Image`); may be empty"),
         Column("answer", pa.string(), "the reference answer y*, bare: `18`, not `The answer is 18.`"),
-        Column("kind", pa.string(), "for reports by kind", null="no kind"),
-        Column("video", pa.list_(IMAGE), "encoded frames of one video in order", null="no video"),
-        Column("fps", pa.float64(), "the frames' rate, per second", null="2, if there is a video"),
+        Column("kind", pa.string(), "for reports by kind", null="no kind; a file may lack the column", optional=True),
+        Column("video", pa.list_(IMAGE), "encoded frames of one video in order", null="no video", optional=True),
+        Column("fps", pa.float64(), "the frames' rate, per second", null="2, if there is a video", optional=True),
         _PREFERRED,
     ),
 )
@@ -278,7 +287,8 @@ GROUPS = TableSpec(
             "sampler_logprobs",
             FLOATS,
             "those of `rollouts`",
-            null="the policy did not sample it: another model's repair, or preference data",
+            null="the policy did not sample it: another model's repair, or preference data; a file may lack the column",
+            optional=True,
         ),
     ),
 )
@@ -302,7 +312,8 @@ DRAFTS = TableSpec(
             "right_texts",
             pa.list_(pa.string()),
             "right responses to the problem, from which the auditor sees whether the policy finishes reasoning at all",
-            null="none is known",
+            null="none is known; a file may lack the column",
+            optional=True,
         ),
     ),
 )
@@ -346,7 +357,8 @@ DROPPED = TableSpec(
             "detail",
             pa.string(),
             "value, place and remedy",
-            null="the reason says it all",
+            null="the reason says it all; a file may lack the column",
+            optional=True,
         ),
     ),
 )
@@ -385,8 +397,8 @@ SAMPLES = TableSpec(
         _TEXT,
         _REWARD,
         _COST,
-        _FLAGGED,
-        _CATEGORY,
+        replace(_FLAGGED, optional=True),
+        replace(_CATEGORY, optional=True),
     ),
 )
 
@@ -450,7 +462,7 @@ AUDIT_SAMPLE = TableSpec(
 
 
 def _shown(name: str, meaning: str) -> Column:
-    return Column(name, pa.string(), meaning, null="not shown")
+    return Column(name, pa.string(), meaning, null="not shown", optional=True)
 
 
 AUDIT_LABELS = TableSpec(

@@ -43,20 +43,6 @@ PRESETS = {
     # hiyouga/geometry3k: https://huggingface.co/datasets/hiyouga/geometry3k (features in the card). The answer is the
     # right choice's text; the later columns id, choices and ground_truth are not needed, and older copies lack them.
     "geometry3k": Layout(question="problem"),
-    # ms-swift's own format: https://swift.readthedocs.io/en/latest/Customization/Custom-dataset.html. Its GRPO rewards
-    # compare with `solution`; without it the assistant's message is the reference.
-    "ms-swift": Layout(
-        question="messages|query",
-        images=("images|image?",),
-        answer="solution|messages|response",
-        answer_in_response=True,
-    ),
-    # verl: https://verl.readthedocs.io/en/latest/preparation/prepare_data.html, as its examples write Parquet.
-    "verl": Layout(question="prompt", images=("images?",), answer="reward_model.ground_truth", kind="data_source?"),
-    # EasyR1: the keys of its config (prompt_key, answer_key, image_key) in https://github.com/hiyouga/EasyR1.
-    "easyr1": Layout(question="problem|prompt", images=("images?",)),
-    # LLaVA: https://github.com/haotian-liu/LLaVA/blob/main/docs/Finetune_Custom_Data.md. Ids may stand twice there.
-    "llava": Layout(question="conversations", images=("image?",), answer="conversations", answer_in_response=True),
     # OpenGVLab/MMPR-Tiny, mmpr_tiny.parquet: verl's layout, as https://github.com/NVIDIA-NeMo/RL reads it. The images
     # are paths (MMPR-Tiny/images/…) from the file's folder, to be unpacked there from images.zip. The card lists other
     # columns (image, question, chosen, rejected).
@@ -101,4 +87,18 @@ PRESETS = {
     # lmms-lab/ai2d: https://huggingface.co/datasets/lmms-lab/ai2d (features in the card). The answer is the choice's
     # number from 0, as text.
     "ai2d": Layout(images=("image",), choices=("options",), answer_form="index"),
+    # ms-swift's own format: https://swift.readthedocs.io/en/latest/Customization/Custom-dataset.html. Its GRPO rewards
+    # compare with `solution`; without it the assistant's message is the reference.
+    "ms-swift": Layout(
+        question="messages|query",
+        images=("images|image?",),
+        answer="solution|messages|response",
+        answer_in_response=True,
+    ),
+    # verl: https://verl.readthedocs.io/en/latest/preparation/prepare_data.html, as its examples write Parquet.
+    "verl": Layout(question="prompt", images=("images?",), answer="reward_model.ground_truth", kind="data_source?"),
+    # EasyR1: the keys of its config (prompt_key, answer_key, image_key) in https://github.com/hiyouga/EasyR1.
+    "easyr1": Layout(question="problem|prompt", images=("images?",)),
+    # LLaVA: https://github.com/haotian-liu/LLaVA/blob/main/docs/Finetune_Custom_Data.md. Ids may stand twice there.
+    "llava": Layout(question="conversations", images=("image?",), answer="conversations", answer_in_response=True),
 }

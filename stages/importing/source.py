@@ -66,7 +66,7 @@ class Source:
         Raises:
             DataError: lists the columns there are.
         """
-        missing = [name.replace("|", " or ") for name in names if not self._has(name)]
+        missing = [alternatives(name)[0] for name in names if not self._has(name)]
         if missing:
             raise DataError(
                 f"{self.name}: no column {', '.join(missing)}; it has {', '.join(self.columns)}. "

@@ -201,8 +201,9 @@ def test_missing_column_is_named_with_what_is_there_and_who_writes_it():
 
 def test_optional_columns_may_be_missing_and_are_null_then(tmp_path):
     video = ["video", "fps"]
-    of_problems = [*video, "preferred"]
-    optional = {"problems": of_problems, "errors": of_problems, "repair_set": of_problems, "preferences": video}
+    of_problems = ["kind", *video, "preferred"]
+    optional = {"problems": of_problems, "errors": of_problems, "repair_set": of_problems}
+    optional |= {"preferences": ["kind", *video]}
     optional |= {
         "groups": ["sampler_logprobs"],
         "repairs": ["evidence"],
@@ -218,6 +219,17 @@ def test_optional_columns_may_be_missing_and_are_null_then(tmp_path):
     pq.write_table(pa.Table.from_pylist([problem("p0"), problem("p1")], schema=schema), file)
     absent = dict.fromkeys(optional["problems"])
     assert list(iterate_rows(file, PROBLEMS)) == [problem(name, **absent) for name in ("p0", "p1")]
+
+
+@pytest.mark.parametrize(
+    ("name", "written"), [("kind", "kinds"), ("kind", "kijd"), ("preferred", "prefered"), ("fps", "fpr")]
+)
+def test_an_optional_column_that_is_misspelt_is_told(name, written):
+    schema = PROBLEMS.schema()
+    schema = schema.set(schema.get_field_index(name), schema.field(name).with_name(written))
+    with pytest.raises(DataError, match=f"^x: no column {name}, but {written}; rename that"):
+        PROBLEMS.check_schema(schema, "x")
+    PROBLEMS.check_schema(PROBLEMS.schema().append(pa.field(written, pa.string())), "x")  # beside it, of no concern
 
 
 def test_an_optional_column_may_not_be_of_another_type():

@@ -44,7 +44,7 @@ def rollouts_of(base_vlm):
 def build(base_vlm, repair_problems, math_reward, step):
     """A function: rows of repairs and of groups, and the tally."""
 
-    def run(rollouts, *settings):
+    def run(rollouts, *settings, max_new_tokens=72):
         recipe = load_recipe("digits", [*SETTINGS, *settings])
         engine = TransformersEngine(base_vlm, rows_per_batch=64)
         policy = Answerer(engine, recipe.prompt, math_reward, CostLedger())
@@ -52,7 +52,7 @@ def build(base_vlm, repair_problems, math_reward, step):
         problems = {problem.problem_id: problem for problem in repair_problems}
         step.tally = Tally()
         builder = GroupBuilder(recipe, problems, repairer, policy, open_auditor(recipe, policy), step)
-        return *builder.build(rollouts, Sampling(72, 1.0, seed=3)), step.tally
+        return *builder.build(rollouts, Sampling(max_new_tokens, 1.0, seed=3)), step.tally
 
     return run
 
@@ -149,7 +149,7 @@ def test_a_repair_that_was_cut_is_not_selected(build, rollouts_of, repair_proble
     settings = ("audit.auditor=none", "masks.candidates=1")
     ((whole,), _, _) = build(rollouts, *settings)
     assert whole["selection"] == "chosen"
-    ((cut,), groups, tally) = build(rollouts, *settings, f"rollout.max_new_tokens={len(whole['ids']) - 1}")
+    ((cut,), groups, tally) = build(rollouts, *settings, max_new_tokens=len(whole["ids"]) - 1)
     assert (cut["ids"], cut["reward"], cut["selection"]) == (whole["ids"][:-1], 1.0, "cut")
     assert tally.counts["candidates_cut"] == 1
     assert not any(row["in_pair"] for row in groups)

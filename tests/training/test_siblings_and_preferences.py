@@ -75,14 +75,14 @@ def rollouts(base_vlm, repair_problems):
 def build(base_vlm, repair_problems, math_reward, step):
     """A function: the engine, rows of repairs and of groups."""
 
-    def run(rollouts, *settings, repair_model=False):
+    def run(rollouts, *settings, repair_model=False, max_new_tokens=8):
         recipe = load_recipe("digits", ["rollout.temperature=1.0", *settings])
         engine = Recording(base_vlm, rows_per_batch=64)
         policy = Answerer(engine, recipe.prompt, math_reward, CostLedger())
         repairer = Repairer(engine, recipe.prompt, math_reward, CostLedger()) if repair_model else None
         problems = {problem.problem_id: problem for problem in repair_problems}
         builder = GroupBuilder(recipe, problems, repairer, policy, NoAuditor(), step)
-        return engine, *builder.build(rollouts, Sampling(8, 1.0, seed=3))
+        return engine, *builder.build(rollouts, Sampling(max_new_tokens, 1.0, seed=3))
 
     return run
 
@@ -141,7 +141,7 @@ def test_what_the_policy_sampled_keeps_its_sampler_s_log_probs(build, rollouts):
         for (role, sample), row in found.items()
     }
     right, wrong = rollouts[2], rollouts[1] | {"reward": -1.0}
-    _, _, groups = build([right, wrong], "reward.threshold=0", "rollout.max_new_tokens=300", repair_model=True)
+    _, _, groups = build([right, wrong], "reward.threshold=0", repair_model=True, max_new_tokens=300)
     assert [(row["role"], row["sampler_logprobs"]) for row in groups] == [
         ("correct", right["sampler_logprobs"]), ("error", wrong["sampler_logprobs"]), ("repair", None),
     ]  # fmt: skip
