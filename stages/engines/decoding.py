@@ -186,7 +186,7 @@ class _Run:
         with self.vlm.precision():
             cached = CachedPass(self.cache, slots_W, block=block)
             logits_NV = self.vlm.model(**inputs, cached=cached, use_cache=False).logits[0]
-        drawn = draw(logits_NV, torch.from_numpy(span.uniform_N).to(logits_NV.device), self.vlm, self.sampling)
+        drawn = draw(logits_NV, torch.from_numpy(span.uniform_N2).to(logits_NV.device), self.vlm, self.sampling)
         # One copy, which waits for the device once a pass.
         ids, logprobs_N = torch.stack([drawn.ids_N.double(), drawn.logprobs_N.double()]).cpu().numpy()
         return ids.astype(np.int64), logprobs_N

@@ -44,9 +44,14 @@ class Drafts:
         for array in (self._draft_BD, self._length_B, self._place_B, self._misses_B):
             array[targets] = array[sources]
 
-    def left(self, rows: int) -> Ints:
-        """(B,) tokens that are still expected."""
-        return np.maximum(self._length_B[:rows] - self._place_B[:rows], 0)
+    def guesses(self, rows: int, most: int) -> Ints:
+        """(B,) tokens to be verified in one pass: at most so many, halved for each mismatch in a row but the first.
+
+        So a draft that is of no use costs little; one token is tried always, or the draft would not be found again.
+        """
+        left_B = np.maximum(self._length_B[:rows] - self._place_B[:rows], 0)
+        halvings_B = np.clip(self._misses_B[:rows] - 1, 0, 62)
+        return np.minimum(left_B, np.maximum(most >> halvings_B, min(most, 1)))
 
     def ahead(self, row_N: Ints, offset_N: Ints) -> Ints:
         """The token expected so many tokens from now, from 0; `NOTHING` behind the draft's end."""

@@ -43,12 +43,12 @@ class PlainGenerate:
             fitting = [row for row in batch if fits(self.vlm, prompts[row.place], sampling.max_new_tokens)]
             if fitting:
                 encoded = [prompts[row.place] for row in fitting]
-                uniform_BT = [
+                uniform_BT2 = [
                     uniforms(sampling.seed, requests[row.place].number, row.sample, sampling.max_new_tokens)
                     for row in fitting
                 ]
                 for row, completion in zip(
-                    fitting, self._generate(encoded, np.stack(uniform_BT), sampling), strict=True
+                    fitting, self._generate(encoded, np.stack(uniform_BT2), sampling), strict=True
                 ):
                     completions[row.place].append(completion)
         return completions
@@ -59,10 +59,10 @@ class PlainGenerate:
         return {place: encode_prompt(self.vlm, requests[place].request.prompt) for place in places}
 
     def _generate(
-        self, prompts: Sequence[EncodedPrompt], uniform_BT: np.ndarray, sampling: Sampling
+        self, prompts: Sequence[EncodedPrompt], uniform_BT2: np.ndarray, sampling: Sampling
     ) -> list[Completion]:
         inputs = prompt_batch(self.vlm, prompts)
-        drawing = _Drawing(self.vlm, torch.from_numpy(uniform_BT).to(self.vlm.device), sampling)
+        drawing = _Drawing(self.vlm, torch.from_numpy(uniform_BT2).to(self.vlm.device), sampling)
         with self.vlm.precision():
             output_BS = self.vlm.model.generate(
                 **inputs,
@@ -89,14 +89,14 @@ class PlainGenerate:
 class _Drawing(LogitsProcessor):
     """Draws a token of each row, leaves no other, and keeps its log-prob."""
 
-    def __init__(self, vlm: VisionLanguageModel, uniform_BT: Tensor, sampling: Sampling) -> None:
+    def __init__(self, vlm: VisionLanguageModel, uniform_BT2: Tensor, sampling: Sampling) -> None:
         self._vlm = vlm
-        self._uniform_BT = uniform_BT
+        self._uniform_BT2 = uniform_BT2
         self._sampling = sampling
         self.logprobs: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002, transformers names them
-        drawn = draw(scores, self._uniform_BT[:, len(self.logprobs)], self._vlm, self._sampling)
+        drawn = draw(scores, self._uniform_BT2[:, len(self.logprobs)], self._vlm, self._sampling)
         # torch would take any token of logits that are no numbers.
         if drawn.logprobs_N.isnan().any():
             raise overflows(self._vlm.tokenizer.name_or_path)

@@ -32,7 +32,7 @@ class Span:
     """Number of tokens before it in its row."""
     position_N: Ints
     """Rotary, the same on every axis: behind a prompt there is only text."""
-    uniform_N: Floats
+    uniform_N2: Floats
 
     @property
     def rows(self) -> int:
@@ -68,7 +68,8 @@ class Rows:
             (6, most), np.int64
         )
         self._ids_BT = np.zeros((most, max_new_tokens), np.int64)
-        self._uniform_BT, self._logprobs_BT = np.zeros((2, most, max_new_tokens))
+        self._logprobs_BT = np.zeros((most, max_new_tokens))
+        self._uniform_BT2 = np.zeros((most, max_new_tokens, 2))
 
     @property
     def free(self) -> int:
@@ -80,14 +81,20 @@ class Rows:
         return self._prompt_B[: self.used] + self._count_B[: self.used]
 
     def open(
-        self, place: int, sample: int, prompt_ids: Sequence[int], position: int, uniform_T: Floats, draft: Sequence[int]
+        self,
+        place: int,
+        sample: int,
+        prompt_ids: Sequence[int],
+        position: int,
+        uniform_T2: Floats,
+        draft: Sequence[int],
     ) -> int:
         """Begin a response behind a prompt, whose last token stands at a position; the row."""
         row = self.used
         self.used += 1
         self._place_B[row], self._sample_B[row], self._count_B[row] = place, sample, 0
         self._prompt_B[row], self._last_B[row], self._position_B[row] = len(prompt_ids) - 1, prompt_ids[-1], position
-        self._uniform_BT[row] = uniform_T
+        self._uniform_BT2[row] = uniform_T2
         self._drafts.put(row, draft)
         return row
 
@@ -95,7 +102,7 @@ class Rows:
         """The next pass, of at most so many tokens a row."""
         count_B = self._count_B[: self.used]
         room_B = self._max_new_tokens - count_B
-        length_B = np.minimum(np.minimum(self._drafts.left(self.used) + 1, most), room_B)
+        length_B = np.minimum(self._drafts.guesses(self.used, most - 1) + 1, room_B)
         stops_B = length_B.cumsum()
         starts_B = stops_B - length_B
         row_N = np.repeat(np.arange(self.used), length_B)
@@ -105,8 +112,8 @@ class Rows:
         ids_N[starts_B] = self._last_B[: self.used]
         index_N = count_B[row_N] + offset_N
         slot_N, position_N = self._prompt_B[row_N] + index_N, self._position_B[row_N] + index_N
-        uniform_N = self._uniform_BT[row_N, index_N]
-        return Span(starts_B, row_N, offset_N, ids_N, expected_N, slot_N, position_N, uniform_N)
+        uniform_N2 = self._uniform_BT2[row_N, index_N]
+        return Span(starts_B, row_N, offset_N, ids_N, expected_N, slot_N, position_N, uniform_N2)
 
     def emit(self, span: Span, ids_N: Ints, logprobs_N: Floats, end_ids: Sequence[int]) -> Flags:
         """Keep what was drawn up to each row's first token that ends it or was not expected; (B,) has it ended?"""
@@ -135,7 +142,7 @@ class Rows:
         targets = np.flatnonzero(ended_B[:left])
         sources = left + np.flatnonzero(~ended_B[left:])
         arrays = self._place_B, self._sample_B, self._prompt_B, self._position_B, self._last_B, self._count_B
-        for array in (*arrays, self._ids_BT, self._uniform_BT, self._logprobs_BT):
+        for array in (*arrays, self._ids_BT, self._uniform_BT2, self._logprobs_BT):
             array[targets] = array[sources]
         self._drafts.move(sources, targets)
         self.used = left
