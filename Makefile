@@ -5,8 +5,8 @@
 # make test-faults  every stage killed at hundreds of moments, and started again
 # make check   formatting, lint, types, import layers, uv.lock, known vulnerabilities of what it names
 # make lock    bring uv.lock up to date with pyproject.toml; make lock UPGRADE=--upgrade takes the newest versions
-# make bench   the training step beside TRL's, the loss's memory, masks and checked answers per second; tables and
-#              plots in runs/bench
+# make bench   the training step beside TRL's, the loss's memory, responses, masks and checked answers per second; tables
+#              and plots in runs/bench
 # make test-gpu   what must hold on a CUDA GPU, and speed and memory there at true dimensions; table and JSON in runs/gpu
 # make soak    three stages over 10,000 and 100,000 problems, and a slow judge: memory, open files, speed; in runs/soak
 # make fuzz    answer checking under mutated hostile answers, TIME seconds a target, in an environment of its own
@@ -172,6 +172,7 @@ bench: .venv/installed-bench
 	$(BIN)/python tests/bench/loss_memory.py
 	$(BIN)/python tests/bench/build_masks.py
 	$(BIN)/python tests/bench/answers.py
+	$(BIN)/python tests/bench/repairs.py
 
 test-gpu: .venv/installed-bench
 	PYTHONPATH=. $(BIN)/python tests/gpu/all.py
