@@ -130,7 +130,7 @@ class EngineSection(Section):
         None,
         exclude=True,  # it changes no response
         description="Tokens of one response in one pass of transformers, where a repair's error tells which to expect; "
-        "1 makes no use of that, null takes 8 on a CPU and 32 elsewhere (our choice).",
+        "1 makes no use of that, null takes 8 on a CPU and 16 elsewhere (our choice).",
     )
 
 

@@ -32,7 +32,7 @@ from stages.model.loading import VisionLanguageModel
 from stages.model.prompts import Prompt
 
 DRAFT_BLOCKS = {"cpu": 8}
-LONG_DRAFT_BLOCK = 32
+LONG_DRAFT_BLOCK = 16
 """Tokens of a row in one pass where the recipe names none: a CPU pays for each of them, other devices for the pass."""
 FREE_SHARE = 8
 """New rows start when one in so many is free: prompts are read together."""
