@@ -229,6 +229,9 @@ class ObjectiveSection(Section):
     )
     clip_low: float | None = Field(None, ge=0, description="ε below.")
     clip_high: float | None = Field(None, ge=0, description="ε above; for cispo the bound on the ratio itself.")
+    dual_clip: float | None = Field(
+        None, gt=1, description="Bound on the ratio where A < 0, for all that clip; off if null, 3.0 in dual-clip PPO."
+    )
     tau_positive: float | None = Field(None, gt=0, description="SAPO's temperature where A > 0.")
     tau_negative: float | None = Field(None, gt=0, description="SAPO's temperature where A ≤ 0.")
     max_response_length: Positive | None = Field(None, description="Dr.GRPO's L_max.")
@@ -259,7 +262,7 @@ class ObjectiveSection(Section):
 
     def hyper(self) -> dict[str, Any]:
         """What was set, as keyword arguments of the objective."""
-        names = ("clip_low", "clip_high", "tau_positive", "tau_negative", "max_response_length", "beta")
+        names = ("clip_low", "clip_high", "dual_clip", "tau_positive", "tau_negative", "max_response_length", "beta")
         hyper = {name: value for name in names if (value := getattr(self, name)) is not None}
         return hyper | ({"kl_coef": self.kl_coef, "kl_estimator": self.kl_estimator} if self.kl_coef else {})
 

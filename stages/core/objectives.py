@@ -14,6 +14,11 @@ from torch import Tensor
 
 KLEstimator: TypeAlias = Literal["k1", "k2", "k3"]
 
+LOG_RATIO_BOUND = 20.0
+"""Log-ratios are clamped to ± this many nats before they are exponentiated, without a gradient past it, as in verl."""
+KL_BOUND = 10.0
+"""k3 is clamped to this many nats a token, without a gradient past it, as in verl."""
+
 
 class PolicyLoss(NamedTuple):
     """`loss` is a scalar with a graph; `metrics` are detached scalars (see `ratio_metrics`)."""
@@ -78,8 +83,9 @@ def policy_loss(
     """The named objective's loss, in float32, plus `kl_coef` times the KL to the reference.
 
     The gate multiplies the advantage of the policy term and nothing else: denominators, GSPO's sequence ratio
-    and the KL keep all response tokens. Values outside the response mask, of any dtype, do not matter. A row
-    without response tokens adds 0 and still counts as a sequence.
+    and the KL keep all response tokens. Values outside the response mask, of any dtype, do not matter, nor do
+    those of the policy term where its advantage times its gate is 0. A row without response tokens adds 0 and still
+    counts as a sequence. Log-ratios and k3 are clamped: see `LOG_RATIO_BOUND` and `KL_BOUND`.
 
     `weights_BT` are importance weights against the engine that sampled (see `truncated_weights`), taken without
     gradient: each multiplies its token's policy term, clip and all, and nothing else. GSPO's too are a token's: its
@@ -102,16 +108,18 @@ def policy_loss(
     mask_BT = response_mask_BT.bool()
     new_BT = inside_mask(mask_BT, logprobs_BT)
     old_BT = inside_mask(mask_BT, old_logprobs_BT).detach()
-    gated_BT = _token_advantages(mask_BT, advantages_B) * _gate(mask_BT, gate_BT)
+    gated_BT = _gated(_token_advantages(mask_BT, advantages_B), _gate(mask_BT, gate_BT))
+    counts_BT = gated_BT != 0
     denominators = Denominators(
         len(mask_BT) if num_sequences is None else num_sequences,
         int(mask_BT.sum()) if num_tokens is None else num_tokens,
         settings.max_response_length or mask_BT.shape[-1],
     )
 
-    ratio_BT = _ratio(new_BT - old_BT, mask_BT, objective.sequence_ratio)
-    terms = objective.surrogate(ratio_BT, new_BT, gated_BT, **settings.clip_or_tau)
-    weighted_BT = terms.loss_BT if weights_BT is None else terms.loss_BT * inside_mask(mask_BT, weights_BT).detach()
+    # What a product with 0 would turn into nan is cut out before it.
+    ratio_BT = _ratio(new_BT, old_BT, mask_BT, counts_BT, objective.sequence_ratio)
+    terms = objective.surrogate(ratio_BT, torch.where(counts_BT, new_BT, 0), gated_BT, **settings.clip_or_tau)
+    weighted_BT = terms.loss_BT if weights_BT is None else terms.loss_BT * inside_mask(counts_BT, weights_BT).detach()
     loss = objective.aggregate(weighted_BT, mask_BT, denominators)
     metrics = ratio_metrics(
         name,
@@ -125,6 +133,8 @@ def policy_loss(
     if ref_logprobs_BT is not None:
         kl_BT = kl_estimate(new_BT, inside_mask(mask_BT, ref_logprobs_BT).detach(), settings.kl_estimator)
         metrics["kl_ref"] = _batch_token_mean(kl_BT.detach(), mask_BT)
+        at_bound_BT = (kl_BT.detach() >= KL_BOUND) & (settings.kl_estimator == "k3")
+        metrics["kl_ref_clamped"] = _batch_token_mean(at_bound_BT.float(), mask_BT)
         if settings.kl_coef:
             loss = loss + settings.kl_coef * objective.aggregate(kl_BT, mask_BT, denominators)
     return PolicyLoss(loss, metrics)
@@ -144,25 +154,27 @@ def ratio_metrics(
     """How far the policy moved: scalars over the tokens of these rows whose gate is open, 0 where there are none.
 
     `ratio_mean` and `ratio_max` are of the token ratio, for GSPO too. `clip_fraction` is the share of tokens
-    whose gradient the clip cuts, by their ungated advantage: GSPO cuts by the sequence ratio, CISPO caps a
-    weight and cuts none (the share capped), SAPO does neither (0). `kl_old` is the k3 estimate of
-    KL(old || new), in nats. `gate_density` is the mean gate over all response tokens.
+    whose gradient the clip cuts, `dual_clip` included, by their ungated advantage: GSPO cuts by the sequence ratio,
+    CISPO caps a weight and cuts none (the share capped), SAPO does neither (0). `clamp_fraction` is the share whose
+    log-ratio (GSPO: their sequence's) lies past `LOG_RATIO_BOUND`; the ratios told here are clamped too. `kl_old` is
+    the k3 estimate of KL(old || new), in nats. `gate_density` is the mean gate over all response tokens.
 
     Raises ValueError as `policy_loss` does.
     """
     objective, settings = _objective(name), _settings(name, hyper)
     mask_BT = response_mask_BT.bool()
     new_BT, old_BT = inside_mask(mask_BT, logprobs_BT), inside_mask(mask_BT, old_logprobs_BT)
-    token_ratio_BT = torch.exp(new_BT - old_BT)
-    ratio_BT = _ratio(new_BT - old_BT, mask_BT, objective.sequence_ratio)
-    advantages_BT = _token_advantages(mask_BT, advantages_B)
-    terms = objective.surrogate(ratio_BT, new_BT, advantages_BT, **settings.clip_or_tau)
     weights_BT = _gate(mask_BT, gate_BT)
     open_BT = weights_BT != 0
+    log_ratio_BT = _log_ratio(new_BT, old_BT, mask_BT, open_BT, objective.sequence_ratio)
+    token_ratio_BT = torch.exp(_clamped(torch.where(open_BT, new_BT - old_BT, 0)))
+    advantages_BT = _token_advantages(mask_BT, advantages_B)
+    terms = objective.surrogate(torch.exp(_clamped(log_ratio_BT)), new_BT, advantages_BT, **settings.clip_or_tau)
     return {
         "ratio_mean": _batch_token_mean(token_ratio_BT, open_BT),
         "ratio_max": torch.where(open_BT, token_ratio_BT, 0).max(),
         "clip_fraction": _batch_token_mean(terms.clipped_BT.float(), open_BT),
+        "clamp_fraction": _batch_token_mean((log_ratio_BT.abs() > LOG_RATIO_BOUND).float(), open_BT),
         "kl_old": _batch_token_mean(kl_estimate(old_BT, new_BT, "k3"), open_BT),
         "gate_density": _batch_token_mean(weights_BT, mask_BT),
     }
@@ -192,8 +204,8 @@ def objective_hyper(name: str) -> dict[str, Any]:
 def kl_estimate(sampled_BT: Tensor, other_BT: Tensor, estimator: KLEstimator) -> Tensor:
     """Per-token estimate of KL(sampled || other), in nats, at tokens drawn from the first; shape (B, T).
 
-    With d = sampled - other: k1 = d, k2 = d^2 / 2, k3 = exp(-d) + d - 1 (Schulman 2020).
-    Raises ValueError on an unknown estimator.
+    With d = sampled - other: k1 = d, k2 = d^2 / 2, k3 = exp(-d) + d - 1 (Schulman 2020), d clamped to
+    ± `LOG_RATIO_BOUND` there and k3 to `KL_BOUND`. Raises ValueError on an unknown estimator.
     """
     difference_BT = sampled_BT - other_BT
     match estimator:
@@ -202,29 +214,53 @@ def kl_estimate(sampled_BT: Tensor, other_BT: Tensor, estimator: KLEstimator) ->
         case "k2":
             return difference_BT.square() / 2
         case "k3":
-            return torch.expm1(-difference_BT) + difference_BT
+            difference_BT = _clamped(difference_BT)
+            return (torch.expm1(-difference_BT) + difference_BT).clamp(max=KL_BOUND)
     raise ValueError(f"kl_estimator is {estimator!r}; use k1, k2 or k3")
 
 
-def _ratio(log_ratio_BT: Tensor, mask_BT: Tensor, sequence_ratio: bool) -> Tensor:
+def _ratio(new_BT: Tensor, old_BT: Tensor, mask_BT: Tensor, counts_BT: Tensor, sequence_ratio: bool) -> Tensor:
     """`pi / pi_old` of each token, or GSPO-token's `sg[s_i] pi_t / sg[pi_t]` (arXiv 2507.18071).
 
     The latter has the value of the sequence's ratio, over all its response tokens, and each token's own
-    gradient.
+    gradient. Tokens that do not count have no gradient.
     """
-    if sequence_ratio:
-        log_s_B1 = log_ratio_BT.sum(-1, keepdim=True) / _lengths(mask_BT)[:, None]
-        log_ratio_BT = log_s_B1.detach() + (log_ratio_BT - log_ratio_BT.detach())
-    return torch.exp(log_ratio_BT)
+    return torch.exp(_clamped(_log_ratio(new_BT, old_BT, mask_BT, counts_BT, sequence_ratio)))
+
+
+def _log_ratio(new_BT: Tensor, old_BT: Tensor, mask_BT: Tensor, counts_BT: Tensor, sequence_ratio: bool) -> Tensor:
+    """Its logarithm, not clamped; 0 at tokens that do not count, unless it is the sequence's."""
+    counted_BT = torch.where(counts_BT, new_BT, 0)
+    if not sequence_ratio:
+        return counted_BT - torch.where(counts_BT, old_BT, 0)
+    log_s_B1 = (new_BT.detach() - old_BT).sum(-1, keepdim=True) / _lengths(mask_BT)[:, None]
+    return log_s_B1 + (counted_BT - counted_BT.detach())
+
+
+def _clamped(log_ratio_BT: Tensor) -> Tensor:
+    return log_ratio_BT.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
 
 
 def _ppo_clip(
-    ratio_BT: Tensor, _logprobs_BT: Tensor, advantages_BT: Tensor, *, clip_low: float, clip_high: float
+    ratio_BT: Tensor,
+    _logprobs_BT: Tensor,
+    advantages_BT: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None,
 ) -> TokenTerms:
-    """`-min(rA, clip(r, 1 - clip_low, 1 + clip_high) A)` (arXiv 1707.06347; DAPO parted the two bounds)."""
+    """`-min(rA, clip(r, 1 - clip_low, 1 + clip_high) A)` (arXiv 1707.06347; DAPO parted the two bounds).
+
+    With `dual_clip` c, where A < 0, never more than `-cA` (arXiv 1912.09729, eq. 5).
+    """
     free_BT = ratio_BT * advantages_BT
     clipped_BT = ratio_BT.clamp(1 - clip_low, 1 + clip_high) * advantages_BT
-    return TokenTerms(-torch.minimum(free_BT, clipped_BT), clipped_BT < free_BT)
+    gain_BT, cut_BT = torch.minimum(free_BT, clipped_BT), clipped_BT < free_BT
+    if dual_clip is not None:
+        far_BT = (advantages_BT < 0) & (ratio_BT > dual_clip)
+        gain_BT, cut_BT = torch.where(far_BT, dual_clip * advantages_BT, gain_BT), cut_BT | far_BT
+    return TokenTerms(-gain_BT, cut_BT)
 
 
 def _sapo(
@@ -288,6 +324,11 @@ def _token_advantages(mask_BT: Tensor, advantages_B: Tensor) -> Tensor:
     return inside_mask(mask_BT, advantages_B)
 
 
+def _gated(advantages_BT: Tensor, gate_BT: Tensor) -> Tensor:
+    """Their product; 0 behind a closed gate, whatever the advantage."""
+    return torch.where(gate_BT != 0, advantages_BT, 0) * gate_BT
+
+
 def _gate(mask_BT: Tensor, gate_BT: Tensor | None) -> Tensor:
     return mask_BT.float() if gate_BT is None else inside_mask(mask_BT, gate_BT)
 
@@ -310,17 +351,23 @@ def _settings(name: str, hyper: Mapping[str, Any]) -> Settings:
 
 OBJECTIVES: Mapping[str, Objective] = {
     # arXiv 2402.03300
-    "grpo": Objective(_ppo_clip, _sequence_mean, {"clip_low": 0.2, "clip_high": 0.2}),
+    "grpo": Objective(_ppo_clip, _sequence_mean, {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": None}),
     # arXiv 2503.20783
-    "dr_grpo": Objective(_ppo_clip, _budget_mean, {"clip_low": 0.2, "clip_high": 0.2, "max_response_length": None}),
+    "dr_grpo": Objective(
+        _ppo_clip,
+        _budget_mean,
+        {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": None, "max_response_length": None},
+    ),
     # arXiv 2503.14476
-    "dapo": Objective(_ppo_clip, _token_mean, {"clip_low": 0.2, "clip_high": 0.28}),
+    "dapo": Objective(_ppo_clip, _token_mean, {"clip_low": 0.2, "clip_high": 0.28, "dual_clip": None}),
     # arXiv 2507.18071
-    "gspo": Objective(_ppo_clip, _sequence_mean, {"clip_low": 3e-4, "clip_high": 4e-4}, sequence_ratio=True),
+    "gspo": Objective(
+        _ppo_clip, _sequence_mean, {"clip_low": 3e-4, "clip_high": 4e-4, "dual_clip": None}, sequence_ratio=True
+    ),
     # arXiv 2511.20347
     "sapo": Objective(_sapo, _sequence_mean, {"tau_positive": 1.0, "tau_negative": 1.05}),
     # arXiv 2506.13585
     "cispo": Objective(_cispo, _token_mean, {"clip_high": 5.0}),
     # arXiv 1707.06347
-    "ppo": Objective(_ppo_clip, _token_mean, {"clip_low": 0.2, "clip_high": 0.2}, critic=True),
+    "ppo": Objective(_ppo_clip, _token_mean, {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": None}, critic=True),
 }

@@ -121,7 +121,8 @@ class PolicyObjective:
         )
         metrics: dict[str, Measured] = {**self._role_metrics(rows, tensors, logprobs.entropy_BT)}
         if reference_BT is not None:
-            metrics["kl_ref"] = Metric(result.metrics["kl_ref"].item(), int(tensors.response_mask_BT.sum()))
+            tokens = int(tensors.response_mask_BT.sum())
+            metrics |= {name: Metric(result.metrics[name].item(), tokens) for name in ("kl_ref", "kl_ref_clamped")}
         if self.critic is None:
             return result.loss, metrics
         value, value_metrics = _value_loss(rows, logprobs.values_BT, tensors.response_mask_BT, self.critic, totals)

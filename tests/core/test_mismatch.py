@@ -90,3 +90,16 @@ def test_unequal_shapes_are_refused():
         mismatch(trainer, sampler[:, :2], MASK)
     with pytest.raises(ValueError, match=r"shape \(3, 2\) against a response mask of \(3, 3\)"):
         truncated_weights(trainer[:, :2], sampler, MASK, cap=2.0)
+
+
+@pytest.mark.parametrize("far", [95.0, 1e4])
+def test_far_out_both_stay_numbers(far):
+    """One token of four at a weight that leaves the others none, then at one of nought."""
+    trainer = torch.full(MASK.shape, -1.0)
+    for sign, share in ((1, 1 / 4), (-1, 3 / 4)):
+        sampler = trainer.clone()
+        sampler[0, 0] -= sign * far
+        found = mismatch(trainer, sampler, MASK)
+        assert found == pytest.approx((far / 4, far, share), rel=1e-4)
+        weights = truncated_weights(trainer, sampler, MASK, cap=2.0)
+        assert weights[0, 0].item() == pytest.approx(2.0 if sign == 1 else 0.0, abs=1e-30)

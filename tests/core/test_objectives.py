@@ -347,13 +347,13 @@ def test_dr_grpo_length_budget_defaults_to_the_padded_length():
 def test_objective_hyper_lists_the_defaults_and_hands_out_copies():
     kl = {"kl_coef": 0.0, "kl_estimator": "k3"}
     expected = {
-        "grpo": {"clip_low": 0.2, "clip_high": 0.2},
-        "dr_grpo": {"clip_low": 0.2, "clip_high": 0.2, "max_response_length": None},
-        "dapo": {"clip_low": 0.2, "clip_high": 0.28},
-        "gspo": {"clip_low": 3e-4, "clip_high": 4e-4},
+        "grpo": {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": None},
+        "dr_grpo": {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": None, "max_response_length": None},
+        "dapo": {"clip_low": 0.2, "clip_high": 0.28, "dual_clip": None},
+        "gspo": {"clip_low": 3e-4, "clip_high": 4e-4, "dual_clip": None},
         "sapo": {"tau_positive": 1.0, "tau_negative": 1.05},
         "cispo": {"clip_high": 5.0},
-        "ppo": {"clip_low": 0.2, "clip_high": 0.2},
+        "ppo": {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": None},
     }
     objective_hyper("cispo")["clip_high"] = 1.0
 
@@ -397,12 +397,122 @@ def test_metrics_worked_by_hand(name, clip_fraction):
             "ratio_mean": sum(ratios) / 3,
             "ratio_max": 6.0,
             "clip_fraction": clip_fraction,
+            "clamp_fraction": 0.0,
             "kl_old": sum(r - 1 - math.log(r) for r in ratios) / 3,
             "gate_density": 2.5 / 4,
         },
         rel=1e-5,
     )
     assert not any(value.requires_grad for value in metrics.values())
+
+
+def token_far_out(new: float, old: float, gate: float = 1.0, advantage: float = 0.5) -> Batch:
+    """Two tokens: the given one, and one at ratio 1."""
+    batch = Batch(
+        torch.tensor([[new, -0.7]]),
+        torch.tensor([[old, -0.7]]),
+        torch.tensor([[-0.1, -0.7]]),
+        torch.tensor([advantage]),
+        torch.ones(1, 2),
+        torch.tensor([[gate, 1.0]]),
+    )
+    return replace(batch, weights=torch.tensor([[math.inf, 1.0]])) if gate == 0 else batch
+
+
+FAR = [(-0.1, -95.0), (-95.0, -0.1), (-0.1, -1e4), (-1e4, -0.1), (-0.1, -math.inf), (-math.inf, -0.1)]
+
+
+@every_algorithm
+@pytest.mark.parametrize("advantage", [0.5, -0.5])
+@pytest.mark.parametrize(("new", "old"), [*FAR, (math.nan, -0.1), (-0.1, math.nan), (-math.inf, -math.inf)])
+def test_whatever_stands_behind_a_closed_gate_adds_nothing(name, new, old, advantage):
+    """But for GSPO, whose sequence's ratio reads every token: it is of numbers here."""
+    if name == "gspo" and math.isnan(new - old):
+        new, old = FAR[0]
+    batch = token_far_out(new, old, gate=0.0, advantage=advantage)
+    loss, gradient = loss_and_gradient(name, batch)
+    result = policy_loss(name, logprobs_BT=batch.new, **inputs(name, batch))
+
+    if name == "gspo":
+        bounded = max(-20.0, min(20.0, (new - old) / 2))
+        s, low, high = math.exp(bounded), 1 - 3e-4, 1 + 4e-4
+        term = -min(s * advantage, min(max(s, low), high) * advantage)
+    else:  # the other token, at ratio 1
+        term = -advantage * {"sapo": 2 / (1.0 if advantage > 0 else 1.05), "cispo": -0.7}.get(name, 1.0)
+    assert loss.item() == pytest.approx(term / (LENGTH_BUDGET if name == "dr_grpo" else 2), rel=1e-5)
+    assert gradient[0, 0] == 0
+    assert gradient.isfinite().all()
+    assert all(value.isfinite() for value in result.metrics.values())
+
+
+@every_algorithm
+@pytest.mark.parametrize("advantage", [0.5, 0.0, -0.5])
+@pytest.mark.parametrize(("new", "old"), FAR[:4])
+def test_log_ratios_far_out_are_clamped_and_counted(name, new, old, advantage):
+    batch = token_far_out(new, old, advantage=advantage)
+    loss, gradient = loss_and_gradient(name, batch, kl=0.1)
+    bounded = replace(batch, new=torch.tensor([[old + math.copysign(20.0, new - old), -0.7]]))
+    metrics = policy_loss(name, logprobs_BT=batch.new, **inputs(name, batch, ref_logprobs_BT=batch.ref)).metrics
+
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+    assert all(value.isfinite() for value in metrics.values())
+    if name != "gspo":
+        assert metrics["ratio_max"].item() == pytest.approx(math.exp(20) if new > old else 1.0, rel=1e-4)
+        assert metrics["clamp_fraction"] == 0.5
+        term, no_gradient = loss_and_gradient(name, batch)
+        assert no_gradient[0, 0] == 0 or name == "cispo"
+        if name != "cispo":  # its term is of the log-prob itself
+            torch.testing.assert_close(term, loss_and_gradient(name, bounded)[0], rtol=1e-4, atol=1e-6)
+    else:
+        assert metrics["clamp_fraction"] == 1.0
+
+
+def test_a_ratio_inside_the_bound_is_not_clamped():
+    batch = token_far_out(-0.1, -19.0, advantage=-0.5)
+    loss, gradient = loss_and_gradient("grpo", batch)
+
+    assert loss.item() == pytest.approx((0.5 * math.exp(18.9) + 0.5) / 2, rel=1e-5)
+    assert gradient[0, 0].item() == pytest.approx(0.5 * math.exp(18.9) / 2, rel=1e-5)
+
+
+def test_k3_is_clamped_to_ten_nats_and_counted():
+    """At a difference of -2 it is e^2 - 3; at -3, e^3 - 4 is more than 10."""
+    policy = torch.tensor([[-3.0, -4.0, -200.0]], requires_grad=True)
+    reference = torch.tensor([[-1.0, -1.0, -0.1]])
+    kl = kl_estimate(policy, reference, "k3")
+    (gradient,) = torch.autograd.grad(kl.sum(), policy)
+
+    torch.testing.assert_close(kl, torch.tensor([[math.exp(2) - 3, 10.0, 10.0]]))
+    torch.testing.assert_close(gradient, torch.tensor([[1 - math.exp(2), 0.0, 0.0]]))
+    batch = Batch(policy.detach(), policy.detach(), reference, torch.tensor([1.0]), torch.ones(1, 3))
+    options = inputs("grpo", batch, ref_logprobs_BT=reference)
+    assert policy_loss("grpo", logprobs_BT=batch.new, **options).metrics["kl_ref_clamped"].item() == pytest.approx(
+        2 / 3
+    )
+    squared = policy_loss("grpo", logprobs_BT=batch.new, **options, kl_estimator="k2").metrics
+    assert squared["kl_ref_clamped"] == 0
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "gspo", "ppo"])
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "expected", "cut"),
+    [(5.0, -2.0, 6.0, True), (2.9, -2.0, 5.8, False), (0.1, -2.0, None, True), (5.0, 2.0, None, True)],
+)
+def test_dual_clip_bounds_the_loss_of_bad_tokens_alone(name, ratio, advantage, expected, cut):
+    """At c = 3 a bad token loses 3 |A| at most, and has no gradient past it; the rest is as without."""
+    old = torch.tensor([[-2.0]])
+    batch = Batch(old + math.log(ratio), old, old, torch.tensor([advantage]), torch.ones(1, 1))
+    loss, gradient = loss_and_gradient(name, batch, dual_clip=3.0)
+    scale = LENGTH_BUDGET if name == "dr_grpo" else 1
+    metrics = policy_loss(name, logprobs_BT=batch.new, **inputs(name, batch, dual_clip=3.0)).metrics
+
+    if expected is None:
+        assert loss == loss_and_gradient(name, batch)[0]
+    else:
+        assert loss.item() * scale == pytest.approx(expected, rel=1e-5)
+    assert gradient.item() == (0.0 if cut else pytest.approx(-ratio * advantage / scale, rel=1e-5))
+    assert metrics["clip_fraction"] == float(cut)
 
 
 def test_ratio_metrics_describe_the_rows_they_are_given():
@@ -421,7 +531,7 @@ def test_ratio_metrics_describe_the_rows_they_are_given():
         (
             "grpo",
             {"tau_positive": 1.0},
-            "grpo does not take tau_positive; it takes clip_low, clip_high, kl_coef",
+            "grpo does not take tau_positive; it takes clip_low, clip_high, dual_clip, kl_coef",
         ),
         ("cispo", {"clip_low": 0.2}, "cispo does not take clip_low"),
         ("sapo", {"clip_high": 0.2}, "sapo does not take clip_high"),
