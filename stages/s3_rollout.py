@@ -18,6 +18,7 @@ from stages.batching import batched
 from stages.core.selection import is_correct
 from stages.declared import declare_rollout
 from stages.engines.loading import open_codec, open_engine, recipe_sampling, with_engine
+from stages.engines.maker import maker
 from stages.errors import DataError
 from stages.model.codec import Codec
 from stages.progress import Advance, track
@@ -61,8 +62,8 @@ class Rollout:
 
     def plan(self) -> Plan:
         check_reward(self.recipe.reward, needed=False)
-        recipe = {**self.declared.recipe, "vocabulary": self._codec.vocabulary_sha256}
-        return replace(self.declared, recipe=recipe, dropped=self.usable.bad)
+        made_by = maker(self.policy, self._codec, self.recipe)
+        return replace(self.declared, recipe={**self.declared.recipe, **made_by}, dropped=self.usable.bad)
 
     def run(self, step: Step) -> None:
         recipe, section = self.recipe, self.recipe.rollout

@@ -22,12 +22,12 @@ from stages.core.selection import is_correct
 from stages.declared import declare_build_masks
 from stages.engines.loading import (
     check_same_tokens,
-    check_tokens_of,
     open_codec,
     open_engine,
     recipe_sampling,
     with_engine,
 )
+from stages.engines.maker import check_maker, maker
 from stages.errors import RecipeError
 from stages.model.codec import Codec
 from stages.progress import track
@@ -60,7 +60,7 @@ class BuildMasks:
     def usable(self) -> ProblemSet:
         """The problems of the rollouts, and these, each looked at."""
         problems = ProblemSet(self.problems, on_bad_row=self.on_bad_row)
-        check_tokens_of(self.rollouts, self.policy, self.codec)
+        check_maker(self.rollouts, self.policy, self.made_by, self.recipe, remake="df rollout")
         check = ProblemCheck(self.recipe, self.codec, repairs=self.repair_model is not None)
         return check.usable_of(self.rollouts, ROLLOUTS, problems, self.on_bad_row)
 
@@ -72,6 +72,10 @@ class BuildMasks:
     def declared(self) -> Plan:
         recipe, data = with_engine(self.recipe), {"rollouts": self.rollouts, "problems": self.problems}
         return declare_build_masks(recipe, self.repair_model, self.policy, **data)
+
+    @cached_property
+    def made_by(self) -> dict[str, Any]:
+        return maker(self.policy, self.codec, self.recipe)
 
     @property
     def inputs(self) -> Mapping[str, Path | Input]:
@@ -120,6 +124,10 @@ class BuildMasksFromPreferences:
     def declared(self) -> Plan:
         recipe = with_engine(self.recipe)
         return declare_build_masks(recipe, self.repair_model, self.policy, preferences=self.preferences)
+
+    @cached_property
+    def made_by(self) -> dict[str, Any]:
+        return maker(self.policy, self.codec, self.recipe)
 
     @property
     def inputs(self) -> Mapping[str, Path | Input]:
@@ -198,8 +206,7 @@ def _plan(stage: BuildMasks | BuildMasksFromPreferences) -> Plan:
     if repair_model is not None:
         check_auditor(recipe.audit)
     bad = stage.usable.bad
-    sections = {**stage.declared.recipe, "vocabulary": stage.codec.vocabulary_sha256}
-    return replace(stage.declared, recipe=sections, dropped=bad)
+    return replace(stage.declared, recipe={**stage.declared.recipe, **stage.made_by}, dropped=bad)
 
 
 def _check_options(recipe: Recipe, repair_model: Path | None) -> None:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stages.artifacts.columns import GROUPS
-from stages.artifacts.notes import recorded_vocabulary
+from stages.artifacts.notes import recorded_maker
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.step import Step, Tally
 from stages.artifacts.store import count_rows, iterate_tables, parquet_files
@@ -51,7 +51,7 @@ class RealignPairs:
                 "masks.granularity is step: steps are told from the tokens' texts, which pairs do not hold; "
                 "run df build-masks on the rollouts, or set masks.granularity=token"
             )
-        return replace(self.declared, recipe={**self.declared.recipe, **recorded_vocabulary(self.pairs)})
+        return replace(self.declared, recipe={**self.declared.recipe, **recorded_maker(self.pairs)})
 
     def run(self, step: Step) -> None:
         options = self.recipe.masks.model_dump(include=MASK_OPTIONS)

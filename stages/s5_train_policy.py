@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count, groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from stages import processes
 from stages.artifacts.bad_rows import OnBadRow
-from stages.artifacts.columns import GROUPS, METRICS, VALUES
+from stages.artifacts.columns import GROUPS, METRICS, OLD_LOGPROBS, VALUES, TableSpec
 from stages.artifacts.notes import MODEL, is_step, read_manifest
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, ProblemSet
@@ -24,7 +24,8 @@ from stages.batching import batched
 from stages.core.objectives import has_critic
 from stages.core.values import CriticSettings
 from stages.declared import declare_train_policy
-from stages.engines.loading import check_tokens_of, open_codec, open_model
+from stages.engines.loading import open_codec, open_model
+from stages.engines.maker import check_maker, maker
 from stages.errors import DataError
 from stages.model.batches import encode_prompt
 from stages.model.loading import VisionLanguageModel
@@ -38,7 +39,13 @@ from stages.seeds import Purpose, derive_seed
 from stages.told import counted
 from stages.training.checkpoints import SAVE_EVERY, Checkpoints
 from stages.training.groups import Trajectory, left_out, optimization_group, rows_to_work_on, with_token_advantages
-from stages.training.losses import PolicyObjective, check_objective, mismatch_metrics
+from stages.training.losses import (
+    PolicyObjective,
+    check_first_step,
+    check_objective,
+    first_step_ratio,
+    mismatch_metrics,
+)
 from stages.training.metrics import MetricsLog
 from stages.training.preferences import PreferenceObjective
 from stages.training.prime import PRM, ProcessRewards, check_prime, prm_folder
@@ -63,7 +70,8 @@ class TrainPolicy:
         """The problems of the groups, and these, each looked at."""
         problems = ProblemSet(self.problems, on_bad_row=self.on_bad_row)
         codec = open_codec(self.policy, self.recipe)
-        check_tokens_of(self.groups, self.policy, codec)
+        own = maker(self.policy, codec, self.recipe)
+        check_maker(self.groups, self.policy, own, self.recipe, remake="df build-masks")
         return ProblemCheck(self.recipe, codec).usable_of(self.groups, GROUPS, problems, self.on_bad_row)
 
     @cached_property
@@ -92,7 +100,7 @@ class TrainPolicy:
             source = GroupSource(self, trainer.vlm, step)
             if has_critic(section.objective.algorithm):
                 trainer.start_critic(source.rewards())
-                source.write_values(trainer)
+            first = source.read_old(trainer, objective)
             log, advanced = MetricsLog(trackers), 0
             step.count_anew()  # the data are read from the start
             trainers = {MODEL: trainer} | ({} if prime is None else {PRM: prime.trainer})
@@ -109,7 +117,8 @@ class TrainPolicy:
                         rows, totals = rows_to_work_on(judged, section.objective)
                         rows = with_token_advantages(rows, section.objective)
                         metrics = trainer.step(rows, objective, totals) | learned | mismatch_metrics(batch)
-                    log.add(trainer.steps_done, metrics)
+                    log.add(trainer.steps_done, metrics | first)
+                    first = {}
                     checkpoints.advance()
                     advance(source.rows_read - advanced)
                     advanced = source.rows_read
@@ -170,7 +179,7 @@ class TrainPolicy:
             return
         if step.tally.rows_out and self._is_spent(step):
             raise DataError(
-                f"{self.groups}: loading took {step.ledger.spent:.1f} device-seconds of a budget of "
+                f"{self.groups}: what comes before training took {step.ledger.spent:.1f} device-seconds of a budget of "
                 f"{self.budget_device_seconds:g}, and no step was done; raise --budget-device-seconds"
             )
         raise self._nothing_to_train_on(step.tally.dropped)
@@ -196,6 +205,14 @@ class TrainPolicy:
             f"{self.groups}: no group has anything to train on ({counted(reasons)}); "
             f"{why_none_is_right(counts, self.recipe) if none_right else remedy}"
         )
+
+
+class Group(NamedTuple):
+    """One problem's rows of a shard of `groups`, and what is trained on of them."""
+
+    shard: int
+    rows: Sequence[dict[str, Any]]
+    trajectories: list[Trajectory]
 
 
 class GroupSource:
@@ -267,37 +284,103 @@ class GroupSource:
             )
         return logprobs
 
-    def write_values(self, trainer: Trainer) -> None:
-        """Write `values`: what the critic says of every rollout before the training starts."""
-        for index, shard in enumerate(parquet_files(self.groups, GROUPS)):
-            if self.step.has_shard(VALUES, index):
-                continue
-            values: list[dict[str, Any]] = []
-            for problems in batched(self._problems(shard), self.recipe.train.problems_per_step):
-                groups = [self._group(rows) for rows in problems]
-                rows = self.training_rows(groups)
-                with self.step.ledger.phase("score"):
-                    scored = trainer.with_old_logprobs(rows)
-                values += [
-                    {name: t.row[name] for name in ("problem_id", "sample")} | {VALUES.name: own.values_T}
-                    for t, own in zip((t for group in groups for t in group), scored, strict=True)
-                ]
-            self.step.write_shards(index, {VALUES: values})
+    def read_old(self, trainer: Trainer, loss_function: Loss) -> dict[str, float]:
+        """Write what policy and critic say before the training starts, read in the passes of the first epoch's steps.
+
+        That is `values` where there is a critic, and `old_logprobs` where the policy computes in less than float32:
+        a step's passes round there otherwise than those that made the groups. Returns the metric of the first step
+        that compares with these.
+        """
+        tables = self._tables(trainer)
+        trained = (group for group in self._in_order(0, as_stored=True) if group.trajectories)
+        steps: Iterator[list[Group]] = batched(trained, self.recipe.train.problems_per_step)
+        if not tables:
+            steps = islice(steps, self.step.checkpoint is None)  # the first one, at the weights that it starts from
+        found: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        metrics: dict[str, float] = {}
+        with track("train-policy: old log-probs", len(self.problems), "problems") as advance:
+            for number, groups in enumerate(steps):
+                is_first = number == 0 and self.step.checkpoint is None
+                unread = {g.shard for g in groups if not all(self.step.has_shard(spec, g.shard) for spec in tables)}
+                if unread or is_first:
+                    rows, read = self._read(groups, trainer, loss_function)
+                    metrics |= self._first_step(rows, read, trainer, loss_function) if is_first else {}
+                    self._keep(found, groups, read)
+                for shard in sorted(found.keys() - {groups[-1].shard}):
+                    self._write_old(shard, found.pop(shard), tables)
+                advance(len(groups))
+        for shard, rows_of_shard in found.items():
+            self._write_old(shard, rows_of_shard, tables)
+        return metrics
+
+    def _tables(self, trainer: Trainer) -> list[TableSpec]:
+        """What `read_old` writes."""
+        rounds = trainer.vlm.autocast_dtype is not None
+        critic = has_critic(self.recipe.train.objective.algorithm)
+        return [VALUES] * critic + [OLD_LOGPROBS] * rounds
+
+    def _read(
+        self, groups: Sequence[Group], trainer: Trainer, loss_function: Loss
+    ) -> tuple[list[TrainingRow], list[TrainingRow | None]]:
+        """The rows of a step, and those with what is read in it; None where it does not work on one."""
+        rows = self.training_rows([group.trajectories for group in groups])
+        # PRIME gives every token an advantage.
+        by_token = self.recipe.train.advantage == "prime"
+        work = rows if by_token else rows_to_work_on(rows, self.recipe.train.objective)[0]
+        with self.step.ledger.phase("score"):
+            read = trainer.with_old_logprobs(work, loss_function)
+        by_row = {id(row): own for row, own in zip(work, read, strict=True)}
+        return rows, [by_row.get(id(row)) for row in rows]
+
+    def _first_step(
+        self,
+        rows: Sequence[TrainingRow],
+        read: Sequence[TrainingRow | None],
+        trainer: Trainer,
+        loss_function: Loss,
+    ) -> dict[str, float]:
+        both = [(row, own) for row, own in zip(rows, read, strict=True) if own is not None]
+        ratio = first_step_ratio([row for row, _ in both], [own for _, own in both], loss_function)
+        if ratio is None:
+            return {}
+        check_first_step(ratio, self.groups, trainer.vlm.autocast_dtype or trainer.vlm.model.dtype)
+        return {"ratio_first_step": ratio}
+
+    def _keep(
+        self, found: dict[int, list[dict[str, Any]]], groups: Sequence[Group], read: Sequence[TrainingRow | None]
+    ) -> None:
+        """Add rows of `values` and `old_logprobs` to those that were found of each shard."""
+        trajectories = [(group.shard, t.row) for group in groups for t in group.trajectories]
+        for (shard, row), own in zip(trajectories, read, strict=True):
+            if own is not None:
+                key = {name: row[name] for name in ("problem_id", "sample", "role")}
+                found[shard].append(key | {VALUES.name: own.values_T, OLD_LOGPROBS.name: own.old_logprobs_T})
+
+    def _write_old(self, shard: int, rows: Sequence[Mapping[str, Any]], tables: Sequence[TableSpec]) -> None:
+        """Unless a stopped run has."""
+        if all(self.step.has_shard(spec, shard) for spec in tables):
+            return
+        names = {spec: [column.name for column in spec.columns] for spec in tables}
+        self.step.write_shards(shard, {spec: [{n: row[n] for n in names[spec]} for row in rows] for spec in tables})
 
     def _epoch(self, epoch: int) -> Iterator[list[Trajectory]]:
+        for group in self._in_order(epoch):
+            self.rows_read += len(group.rows)
+            if epoch == 0:
+                self._count(group.rows, group.trajectories)
+            if group.trajectories:
+                yield group.trajectories
+
+    def _in_order(self, epoch: int, *, as_stored: bool = False) -> Iterator[Group]:
+        """Each problem, in the epoch's order, with what `read_old` wrote of it, or as the groups have it."""
         rng = np.random.default_rng(derive_seed(self.recipe.seed, Purpose.GROUP_ORDER, epoch))
         shards = parquet_files(self.groups, GROUPS)
-        for shard in rng.permutation(len(shards)):
+        for shard in map(int, rng.permutation(len(shards))):
             problems = list(self._problems(shards[shard]))
-            if self.step.has_shard(VALUES, shard):
-                problems = self._with_values(problems, shard)
+            if not as_stored:
+                problems = self._with_old(problems, shard)
             for index in rng.permutation(len(problems)):
-                group = self._group(problems[index])
-                self.rows_read += len(problems[index])
-                if epoch == 0:
-                    self._count(problems[index], group)
-                if group:
-                    yield group
+                yield Group(shard, problems[index], self._group(problems[index]))
 
     def _problems(self, shard: Path) -> Iterator[list[dict[str, Any]]]:
         """Rows of each problem of a shard of `groups`."""
@@ -308,14 +391,20 @@ class GroupSource:
     def _group(self, rows: Sequence[Mapping[str, Any]]) -> list[Trajectory]:
         return optimization_group(rows, self.recipe.train, self.recipe.rollout)
 
-    def _with_values(self, problems: Sequence[Sequence[dict[str, Any]]], shard: int) -> list[list[dict[str, Any]]]:
-        """Each rollout's row with its values; repairs have none."""
-        file = self.step.out / f"{VALUES.name}-{shard:05d}.parquet"
-        values = {(row["problem_id"], row["sample"]): row[VALUES.name] for row in iterate_rows(file, VALUES)}
-        return [
-            [row | {VALUES.name: values[row["problem_id"], row["sample"]]} for row in rows if row["role"] != "repair"]
-            for rows in problems
-        ]
+    def _with_old(self, problems: Sequence[Sequence[dict[str, Any]]], shard: int) -> list[list[dict[str, Any]]]:
+        values = {(row["problem_id"], row["sample"]): row for row in self._written(VALUES, shard)}
+        logprobs = {(row["problem_id"], row["sample"], row["role"]): row for row in self._written(OLD_LOGPROBS, shard)}
+
+        def found(row: dict[str, Any]) -> dict[str, Any]:
+            key = row["problem_id"], row["sample"]
+            of_rollout = {} if row["role"] == "repair" else values.get(key, {})
+            return row | of_rollout | logprobs.get((*key, row["role"]), {})
+
+        return [[found(row) for row in rows] for rows in problems]
+
+    def _written(self, spec: TableSpec, shard: int) -> Iterator[dict[str, Any]]:
+        if self.step.has_shard(spec, shard):
+            yield from iterate_rows(self.step.out / f"{spec.name}-{shard:05d}.parquet", spec)
 
     def _count(self, rows: Sequence[Mapping[str, Any]], group: Sequence[Trajectory]) -> None:
         tally = self.step.tally

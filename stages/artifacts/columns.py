@@ -374,6 +374,23 @@ VALUES = TableSpec(
     ),
 )
 
+OLD_LOGPROBS = TableSpec(
+    "old_logprobs",
+    "df train-policy",
+    "you, df train-policy",
+    (
+        _PROBLEM_ID,
+        _SAMPLE,
+        Column("role", pa.string(), "as in `groups`"),
+        Column(
+            "old_logprobs",
+            FLOATS,
+            "of each token under the policy as the round starts: read in its own step's passes if that reads it, else "
+            "as in `groups`",
+        ),
+    ),
+)
+
 METRICS = TableSpec(
     "metrics",
     "df sft-repair, df rl-repair, df train-policy",
@@ -501,6 +518,6 @@ AUDIT_AGREEMENT = TableSpec(
 )
 
 TABLES = (
-    PROBLEMS, ERRORS, REPAIR_SET, PREFERENCES, ROLLOUTS, REPAIRS, GROUPS, DRAFTS, EPISODES, DROPPED, VALUES, METRICS,
-    SAMPLES, SCORES, SUMMARY, ABLATION, AUDIT_SAMPLE, AUDIT_LABELS, AUDIT_AGREEMENT,
+    PROBLEMS, ERRORS, REPAIR_SET, PREFERENCES, ROLLOUTS, REPAIRS, GROUPS, DRAFTS, EPISODES, DROPPED, VALUES,
+    OLD_LOGPROBS, METRICS, SAMPLES, SCORES, SUMMARY, ABLATION, AUDIT_SAMPLE, AUDIT_LABELS, AUDIT_AGREEMENT,
 )  # fmt: skip

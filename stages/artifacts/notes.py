@@ -17,6 +17,10 @@ PROGRESS = "progress.json"
 """What an unfinished step has done."""
 MODEL = "model"
 """Folder of the checkpoint inside a training step's output."""
+MAKER = ("vocabulary", "policy")
+"""Keys of a plan's recipe: which token has which id, and which weights and prompts log-probs are of."""
+MAKER_SETTINGS = {"rollout": ("temperature",), "prompt": ("instruction",), "model": ("min_pixels", "max_pixels")}
+"""Fields of the recipe that log-probs depend on."""
 _CHECKSUM = "checksum"
 
 
@@ -43,10 +47,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def recorded_vocabulary(folder: Path) -> dict[str, Any]:
-    """`vocabulary` in a plan: whose token ids a step's output holds; nothing where no manifest tells."""
+def recorded_maker(folder: Path) -> dict[str, Any]:
+    """Of a step's recipe, what tells whose token ids and log-probs its output holds; nothing without a manifest."""
     recipe = read_manifest(folder)["recipe"] if is_step(folder) else {}
-    return {name: recipe[name] for name in ("vocabulary",) if name in recipe}
+    found: dict[str, Any] = {name: recipe[name] for name in MAKER if name in recipe}
+    for section, names in MAKER_SETTINGS.items():
+        settings = {name: recipe[section][name] for name in names if name in recipe.get(section, {})}
+        found |= {section: settings} if settings else {}
+    return found
 
 
 def model_folder(path: Path) -> Path:

@@ -17,7 +17,7 @@ from stages.artifacts.plan import Plan, differences
 from stages.errors import ArtifactError
 
 AUTO = "auto"
-DERIVED = {"vocabulary"}
+DERIVED = {"vocabulary", "policy"}
 """What a plan's recipe says beyond the recipe, of a model that is among the inputs."""
 WEIGHTS = (".safetensors",)
 

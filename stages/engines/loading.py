@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from stages import processes
-from stages.artifacts.notes import model_folder, read_manifest, recorded_vocabulary
+from stages.artifacts.notes import model_folder
 from stages.engines.protocol import Generator, Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.engines.vllm_engine import VllmEngine
@@ -132,22 +132,6 @@ def check_same_tokens(first: Path, first_codec: Codec, second: Path, second_code
         raise ModelError(
             f"{second}: its tokenizer ({second_codec.vocabulary_sha256[:12]}) is not that of {first} "
             f"({first_codec.vocabulary_sha256[:12]}), whose token ids it is to read; give models of one tokenizer"
-        )
-
-
-def check_tokens_of(made: Path, model: Path, codec: Codec) -> None:
-    """Refuse a model whose tokenizer is not the one that made an artifact's token ids, where its manifest tells.
-
-    Raises:
-        ModelError: names both models.
-    """
-    recorded = recorded_vocabulary(made).get("vocabulary", codec.vocabulary_sha256)
-    if recorded != codec.vocabulary_sha256:
-        inputs = read_manifest(made)["inputs"]
-        maker = f"of {inputs['policy']['path']} " if "policy" in inputs else ""
-        raise ModelError(
-            f"{made}: its token ids are of the tokenizer {maker}({recorded[:12]}), not of that of {model} "
-            f"({codec.vocabulary_sha256[:12]}); give the model that made them, or one trained from it"
         )
 
 

@@ -18,10 +18,9 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 from transformers.utils.logging import get_verbosity, set_verbosity
 
+from stages.artifacts.weights import INDEX, WEIGHTS
 from stages.errors import ModelError
 
-WEIGHTS = "model.safetensors"
-INDEX = f"{WEIGHTS}.index.json"
 _REMEDY = "give the config.json that these weights were saved with, or copy the whole checkpoint again"
 
 

@@ -16,8 +16,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from stages import processes
+from stages.artifacts.weights import INDEX, WEIGHTS
 from stages.errors import ModelError
-from stages.model.architecture import INDEX, WEIGHTS, check_finite, check_loaded, check_tensors
+from stages.model.architecture import check_finite, check_loaded, check_tensors
 from stages.model.codec import Codec
 from stages.model.image_cache import CachedImageProcessor
 from stages.model.prompts import check_chat_template

@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers.utils.hub import cached_file
 
+from stages.artifacts.weights import INDEX, WEIGHTS
 from stages.errors import ModelError
-from stages.model.architecture import INDEX, WEIGHTS
 from stages.nested import named, texts
 
 _CODE = (

@@ -5,8 +5,11 @@ Axes: B responses of a micro-batch, T tokens of the longest.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +24,12 @@ from stages.errors import RecipeError
 from stages.model.layout import Reading
 from stages.model.logprobs import ResponseLogprobs
 from stages.sections import ObjectiveSection, RolloutSection
-from stages.training.trainer import Measured, Metric, Totals, TrainingRow
+from stages.training.trainer import Loss, Measured, Metric, Totals, TrainingRow
+
+logger = logging.getLogger(__name__)
+
+FIRST_STEP_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""Root mean square difference in log-prob, in nats, that two ways to compute it may have (our choice)."""
 
 
 class SupervisedLoss:
@@ -191,6 +199,33 @@ def mismatch_metrics(rows: Sequence[TrainingRow]) -> dict[str, float]:
         "mismatch_max": found.largest,
         "effective_sample_size": found.effective_sample_size,
     }
+
+
+def first_step_ratio(rows: Sequence[TrainingRow], read: Sequence[TrainingRow], loss_function: Loss) -> float | None:
+    """exp of the root mean square of the log-ratios at weights that are still those which made the groups, 1 at best.
+
+    `rows` have the groups' old log-probs, `read` those of the trainer (`Trainer.with_old_logprobs`); over the tokens
+    that the loss reads, None where it reads none.
+    """
+    squares = [
+        (new.old_logprobs_T[token] - row.old_logprobs_T[token]) ** 2
+        for row, new in zip(rows, read, strict=True)
+        for token in loss_function.reading(row).tokens_read
+    ]
+    return float(np.exp(np.sqrt(np.mean(squares)))) if squares else None
+
+
+def check_first_step(ratio: float, groups: Path, dtype: torch.dtype) -> None:
+    """Say aloud that the groups' old log-probs are not those of the policy that is trained."""
+    if not math.log(ratio) <= FIRST_STEP_TOLERANCE[dtype]:
+        logger.warning(
+            "%s: the policy's log-probs before its first step are not the groups' old ones: ratio_first_step is %.4g, "
+            "and %.4g at most where numerics alone differ. Another policy, temperature, prompt or image size made "
+            "them, and every ratio is wrong; run df build-masks with this policy and recipe",
+            groups,
+            ratio,
+            math.exp(FIRST_STEP_TOLERANCE[dtype]),
+        )
 
 
 def _response_mask(rows: Sequence[TrainingRow], like_BT: Tensor) -> Tensor:

@@ -170,7 +170,8 @@ class RepairLoop:
         return Episode(attempt, gate_c1, verdict, None if filtered else reward)
 
     def _train(self, groups: Sequence[Sequence[Episode]]) -> None:
-        """Optimizer steps on one iteration's repairs; all old log-probs and values are from before the first."""
+        """Optimizer steps on one iteration's repairs; all old log-probs and values are from before the first,
+        each step's read in its own passes."""
         section = self.recipe.repair_rl
         steps = [
             rows_to_work_on([row for group in batch for row in group], section.objective)
@@ -178,11 +179,11 @@ class RepairLoop:
         ]
         self.trainer.start_critic([row.advantage for rows, _ in steps for row in rows])
         with self.step.ledger.phase("score"):
-            working = iter(self.trainer.with_old_logprobs([row for rows, _ in steps for row in rows]))
+            steps = [(self.trainer.with_old_logprobs(rows, self.objective), totals) for rows, totals in steps]
         with self.step.ledger.phase("train"):
             for rows, totals in steps:
                 if totals.num_sequences:
-                    own = with_token_advantages([next(working) for _ in rows], section.objective)
+                    own = with_token_advantages(rows, section.objective)
                     metrics = self.trainer.step(own, self.objective, totals) | mismatch_metrics(own)
                     self.log.add(self.trainer.steps_done, metrics)
 

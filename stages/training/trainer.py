@@ -234,17 +234,21 @@ class Trainer:
             self._fresh_critic = False
 
     @torch.no_grad()
-    def with_old_logprobs(self, rows: Sequence[TrainingRow]) -> list[TrainingRow]:
-        """The rows with the model's present log-probs and values as their old ones, in the numerics of training."""
-        readings = [Reading(row.prompt, row.ids) for row in rows]
+    def with_old_logprobs(self, rows: Sequence[TrainingRow], loss_function: Loss | None = None) -> list[TrainingRow]:
+        """The rows with the model's present log-probs and values as their old ones, in the numerics of training.
+
+        With the loss of the step that these rows are, they are read in that step's own passes, so that at these weights
+        every ratio is 1: what rounds otherwise in other company does so here too. Tokens that it does not read keep the
+        log-probs that they have.
+        """
+        readings = [loss_function.reading(row) if loss_function else Reading(row.prompt, row.ids) for row in rows]
         scored: list[tuple[int, TrainingRow]] = []
         for members in self.passes(readings):
             some = [readings[i] for i in members]
             read = self.reader.read([*some, *self.fillers(some)], temperature=self.temperature)
-            both = zip(read.logprobs_BT.tolist(), read.values_BT.tolist(), strict=True)
-            for i, (logprobs_T, values_T) in zip(members, both, strict=False):
-                length = len(rows[i].ids)
-                scored.append((i, replace(rows[i], old_logprobs_T=logprobs_T[:length], values_T=values_T[:length])))
+            logprobs, values = read.logprobs_BT.tolist(), read.values_BT.tolist()
+            for i, logprobs_T, values_T in zip(members, logprobs, values, strict=False):
+                scored.append((i, _with_old(rows[i], readings[i], logprobs_T, values_T)))
         by_index = dict(processes.gather(scored))
         return [by_index[i] for i in range(len(rows))]
 
@@ -341,6 +345,16 @@ class _Work:
         self.trainer.parallel.backward(loss + filler_loss, last=last)
         sums = {"loss": loss.item(), "tokens": layout.tokens, "slots": layout.slots}
         self.measured += [*metrics.items(), *((name, Metric(value, 1)) for name, value in sums.items())]
+
+
+def _with_old(
+    row: TrainingRow, reading: Reading, logprobs_T: Sequence[float], values_T: Sequence[float]
+) -> TrainingRow:
+    """The row with old log-probs where they were read; what was read may be padded."""
+    old_T = list(row.old_logprobs_T) or [0.0] * len(row.ids)
+    for token in reading.tokens_read.tolist():
+        old_T[token] = logprobs_T[token]
+    return replace(row, old_logprobs_T=old_T, values_T=values_T[: len(row.ids)])
 
 
 def _random_file() -> str:

@@ -89,6 +89,7 @@ FROZEN = {
     ],
     "dropped": [("problem_id", "string"), ("reason", "string"), ("detail", "string")],
     "values": [("problem_id", "string"), ("sample", "int32"), ("values", FLOATS)],
+    "old_logprobs": [("problem_id", "string"), ("sample", "int32"), ("role", "string"), ("old_logprobs", FLOATS)],
     "metrics": [("step", "int32"), ("metric", "string"), ("value", "double")],
     "samples": [
         ("problem_id", "string"),
@@ -160,6 +161,7 @@ NULLABLE = {
     "episodes": {"reward", "gate_c1", "gate_audit", "category", "evidence", "repair_reward"},
     "dropped": {"detail"},
     "values": set(),
+    "old_logprobs": set(),
     "metrics": set(),
     "samples": {"reward", "flagged", "category"},
     "scores": {"kind", "reward"},
@@ -212,6 +214,8 @@ def test_optional_columns_may_be_missing_and_are_null_then(tmp_path):
         "repairs": ["evidence"],
         "episodes": ["evidence"],
         "dropped": ["detail"],
+        "drafts": ["right_texts"],
+        "samples": ["flagged", "category"],
     }
     optional |= {"audit_labels": ["question", "answer", "error", "repair", "difference"]}
     assert {spec.name: [c.name for c in spec.columns if c.optional] for spec in TABLES} == {

@@ -1,5 +1,6 @@
 """In bfloat16 the first optimizer step sees the old log-probs of its own numerics: GSPO's bounds are 3e-4."""
 
+from pathlib import Path
 from statistics import median
 
 import pytest
@@ -9,16 +10,19 @@ from stages.artifacts.ledger import CostLedger
 from stages.engines.loading import open_engine, recipe_sampling
 from stages.engines.protocol import ScoreRequest
 from stages.model.batches import encode_prompt
+from stages.model.prompts import policy_prompt
 from stages.recipe import load_recipe
 from stages.scoring.answering import Answerer
 from stages.scoring.auditor import open_auditor
 from stages.scoring.group_builder import GroupBuilder
 from stages.scoring.repairs import Repairer
+from stages.sections import ObjectiveSection, OptimizerSection, TrainerSection
 from stages.seeds import Purpose
-from stages.training.groups import optimization_group
+from stages.training.groups import optimization_group, with_token_advantages
 from stages.training.heldout import annotated_draft, with_end
 from stages.training.losses import PolicyObjective
 from stages.training.metrics import MetricsLog
+from stages.training.preferences import PreferenceObjective
 from stages.training.repair_loop import RepairLoop
 from stages.training.trainer import Trainer, TrainingRow
 
@@ -127,3 +131,102 @@ def test_repair_rl_s_first_step_agrees_with_itself(engine_of, repair_problems, m
     # Sampling rounds otherwise: token by token, and each row padded.
     assert 1e-5 < metrics["mismatch_mean"] < 0.01 < metrics["mismatch_max"] < 1
     assert 0.99 < metrics["effective_sample_size"] < 1
+
+
+class Deltas(Recording):
+    """Keeps the largest log-ratio of the tokens that each pass reads."""
+
+    def __init__(self, loss_function):
+        super().__init__(loss_function)
+        self.largest = []
+
+    def __call__(self, rows, logprobs, reference_BT, totals):
+        for row, new_T, read_T in zip(rows, logprobs.logprobs_BT.detach(), logprobs.read_BT, strict=True):
+            delta_T = (new_T[: len(row.ids)] - torch.tensor(row.old_logprobs_T))[read_T[: len(row.ids)]]
+            self.largest.append(delta_T.abs().max().item())
+        return self.loss_function(rows, logprobs, reference_BT, totals)
+
+
+@pytest.fixture(scope="module")
+def rows(tiny_vlm, repair_problems, recipe):
+    """Pairs of six problems, a third of their tokens marked."""
+    found = []
+    for problem in repair_problems[:6]:
+        style = recipe.prompt
+        prompt = encode_prompt(tiny_vlm, policy_prompt(tiny_vlm.processor, style, problem.question, problem.images))
+        for role, advantage in (("error", -1.0), ("repair", 1.0)):
+            ids = with_end(tiny_vlm, problem.extra[role])
+            gate_T = [float(token % 3 == 0) for token in range(len(ids))]
+            found.append(TrainingRow(prompt, ids, role, advantage, gate_T, [-1.0] * len(ids)))
+    return found
+
+
+def objective(algorithm):
+    section = ObjectiveSection(algorithm=algorithm)
+    return PreferenceObjective(section) if algorithm == "dpo" else PolicyObjective(section, RECIPE.rollout)
+
+
+@pytest.fixture
+def trainer_of(tiny_vlm, copy_of):
+    """A function: a trainer of the random model, packed rows or plain ones, several micro-batches a step."""
+
+    def make(*, packed=True, critic=False):
+        trainer = Trainer(
+            copy_of(tiny_vlm),
+            OptimizerSection(learning_rate=1e-3),
+            temperature=0.7,
+            machine=TrainerSection(tokens_per_micro_batch=300),
+            critic_from=Path("nowhere") if critic else None,
+        )
+        trainer.reader.packed = packed
+        return trainer
+
+    return make
+
+
+@pytest.mark.usefixtures("rounding")
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("algorithm", ["grpo", "gspo", "dapo", "cispo", "ppo", "dpo"])
+def test_a_step_s_old_log_probs_are_those_of_its_own_passes(trainer_of, rows, algorithm, packed):
+    """To the bit, of every token that the step reads; the others keep what they have."""
+    trainer, loss_function = trainer_of(packed=packed, critic=algorithm == "ppo"), Deltas(objective(algorithm))
+    own = trainer.with_old_logprobs(rows, loss_function)
+    for row, before in zip(own, rows, strict=True):
+        unread = sorted(set(range(len(row.ids))) - set(loss_function.reading(row).tokens_read.tolist()))
+        assert [row.old_logprobs_T[token] for token in unread] == [before.old_logprobs_T[token] for token in unread]
+    own = with_token_advantages(own, ObjectiveSection(algorithm=algorithm))
+    assert len(trainer.passes([loss_function.reading(row) for row in own])) > 1
+    first = trainer.step(own, loss_function)
+    assert set(loss_function.largest) == {0.0}
+    if algorithm != "dpo":
+        assert {first[f"ratio_max/{role}"] for role in ("error", "repair")} == {1.0}
+        assert {first[f"clip_fraction/{role}"] for role in ("error", "repair")} == {0.0}
+    # The next step's are still those of before the first.
+    loss_function.largest.clear()
+    trainer.step(own, loss_function)
+    assert max(loss_function.largest) > 1e-2
+
+
+@pytest.mark.usefixtures("rounding")
+def test_read_in_other_company_they_are_others(trainer_of, rows):
+    """Row by row, as an engine may; or every token, where the step reads some."""
+    for parts in ([[row] for row in rows], [rows]):
+        trainer, loss_function = trainer_of(), Deltas(objective("grpo"))
+        trainer.step([scored for part in parts for scored in trainer.with_old_logprobs(part)], loss_function)
+        assert max(loss_function.largest) > GSPO_BOUND
+
+
+@pytest.mark.usefixtures("rounding")
+def test_every_step_of_repair_rl_begins_at_a_ratio_of_one(engine_of, repair_problems, math_reward, step):
+    """Until the first has changed the weights: two steps on the repairs of one iteration."""
+    recipe = RECIPE.model_copy(update={"repair_rl": RECIPE.repair_rl.model_copy(update={"errors_per_step": 4})})
+    engine = engine_of(master_weights=True)
+    policy = Answerer(engine, recipe.prompt, math_reward, CostLedger())
+    optimizer = recipe.repair_rl.optimizer.model_copy(update={"learning_rate": 1e-12})
+    trainer = Trainer(engine.vlm, optimizer, temperature=recipe.rollout.temperature, machine=recipe.trainer)
+    repairer = Repairer(engine, recipe.prompt, math_reward, CostLedger())
+    loop = RepairLoop(recipe, repairer, open_auditor(recipe, policy), step, trainer, MetricsLog())
+    loop.objective = Deltas(loop.objective)
+    loop.iterate(0, [annotated_draft(engine.vlm, problem) for problem in repair_problems[:8]])
+    assert loop.trainer.steps_done == 2
+    assert max(loop.objective.largest) < 1e-4

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from stages.artifacts.columns import GROUPS, METRICS, VALUES
+from stages.artifacts.columns import GROUPS, METRICS, OLD_LOGPROBS, VALUES
 from stages.artifacts.problems import ProblemSet
 from stages.artifacts.stage import execute
 from stages.artifacts.step import Plan, Step
@@ -231,12 +231,13 @@ def test_a_budget_ends_a_pass_from_which_nothing_can_be_learned(source_of, traje
 
 def test_a_spent_budget_ends_the_training_whatever_the_epochs(stage_of, trajectories, tmp_path):
     groups = [[pair(t) for t in trajectories[:2]]]
-    execute(stage_of(groups, "train.epochs=1"), tmp_path / "one")
-    manifest = execute(stage_of(groups, "train.epochs=1", budget=2.0), tmp_path / "budget").manifest
+    one = execute(stage_of(groups, "train.epochs=1"), tmp_path / "one").manifest
+    budget = 2 * sum(one["device_seconds"].values())
+    manifest = execute(stage_of(groups, "train.epochs=1", budget=budget), tmp_path / "budget").manifest
     assert len(metrics_of(tmp_path / "one", "loss")) == 1
     assert len(metrics_of(tmp_path / "budget", "loss")) > 1
-    assert manifest["recipe"]["budget_device_seconds"] == 2.0
-    assert sum(manifest["device_seconds"].values()) >= 2.0
+    assert manifest["recipe"]["budget_device_seconds"] == budget
+    assert sum(manifest["device_seconds"].values()) >= budget
 
 
 def test_a_budget_too_small_for_a_step_says_so(stage_of, trajectories, tmp_path):
@@ -387,6 +388,105 @@ def test_a_stopped_ppo_goes_on_with_the_values_that_it_has(stage_of, trajectorie
         step.write_shards(index, {VALUES: rows})
     execute(stage, out)
     assert values_of(out) == made
+
+
+def old_logprobs_of(folder):
+    rows = iterate_rows(folder, OLD_LOGPROBS)
+    return {(row["problem_id"], row["sample"], row["role"]): row["old_logprobs"] for row in rows}
+
+
+@pytest.mark.usefixtures("rounding")
+@pytest.mark.parametrize("algorithm", ["grpo", "gspo", "dpo", "ppo"])
+def test_below_float32_every_step_compares_with_its_own_passes_of_the_first_policy(
+    stage_of, trajectories, tmp_path, algorithm
+):
+    """Three steps of two problems over two shards, twice: at a learning rate of nothing every ratio is 1 until the
+    second epoch, whose steps are of other problems."""
+    shards = [[pair(t) for t in trajectories[:3]], [pair(t) for t in trajectories[3:6]]]
+    if algorithm == "ppo":
+        shards = [[unrepaired(t) for t in trajectories[:3]], [unrepaired(t) for t in trajectories[3:6]]]
+    settings = [f"train.objective.algorithm={algorithm}", "masks.on_no_correct=repair", "model.dtype=bfloat16"]
+    stage = stage_of(shards, *settings, "train.epochs=2", "train.optimizer.learning_rate=1e-30")
+    manifest = execute(stage, tmp_path / "out").manifest
+    stored = {(row["problem_id"], row["sample"], row["role"]): row["old_logprobs"]
+              for shard in shards for rows in shard for row in numbered(rows)}  # fmt: skip
+    read = old_logprobs_of(tmp_path / "out")
+    assert read.keys() == stored.keys()
+    assert not any(read[key] == stored[key] for key in read)
+    assert {name for name in manifest["files"] if name.startswith("old_logprobs")} == {
+        "old_logprobs-00000.parquet", "old_logprobs-00001.parquet"
+    }  # fmt: skip
+    assert manifest["device_seconds"]["score"] > 0
+    (first,) = metrics_of(tmp_path / "out", "ratio_first_step").items()
+    assert first[0] == 1
+    assert 1 < first[1] < math.exp(0.1)
+    if algorithm == "dpo":
+        margins = metrics_of(tmp_path / "out", "reward_margin")
+        assert [margins[step] for step in (1, 2, 3)] == [0.0, 0.0, 0.0]
+        return
+    for role in ("correct",) if algorithm == "ppo" else ("error", "repair"):
+        ratios = metrics_of(tmp_path / "out", f"ratio_max/{role}")
+        assert [ratios[step] for step in (1, 2, 3)] == [1.0, 1.0, 1.0]
+        assert any(ratios[step] != 1.0 for step in (4, 5, 6))
+
+
+@pytest.mark.usefixtures("rounding")
+def test_steps_behind_the_first_compare_with_the_policy_that_made_the_groups(stage_of, trajectories, tmp_path):
+    settings = ("model.dtype=bfloat16", "train.optimizer.learning_rate=1e-3")
+    stage = stage_of([[pair(t) for t in trajectories[:6]]], *settings)
+    execute(stage, tmp_path / "out")
+    ratios = metrics_of(tmp_path / "out", "ratio_max/error")
+    assert ratios[1] == 1.0
+    assert min(ratios[2], ratios[3]) > 1.01
+    still = stage_of([[pair(t) for t in trajectories[:6]]], *settings[:1], "train.optimizer.learning_rate=1e-30")
+    execute(still, tmp_path / "still")
+    assert old_logprobs_of(tmp_path / "out") == old_logprobs_of(tmp_path / "still")
+
+
+@pytest.mark.usefixtures("rounding")
+def test_a_stopped_run_goes_on_with_the_old_log_probs_that_it_has(stage_of, trajectories, tmp_path):
+    shards = [[pair(t)] for t in trajectories[:4]]
+    stage = stage_of(shards, "model.dtype=bfloat16", "train.problems_per_step=3")
+    execute(stage, tmp_path / "out")
+    expected = old_logprobs_of(tmp_path / "out")
+    step = Step.open(tmp_path / "again", stage.plan())
+    chosen, made = 2, trajectories[2][0]
+    rows = [
+        {"problem_id": p, "sample": s, "role": role, "old_logprobs": [-7.0] * len(values)}
+        for (p, s, role), values in expected.items()
+        if p == made
+    ]
+    step.write_shards(chosen, {OLD_LOGPROBS: rows})
+    execute(stage, tmp_path / "again")
+    found = old_logprobs_of(tmp_path / "again")
+    assert {key: values for key, values in found.items() if key[0] != made} == {
+        key: values for key, values in expected.items() if key[0] != made
+    }
+    assert all(set(values) == {-7.0} for key, values in found.items() if key[0] == made)
+    assert metrics_of(tmp_path / "again", "ratio_first_step") == metrics_of(tmp_path / "out", "ratio_first_step")
+
+
+def test_in_float32_the_groups_old_log_probs_are_trained_on(stage_of, trajectories, tmp_path, caplog):
+    execute(stage_of([[pair(t) for t in trajectories[:4]]]), tmp_path / "out")
+    assert not list((tmp_path / "out").glob("old_logprobs-*"))
+    (first,) = metrics_of(tmp_path / "out", "ratio_first_step").items()
+    assert first == (1, pytest.approx(1.0, abs=1e-3))
+    assert "ratio_first_step" not in caplog.text
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_old_log_probs_of_something_else_are_told_aloud(stage_of, trajectories, tmp_path, caplog, dtype):
+    """They have no manifest, so that nothing but the numbers can tell: every token is off by half a nat."""
+
+    def changed(row):
+        return row | {"old_logprobs": [value - 0.5 for value in row["old_logprobs"]]}
+
+    groups = [[[changed(row) for row in pair(t)] for t in trajectories[:4]]]
+    execute(stage_of(groups, f"model.dtype={dtype}", "train.epochs=2"), tmp_path / "out")
+    (first,) = metrics_of(tmp_path / "out", "ratio_first_step").items()
+    assert first == (1, pytest.approx(math.exp(0.5), rel=0.02))
+    assert "groups: the policy's log-probs before its first step are not the groups' old ones" in caplog.text
+    assert "run df build-masks with this policy and recipe" in caplog.text
 
 
 def test_the_same_seed_trains_the_same_bytes(stage_of, trajectories, tmp_path):
