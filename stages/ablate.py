@@ -18,6 +18,7 @@ from typing import IO, Any
 from stages.ablation import BASE, VariantRun, ablation_rows
 from stages.artifacts.columns import ABLATION
 from stages.artifacts.digests import DIGESTS
+from stages.artifacts.ledger import training_cost
 from stages.artifacts.lock import lock_output
 from stages.artifacts.notes import MANIFEST, read_manifest
 from stages.artifacts.stage import planned
@@ -121,12 +122,17 @@ class Ablation:
         repair_model = chain.repair_model(variant.repair_model)
         rounds = rounds if variant.rounds is None else variant.rounds
         budget = None if variant.matches is None else _spent_by(done[variant.matches])
-        policy, count = self.base, 0
-        while count < rounds if budget is None else chain.device_seconds < budget:
-            count += 1
-            policy = chain.round(count, policy, repair_model)
-        scores = chain.step("evaluate", seed, problems=self.test, model=policy) if count or name == BASE else None
-        return VariantRun(name, seed, scores, repair_model, count, chain.device_seconds)
+        policies, spent = [self.base], [chain.device_seconds]
+        while len(policies) <= rounds if budget is None else spent[-1] < budget:
+            policies.append(chain.round(len(policies), policies[-1], repair_model))
+            spent.append(chain.device_seconds)
+        if budget is None and len(policies) == 1 and name != BASE:
+            return VariantRun(name, seed, None, repair_model, 0, spent[-1])
+        if budget is None or len(policies) == 1:
+            return VariantRun(name, seed, chain.scores(policies[-1]), repair_model, len(policies) - 1, spent[-1])
+        share = (budget - spent[-2]) / (spent[-1] - spent[-2])
+        before, after = chain.scores(policies[-2]), chain.scores(policies[-1])
+        return VariantRun(name, seed, after, repair_model, len(policies) - 2 + share, budget, before, share)
 
 
 @dataclass
@@ -141,7 +147,7 @@ class Chain:
     assignments: Sequence[str]
     seed: int
     device_seconds: float = 0.0
-    """Of all steps but evaluations, those included that another variant has paid for."""
+    """Of all but evaluations, those steps included that another variant has paid for."""
     _recipe: Recipe = field(init=False)
 
     def __post_init__(self) -> None:
@@ -166,6 +172,10 @@ class Chain:
         groups = self.step("build-masks", seed, **inputs)
         return self.step("train-policy", seed, groups=groups, problems=problems, policy=policy)
 
+    def scores(self, policy: Path) -> Path:
+        """How good a policy is on the test problems."""
+        return self.step("evaluate", self.seed, problems=self.ablation.test, model=policy)
+
     def step(self, name: str, seed: int, **inputs: Path | None) -> Path:
         """The step's folder, complete; an input that is None is one that it does without.
 
@@ -178,7 +188,7 @@ class Chain:
         if not (folder / MANIFEST).is_file():
             self._run(name, seed, folder, {key: path for key, path in inputs.items() if path is not None})
         if name != "evaluate":
-            self.device_seconds += sum(read_manifest(folder)["device_seconds"].values())
+            self.device_seconds += training_cost(read_manifest(folder))
         return folder
 
     def _run(self, name: str, seed: int, folder: Path, inputs: Mapping[str, Path]) -> None:

@@ -28,8 +28,13 @@ class VariantRun(NamedTuple):
     """Output of `df evaluate`, where there was a round."""
     repair_model: Path | None = None
     """Output that trained it, with its held-out `samples`."""
-    rounds: int = 0
+    rounds: float = 0
+    """With a fraction where it ends inside a round."""
     device_seconds: float = 0.0
+    scores_before: Path | None = None
+    """Of the policy before the last round, where the run matches another's cost inside that round."""
+    share: float = 1.0
+    """Of the last round that the cost allows: accuracy is read off the line between the two policies."""
     error: str | None = None
 
 
@@ -46,11 +51,11 @@ def ablation_rows(runs: Sequence[VariantRun], baseline: str, threshold: float) -
     for variant, ended in by_variant.items():
         measures = _repairs({run.seed: run.repair_model for run in ended if run.repair_model}, threshold)
         for mode in MODES:
-            accuracy = {run.seed: _accuracy(run.scores, mode, threshold) for run in ended if run.scores}
+            accuracy = {run.seed: _accuracy(run, mode, threshold) for run in ended if run.scores}
             measures += _mean_over_seeds(f"{mode} accuracy", accuracy)
             for other, measure in ((BASE, f"{mode} gain over {BASE}"), (baseline, f"{mode} difference to {baseline}")):
                 if variant not in (BASE, other):
-                    others = {run.seed: run.scores for run in by_variant.get(other, ()) if run.scores}
+                    others = {run.seed: run for run in by_variant.get(other, ()) if run.scores}
                     gains = {
                         seed: _difference(values, _accuracy(others[seed], mode, threshold))
                         for seed, values in accuracy.items()
@@ -76,8 +81,19 @@ def _row(variant: str, seed: int | None, measure: Measure, note: str | None = No
     return {"variant": variant, "seed": seed, **values, "note": note}
 
 
-def _accuracy(scores: Path, mode: str, threshold: float) -> ByProblem:
-    """Of each problem, the share of draws that is correct."""
+def _accuracy(run: VariantRun, mode: str, threshold: float) -> ByProblem:
+    """Of each problem, the share of draws that is correct, at the run's cost."""
+    assert run.scores is not None
+    after = _accuracy_of(run.scores, mode, threshold)
+    if run.scores_before is None:
+        return after
+    before = _accuracy_of(run.scores_before, mode, threshold)
+    return {
+        problem: (1 - run.share) * before[problem] + run.share * after[problem] for problem in before.keys() & after
+    }
+
+
+def _accuracy_of(scores: Path, mode: str, threshold: float) -> ByProblem:
     correct = correct_by_problem(iterate_rows(scores, SCORES), mode, threshold)
     return {problem: sum(draws) / len(draws) for problem, draws in correct.items()}
 

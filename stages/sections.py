@@ -459,7 +459,8 @@ class VariantSection(Section):
     rounds: int | None = Field(None, ge=0, description="Its own number of rounds; 0 trains the repair model alone.")
     matches: str | None = Field(
         None,
-        description="An earlier variant whose device-seconds it gets: it goes on round by round until they are spent.",
+        description="An earlier variant whose device-seconds it gets, evaluations left out: it goes on round by round "
+        "until they are spent, and is read off where they end inside the last.",
     )
 
 

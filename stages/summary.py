@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.artifacts.columns import SAMPLES, SCORES, SUMMARY
+from stages.artifacts.ledger import EVALUATION, training_cost
 from stages.artifacts.notes import read_manifest
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.run_folder import (
@@ -110,11 +111,12 @@ def _scores(folder: Path) -> list[dict[str, Any]]:
 
 
 def _costs(folders: Sequence[Path]) -> list[Measure]:
-    """Device-seconds by stage, rounds added up (eq. 29)."""
+    """Device-seconds by stage, rounds added up (eq. 29); every evaluation is `evaluate`'s."""
     seconds: dict[str, float] = defaultdict(float)
     for folder in folders:
         manifest = read_manifest(folder)
-        seconds[manifest["step"]] += sum(manifest["device_seconds"].values())
+        seconds[manifest["step"]] += training_cost(manifest)
+        seconds[EVALUATION] += manifest["device_seconds"].get(EVALUATION, 0.0)
     return [Measure("device-seconds", step, value) for step, value in seconds.items()]
 
 

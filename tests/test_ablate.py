@@ -1,5 +1,6 @@
 """`df ablate` on a cut-down digits set: what variants share, what a failure stops, what the table says."""
 
+import math
 import os
 import signal
 import subprocess
@@ -116,7 +117,7 @@ def test_a_stop_reaches_the_step_under_way_and_no_other_begins(number, exit_code
 
 def test_variants_share_the_steps_that_they_have_in_common(ablation):
     out, *_ = ablation
-    rounds = int(rows_of(out)["ungated", 0, "rounds"]["value"])
+    rounds = math.ceil(rows_of(out)["ungated", 0, "rounds"]["value"])
     found = defaultdict(int)
     for folder in (out / "steps").iterdir():
         found[folder.name.rpartition("-")[0]] += 1
@@ -125,19 +126,29 @@ def test_variants_share_the_steps_that_they_have_in_common(ablation):
     assert found["rollout"] == rounds
     assert found["build-masks"] == rounds + 1
     assert found["train-policy"] == rounds + 3
-    assert found["evaluate"] == 5
+    # Before the last round of the ungated variant it is the base policy, or one of its own.
+    assert found["evaluate"] == 5 + (rounds > 1)
 
 
-def test_the_ungated_variant_goes_on_until_it_has_spent_what_the_baseline_spent_and_no_further(ablation):
+def test_the_ungated_variant_is_read_off_where_it_has_spent_what_the_baseline_spent(ablation):
     out, *_ = ablation
     rows = rows_of(out)
     budget, spent = (rows[name, 0, "device-seconds"]["value"] for name in ("difference", "ungated"))
-    last = int(rows["ungated", 0, "rounds"]["value"])
-    last_round = 0.0
-    for step in ("rollout", "build-masks", "train-policy"):
-        manifests = map(read_manifest, (out / "steps").glob(f"{step}-*"))
-        last_round += max(sum(m["device_seconds"].values()) for m in manifests if m["seed"] == last)
-    assert spent - last_round < budget <= spent
+    assert spent == pytest.approx(budget, rel=1e-6)
+    rounds = rows["ungated", 0, "rounds"]["value"]
+    manifests = [read_manifest(folder) for folder in (out / "steps").iterdir()]
+    sft = next(m for m in manifests if m["step"] == "sft-repair")
+    assert sft["device_seconds"]["evaluate"] > 0
+    cost = sum(seconds for phase, seconds in sft["device_seconds"].items() if phase != "evaluate")
+    costs = [cost]
+    for number in range(1, math.ceil(rounds) + 1):
+        # Of round one's trained policies it is the one with gate none.
+        own = [m for m in manifests if m["seed"] == number and m["step"] in ("rollout", "build-masks", "train-policy")]
+        own = [m for m in own if m["step"] != "train-policy" or m["recipe"]["train"]["gate"] == "none"]
+        own = [m for m in own if m["step"] != "build-masks" or "repair_model" in m["inputs"]]
+        costs.append(costs[-1] + sum(sum(m["device_seconds"].values()) for m in own))
+    assert costs[-2] < budget <= costs[-1]
+    assert rounds == pytest.approx(len(costs) - 2 + (budget - costs[-2]) / (costs[-1] - costs[-2]))
 
 
 def test_accuracies_are_those_of_the_scores(ablation):
@@ -146,8 +157,12 @@ def test_accuracies_are_those_of_the_scores(ablation):
     expected = []
     for folder in (out / "steps").glob("evaluate-*"):
         expected.append(mean(row["reward"] for row in iterate_rows(folder, SCORES) if row["mode"] == "sampled"))
-    found = [row["value"] for (_, seed, name), row in rows.items() if name == "sampled accuracy" and seed is None]
-    assert sorted(found) == pytest.approx(sorted(expected))
+    found = {v: row["value"] for (v, seed, name), row in rows.items() if name == "sampled accuracy" and seed is None}
+    share = rows["ungated", 0, "rounds"]["value"] % 1
+    before = [found["base"]] if rows["ungated", 0, "rounds"]["value"] < 1 else expected
+    mixed = [(1 - share) * first + share * last for first in before for last in expected]
+    assert min(abs(found["ungated"] - value) for value in mixed) < 1e-6
+    assert all(min(abs(found[v] - value) for value in expected) < 1e-6 for v in found.keys() - {"ungated"})
     for name in ("difference", "soft", "ungated", "sibling"):
         gain = rows[name, None, "sampled accuracy"]["value"] - rows["base", None, "sampled accuracy"]["value"]
         assert rows[name, None, "sampled gain over base"]["value"] == pytest.approx(gain)
@@ -194,6 +209,23 @@ def test_differences_are_paired_by_problem_and_by_the_seeds_that_both_have(tmp_p
     assert rows["other", None, "sampled difference to ours"]["value"] == pytest.approx((-0.5 - 1) / 2)
     assert rows["other", 0, "failed"]["note"] == "it broke"
     assert ("ours", None, "sampled difference to ours") not in rows
+
+
+def test_a_matched_run_is_read_off_inside_its_last_round(tmp_path):
+    """A quarter of the round that takes a from 0 to 1 and b from 1/2 to 0; the gain is over the base's own draws."""
+    base = write_scores(tmp_path / "base", {"a": [0, 0], "b": [1, 0]})
+    after = write_scores(tmp_path / "after", {"a": [1, 1], "b": [0, 0]})
+    runs = [
+        VariantRun("base", 0, base),
+        VariantRun("ours", 0, after, rounds=0.25, device_seconds=10.0, scores_before=base, share=0.25),
+        VariantRun("whole", 0, after, rounds=1, device_seconds=16.0),
+    ]
+    rows = {(r["variant"], r["seed"], r["measure"]): r for r in ablation_rows(runs, "ours", 1.0)}
+    assert rows["ours", None, "sampled accuracy"]["value"] == pytest.approx((0.25 + 0.375) / 2)
+    assert rows["ours", None, "greedy gain over base"]["value"] == pytest.approx((0.25 - 0.125) / 2)
+    assert rows["whole", None, "sampled difference to ours"]["value"] == pytest.approx((0.75 - 0.375) / 2)
+    assert rows["ours", 0, "rounds"]["value"] == 0.25
+    assert rows["ours", 0, "device-seconds"]["value"] == 10.0
 
 
 def test_repair_models_are_measured_by_error_over_seeds(tmp_path):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
-Phase = Literal["load", "generate", "score", "reward", "train", "save"]
+Phase = Literal["load", "generate", "score", "reward", "train", "save", "evaluate"]
+EVALUATION: Phase = "evaluate"
+"""How good a model is, beside the work that its training needs."""
 
 
 class CostLedger:
@@ -19,14 +21,23 @@ class CostLedger:
         self.device_seconds: dict[str, float] = defaultdict(float)
         self._opened = time.perf_counter()
         self._in_phases = 0.0
+        self._inside = False
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
-        """Time a block; the device's queue must be drained by the block itself, as reading a result does."""
+        """Time a block; the device's queue must be drained by the block itself, as reading a result does.
+
+        What runs inside another phase is that one's: what an evaluation generates is evaluation.
+        """
+        if self._inside:
+            yield
+            return
         started = time.perf_counter()
+        self._inside = True
         try:
             yield
         finally:
+            self._inside = False
             elapsed = time.perf_counter() - started
             self._in_phases += elapsed
             self.device_seconds[name] += elapsed * self.devices
@@ -44,3 +55,8 @@ class CostLedger:
     def _unbooked(self) -> float:
         elapsed = time.perf_counter() - self._opened
         return max(elapsed - self._in_phases, 0.0) * self.devices
+
+
+def training_cost(manifest: Mapping[str, Any]) -> float:
+    """Device-seconds of a step but for its evaluation, which no budget is matched against."""
+    return sum(seconds for phase, seconds in manifest["device_seconds"].items() if phase != EVALUATION)

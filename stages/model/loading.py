@@ -25,21 +25,11 @@ from stages.model.prompts import check_chat_template
 from stages.model.tree_attention import use_tree_attention
 from stages.model.trust import check_trusted
 from stages.model.video_positions import continue_behind_videos
+from stages.model.vision_tokens import vision_ids
 from stages.model.window_attention import use_window_attention
 
 _COPY = "fetch or copy the model folder again"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-# Where configurations, processors and tokenizers of the supported families keep the ids that stand for pixels.
-_VISION_ID_NAMES = (
-    "image_token_id",
-    "video_token_id",
-    "vision_token_id",
-    "vision_start_token_id",
-    "vision_end_token_id",
-    "start_image_token_id",
-    "end_image_token_id",
-)
 
 
 @dataclass(frozen=True)
@@ -334,18 +324,13 @@ def _make_codec(processor: Any, config: Any, generation_config: GenerationConfig
     return Codec(
         processor=processor,
         end_ids=end_ids,
-        banned_ids=_banned_ids(config, processor),
+        banned_ids=_banned_ids(config, processor, end_ids),
         max_length=getattr(config.get_text_config(), "max_position_embeddings", None),
     )
 
 
-def _banned_ids(config: Any, processor: Any) -> tuple[int, ...]:
-    holders = (config, processor, processor.tokenizer)
-    vision_ids = {
-        value
-        for holder in holders
-        for name in _VISION_ID_NAMES
-        if isinstance(value := getattr(holder, name, None), int)
-    }
+def _banned_ids(config: Any, processor: Any, end_ids: tuple[int, ...]) -> tuple[int, ...]:
     vocabulary = config.get_text_config().vocab_size
-    return tuple(sorted(vision_ids | set(range(len(processor.tokenizer), vocabulary))))
+    beyond = set(range(len(processor.tokenizer), vocabulary))
+    known = {token for token in vision_ids(config, processor) if token < vocabulary}
+    return tuple(sorted((known | beyond) - set(end_ids)))

@@ -15,8 +15,9 @@ from stages.sections import PromptSection
 # A private-use character that chat templates leave alone; the text is cut there and the draft's ids put in.
 DRAFT_MARK = "\ue000"
 
-PLACEHOLDERS = ("image_token", "video_token")
-"""Names of a processor's texts that stand in a prompt for an image and a video, wherever in it they are written."""
+IMAGE_PLACEHOLDERS = ("image_token", "boi_token")
+PLACEHOLDERS = (*IMAGE_PLACEHOLDERS, "video_token")
+"""Names of a processor's texts that stand in a prompt for an image or a video, wherever in it they are written."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,43 @@ class Prompt:
 
 
 def check_chat_template(processor: Any) -> None:
-    """Refuse a chat template that cannot be rendered, or leaves out or repeats what it is given.
+    """Refuse a chat template that cannot be rendered, leaves out or repeats what it is given, or writes for an image or
+    a video what the processor does not replace.
 
     Raises:
         ModelError: names the model.
     """
-    bare, shown = (_render(processor, images, None, DRAFT_MARK) for images in (0, 1))
-    if shown.count(DRAFT_MARK) != 1:
-        raise _bad_template(processor, f"writes a question {shown.count(DRAFT_MARK)} times into the prompt")
-    if bare == shown:
+    texts = [_render(processor, images, None, DRAFT_MARK) for images in range(3)]
+    for text in texts:
+        if text.count(DRAFT_MARK) != 1:
+            raise _bad_template(processor, f"writes a question {text.count(DRAFT_MARK)} times into the prompt")
+    if texts[0] == texts[1]:
         raise _bad_template(processor, "leaves images out of the prompt")
+    _check_placeholders(processor, texts)
+    videos = _rendered(processor, [{"type": "video"}], DRAFT_MARK).count(
+        getattr(processor, "video_token", None) or "\0"
+    )
+    if videos > 1:
+        raise _bad_template(processor, f"writes {processor.video_token} {videos} times for one video")
+
+
+def _check_placeholders(processor: Any, texts: Sequence[str]) -> None:
+    """One of the processor's placeholders stands as often in the prompts as there are images, and it replaces that one.
+
+    Families differ in which: `boi_token` where that is expanded to whole images, `image_token` elsewhere.
+    """
+    named = [text for name in IMAGE_PLACEHOLDERS if isinstance(text := getattr(processor, name, None), str)]
+    counts = {placeholder: [text.count(placeholder) for text in texts] for placeholder in named}
+    if named and [0, 1, 2] not in counts.values():
+        told = "; ".join(f"{name} {', '.join(map(str, found))} times" for name, found in counts.items())
+        raise _bad_template(processor, f"writes for none, one and two images {told}")
+    try:
+        processor(images=[Image.new("RGB", (64, 64))], text=[texts[1]], return_tensors="pt", add_special_tokens=False)
+    except Exception as error:  # whatever it makes the processor raise
+        told = " ".join(str(error).split())[:200]
+        raise _bad_template(
+            processor, f"writes a prompt that its {type(processor).__name__} cannot read ({told})"
+        ) from error
 
 
 def policy_prompt(
@@ -111,6 +139,16 @@ def _join(*parts: str) -> str:
 
 def _render(processor: Any, images: int, video: Video | None, text: str) -> str:
     content = [{"type": "image"} for _ in range(images)] + [{"type": "video"} for _ in [video] if video]
+    rendered = _rendered(processor, content, text)
+    if video is not None and not _takes_video(processor, rendered):
+        raise ModelError(
+            f"{video.place}: it has a video, and {type(processor).__name__} with its chat template takes none; "
+            "take a model for videos, or give the frames as images"
+        )
+    return rendered
+
+
+def _rendered(processor: Any, content: Sequence[dict[str, str]], text: str) -> str:
     try:
         rendered: str = processor.apply_chat_template(
             [{"role": "user", "content": [*content, {"type": "text", "text": text}]}],
@@ -119,11 +157,6 @@ def _render(processor: Any, images: int, video: Video | None, text: str) -> str:
         )
     except Exception as error:  # whatever it makes Jinja raise
         raise _bad_template(processor, f"cannot be rendered ({' '.join(str(error).split())[:200]})") from error
-    if video is not None and not _takes_video(processor, rendered):
-        raise ModelError(
-            f"{video.place}: it has a video, and {type(processor).__name__} with its chat template takes none; "
-            "take a model for videos, or give the frames as images"
-        )
     return rendered
 
 

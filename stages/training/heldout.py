@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from stages.artifacts.columns import SAMPLES, SUMMARY
+from stages.artifacts.ledger import EVALUATION
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Step
 from stages.core.selection import is_correct
@@ -84,7 +85,18 @@ def with_end(codec: Codec, text: str) -> list[int]:
 def repair_heldout(
     repairer: Repairer, auditor: Auditor, repair_set: ProblemSet, recipe: Recipe, step: Step
 ) -> list[Measure]:
-    """Repair the held-out errors as `df build-masks` would, and audit the repairs; write `samples`, measure them."""
+    """Repair the held-out errors as `df build-masks` would, and audit the repairs, which is evaluation; write `samples`,
+    measure them."""
+    with step.ledger.phase(EVALUATION):
+        rows = _heldout_repairs(repairer, auditor, repair_set, recipe, step)
+    step.write_table(SAMPLES, rows)
+    return summarize_samples("held-out repairs", rows, recipe.reward.threshold)
+
+
+def _heldout_repairs(
+    repairer: Repairer, auditor: Auditor, repair_set: ProblemSet, recipe: Recipe, step: Step
+) -> list[dict[str, Any]]:
+    """Rows of `samples`."""
     heldout = repair_set.many(split_repair_set(repair_set, recipe.sft.heldout_share).heldout)
     references = References(recipe.prompt.references, recipe.seed, step.tally.counts)
     drafts = [
@@ -97,7 +109,7 @@ def repair_heldout(
     verdicts = auditor.audit([AuditCase(attempt) for attempt in attempts])
     step.tally.counts["held_out_repairs_flagged"] += sum(verdict.flagged is True for verdict in verdicts)
     step.tally.counts["held_out_repairs_abstained"] += sum(verdict.abstained for verdict in verdicts)
-    rows = [
+    return [
         {
             "problem_id": attempt.draft.problem.problem_id,
             "attempt": attempt.index,
@@ -111,11 +123,10 @@ def repair_heldout(
         }
         for attempt, verdict in zip(attempts, verdicts, strict=True)
     ]
-    step.write_table(SAMPLES, rows)
-    return summarize_samples("held-out repairs", rows, recipe.reward.threshold)
 
 
 def write_summary(step: Step, measures: Sequence[Measure]) -> None:
+    """Write `summary`."""
     step.write_table(SUMMARY, [measure._asdict() for measure in measures])
 
 

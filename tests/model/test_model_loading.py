@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from stages.errors import ModelError
 from stages.model.batches import encode_prompt, response_batch
 from stages.model.loading import check_model_folder, load_codec, load_model, wrap_model
-from stages.model.prompts import policy_prompt
+from stages.model.prompts import check_chat_template, policy_prompt
 from stages.model.torchvision_ops import declare_in_child_processes
 
 
@@ -152,6 +153,50 @@ def test_a_chat_template_of_no_use_is_refused(checkpoint, tmp_path, template):
     (folder / "chat_template.jinja").write_text(template)
     with pytest.raises(ModelError, match=f"{folder}: its chat template {TEMPLATES[template]}.*; save the model's own"):
         load_codec(folder)
+
+
+IMAGE, VIDEO = "<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start|><|video_pad|><|vision_end|>"
+COUNTED = "writes for none, one and two images <|image_pad|> {} times"
+MISWRITTEN = {
+    "another placeholder": ((IMAGE, "<image>"), COUNTED.format("0, 0, 0")),
+    "its boundaries alone": ((IMAGE, "<|vision_start|><|vision_end|>"), COUNTED.format("0, 0, 0")),
+    "twice": ((IMAGE, IMAGE * 2), COUNTED.format("0, 2, 4")),
+    "the first alone": ((IMAGE, "{% if loop.first %}" + IMAGE + "{% endif %}"), COUNTED.format("0, 1, 1")),
+    "the last alone": ((IMAGE, "{% if loop.revindex == 2 %}" + IMAGE + "{% endif %}"), COUNTED.format("0, 1, 1")),
+    "one where there is none": (("<|im_start|>assistant", IMAGE + "<|im_start|>assistant"), COUNTED.format("1, 2, 3")),
+    "a video's": ((IMAGE, VIDEO), COUNTED.format("0, 0, 0")),
+    "a video twice": ((VIDEO, VIDEO * 2), "writes <|video_pad|> 2 times for one video"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISWRITTEN)
+def test_a_chat_template_that_miswrites_an_image_is_refused(checkpoint, tmp_path, mistake):
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    load_codec(folder)
+    (right, wrong), told = MISWRITTEN[mistake]
+    template = (folder / "chat_template.jinja").read_text()
+    assert right in template
+    (folder / "chat_template.jinja").write_text(template.replace(right, wrong))
+    with pytest.raises(ModelError, match=re.escape(f"{folder}: its chat template {told}; save the model's own")):
+        load_codec(folder)
+
+
+def test_a_chat_template_whose_prompt_the_processor_cannot_read_is_refused(tiny_vlm):
+    """As Gemma's, whose processor replaces `boi_token` and is given the tokens that it would have made of it."""
+
+    class Gemma(type(tiny_vlm.processor)):
+        def __call__(self, images=None, text=None, **kwargs):
+            if images is not None and text[0].count(self.boi_token) != len(images):
+                raise ValueError(f"Prompt contained {text[0].count(self.boi_token)} image tokens")
+            return super().__call__(images=images, text=[text[0].replace("<boi>", self.image_token)], **kwargs)
+
+    processor = Gemma(tiny_vlm.processor.image_processor, tiny_vlm.tokenizer, tiny_vlm.processor.video_processor,
+                      chat_template=tiny_vlm.processor.chat_template)  # fmt: skip
+    processor.boi_token = "<boi>"
+    with pytest.raises(ModelError, match=r"a prompt that its Gemma cannot read \(Prompt contained 0 image tokens\)"):
+        check_chat_template(processor)
+    processor.chat_template = processor.chat_template.replace("<|image_pad|>", "<boi>")
+    check_chat_template(processor)
 
 
 def test_several_end_tokens_all_end_a_response(tiny_vlm, copy_of):
