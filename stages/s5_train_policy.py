@@ -298,7 +298,8 @@ class GroupSource:
             steps = islice(steps, self.step.checkpoint is None)  # the first one, at the weights that it starts from
         found: dict[int, list[dict[str, Any]]] = defaultdict(list)
         metrics: dict[str, float] = {}
-        with track("train-policy: old log-probs", len(self.problems), "problems") as advance:
+        total = len(self.problems) if tables else min(len(self.problems), self.recipe.train.problems_per_step)
+        with track("train-policy: old log-probs", total, "problems") as advance:
             for number, groups in enumerate(steps):
                 is_first = number == 0 and self.step.checkpoint is None
                 unread = {g.shard for g in groups if not all(self.step.has_shard(spec, g.shard) for spec in tables)}

@@ -116,7 +116,8 @@ def _costs(folders: Sequence[Path]) -> list[Measure]:
     for folder in folders:
         manifest = read_manifest(folder)
         seconds[manifest["step"]] += training_cost(manifest)
-        seconds[EVALUATION] += manifest["device_seconds"].get(EVALUATION, 0.0)
+        if EVALUATION in manifest["device_seconds"]:
+            seconds[EVALUATION] += manifest["device_seconds"][EVALUATION]
     return [Measure("device-seconds", step, value) for step, value in seconds.items()]
 
 
