@@ -12,6 +12,7 @@ import numpy as np
 
 from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import METRICS, REPAIR_SET
+from stages.artifacts.ledger import EVALUATION
 from stages.artifacts.notes import MODEL
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import Problem, ProblemSet
@@ -123,7 +124,7 @@ class SftRepair:
         recipe = self.recipe
         if recipe.audit.auditor == "none":
             return NoAuditor()
-        with repairer.ledger.phase("load"):
+        with repairer.ledger.phase(EVALUATION):
             engine = embedded_engine(open_model(self.model, recipe), recipe)
         return open_auditor(recipe, Answerer(engine, recipe.prompt, repairer.reward, repairer.ledger))
 

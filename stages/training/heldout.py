@@ -85,8 +85,7 @@ def with_end(codec: Codec, text: str) -> list[int]:
 def repair_heldout(
     repairer: Repairer, auditor: Auditor, repair_set: ProblemSet, recipe: Recipe, step: Step
 ) -> list[Measure]:
-    """Repair the held-out errors as `df build-masks` would, and audit the repairs, which is evaluation; write `samples`,
-    measure them."""
+    """Repair the held-out errors as `df build-masks` would, and audit that, which is evaluation; `samples`, measured."""
     with step.ledger.phase(EVALUATION):
         rows = _heldout_repairs(repairer, auditor, repair_set, recipe, step)
     step.write_table(SAMPLES, rows)
