@@ -85,7 +85,10 @@ def with_end(codec: Codec, text: str) -> list[int]:
 def repair_heldout(
     repairer: Repairer, auditor: Auditor, repair_set: ProblemSet, recipe: Recipe, step: Step
 ) -> list[Measure]:
-    """Repair the held-out errors as `df build-masks` would, and audit that, which is evaluation; `samples`, measured."""
+    """Repair the held-out errors as `df build-masks` would and audit the repairs, booked as evaluation.
+
+    Writes `samples` and returns what they measure.
+    """
     with step.ledger.phase(EVALUATION):
         rows = _heldout_repairs(repairer, auditor, repair_set, recipe, step)
     step.write_table(SAMPLES, rows)
