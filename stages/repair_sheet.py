@@ -191,5 +191,6 @@ def _row(draft: Draft, turn: int) -> dict[str, Any]:
         "video": None if problem.video is None else encoded_images(problem.video.frames),
         "fps": None if problem.video is None else problem.video.fps,
         "preferred": problem.preferred,
+        "choices": problem.choices,
         "error": draft.text,
     }

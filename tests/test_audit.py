@@ -78,7 +78,9 @@ def problems(tmp_path):
         for number in range(43)
     ]
     write_rows(
-        tmp_path / "problems.parquet", PROBLEMS, [dict.fromkeys(["video", "fps", "preferred"]) | r for r in rows]
+        tmp_path / "problems.parquet",
+        PROBLEMS,
+        [dict.fromkeys(["video", "fps", "choices", "preferred"]) | r for r in rows],
     )
     return tmp_path / "problems.parquet"
 

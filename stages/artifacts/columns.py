@@ -149,6 +149,8 @@ def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:
 def _feature(arrow_type: pa.DataType) -> dict[str, object]:
     if arrow_type == pa.list_(IMAGE):
         return {"feature": {"_type": "Image"}, "_type": "List"}
+    if pa.types.is_list(arrow_type):
+        return {"feature": _feature(arrow_type.value_type), "_type": "List"}
     return {"dtype": str(arrow_type), "_type": "Value"}
 
 
@@ -194,6 +196,13 @@ PROBLEMS = TableSpec(
         Column("kind", pa.string(), "for reports by kind", null="no kind; a file may lack the column", optional=True),
         Column("video", pa.list_(IMAGE), "encoded frames of one video in order", null="no video", optional=True),
         Column("fps", pa.float64(), "the frames' rate, per second", null="2, if there is a video", optional=True),
+        Column(
+            "choices",
+            pa.list_(pa.string()),
+            "the texts of the choices A, B, …, of which the answer is one, by letter or text",
+            null="the question has none; a file may lack the column",
+            optional=True,
+        ),
         _PREFERRED,
     ),
 )

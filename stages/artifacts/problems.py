@@ -108,6 +108,11 @@ class Problem:
         return len(self.images) > 0 or self.video is not None
 
     @property
+    def choices(self) -> list[str] | None:
+        """The texts of its choices A, B, …; None where it has none."""
+        return self.extra.get("choices") or None
+
+    @property
     def preferred(self) -> str | None:
         """A right response to it: a problem's `preferred`, or the `chosen` one of preference data."""
         return self.extra.get("preferred", self.extra.get("chosen"))

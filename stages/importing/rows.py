@@ -76,12 +76,19 @@ class RowReader:
                 lines.append(note.replace("{}", value))
         if choices:
             answer = right_letter(answer, choices, layout.answer_form)
-            lines += [*choice_lines([placeholders.in_words(choice) for choice in choices]), ASK_FOR_LETTER]
+            choices = [placeholders.in_words(choice) for choice in choices]
+            lines += [*choice_lines(choices), ASK_FOR_LETTER]
         elif layout.choices_in_question and (letter := _LETTER.fullmatch(answer)):
             answer = letter[1].upper()
             lines.append(ASK_FOR_LETTER)
         kind = text(cell(row, layout.kind)) if layout.kind else ""
-        return {"question": "\n".join(lines), "images": images, "answer": answer, "kind": kind or None}
+        return {
+            "question": "\n".join(lines),
+            "images": images,
+            "answer": answer,
+            "kind": kind or None,
+            "choices": choices or None,
+        }
 
     def _answer(self, row: Mapping[str, Any]) -> str:
         value = cell(row, self._layout.answer)
@@ -91,7 +98,9 @@ class RowReader:
             value = bare_answer(text(value))
         several = as_list(value)
         if several is not None and len(several) > 1:
-            raise Unfit("answer_several")
+            if not isinstance(value, str) or any(isinstance(item, str) for item in several):
+                raise Unfit("answer_several")
+            several = None  # a text such as "[2, 5]" is one answer: an interval or a vector
         answer = text(several[0] if several else None if several == [] else value)
         if not answer or answer in self._layout.no_answer:
             raise Unfit("answer_missing")

@@ -18,7 +18,6 @@ Rules, in this order. ``extraction`` says what a final answer is; a response wit
 import atexit
 import functools
 import json
-import re
 import selectors
 import subprocess
 import sys
@@ -27,21 +26,27 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
-from stages.scoring.extraction import Stated, final_answer, gold_answer, number, stated
-
-Verdict = float | None
-"""1.0 right, 0.0 wrong, None cannot be scored: neither 0 nor 1, to be counted and left out of means."""
+from stages.scoring.extraction import announced_choice, final_answer, final_answers, final_choice, gold_answer
+from stages.scoring.rules.choices import named_choice
+from stages.scoring.rules.choosing import compare_choice, is_choice, names_no_choice
+from stages.scoring.rules.equality import Comparison, Verdict, compare
+from stages.scoring.rules.lists import several
 
 STARTUP_TIMEOUT_S = 120.0
 STARTS = 3
 """Times a worker is started before it counts as one that cannot: starting, too, it may be killed from outside."""
 
 
-def score_answer(response: str, answer: str, *, timeout_s: float = 5.0) -> Verdict:
-    """Score one response against its reference answer; see ``AnswerScorer.score_many``."""
-    return _shared_scorer(timeout_s).score_many([response], [answer])[0]
+def score_answer(
+    response: str, answer: str, *, choices: Sequence[str] | None = None, timeout_s: float = 5.0
+) -> Verdict:
+    """Score one response against its reference answer, one of `choices` where there are any.
+
+    See ``AnswerScorer.score_many``.
+    """
+    return _shared_scorer(timeout_s).score_many([response], [answer], [choices])[0]
 
 
 @functools.cache
@@ -70,20 +75,31 @@ class AnswerScorer:
         for worker in self._workers:
             self._idle.put(worker)
 
-    def score_many(self, responses: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+    def score_many(
+        self,
+        responses: Sequence[str],
+        answers: Sequence[str],
+        choices: Sequence[Sequence[str] | None] | None = None,
+    ) -> list[Verdict]:
         """Verdicts in the order of the pairs; a pair that kills its worker costs no other pair anything.
+
+        choices: per pair the texts of the choices A, B, …, or None where the question has none.
 
         Raises ValueError on unequal lengths, RuntimeError when a worker cannot start.
         """
-        if len(responses) != len(answers):
-            raise ValueError(f"{len(responses)} responses for {len(answers)} answers; pass one answer per response")
-        decisions = [_decide(response, answer) for response, answer in zip(responses, answers, strict=True)]
+        listed = [None] * len(answers) if choices is None else choices
+        if not len(responses) == len(answers) == len(listed):
+            raise ValueError(
+                f"{len(responses)} responses for {len(answers)} answers and {len(listed)} lists of choices; "
+                "pass one of each per response"
+            )
+        decisions = [_decide(*pair) for pair in zip(responses, answers, listed, strict=True)]
         comparisons = list(dict.fromkeys(d for d in decisions if isinstance(d, Comparison)))
         with ThreadPoolExecutor(len(self._workers)) as threads:
             verdicts = dict(zip(comparisons, threads.map(self._compare, comparisons), strict=True))
         return [verdicts[d] if isinstance(d, Comparison) else d for d in decisions]
 
-    def _compare(self, comparison: "Comparison") -> Verdict:
+    def _compare(self, comparison: Comparison) -> Verdict:
         worker = self._idle.get()
         try:
             return worker.compare(comparison)
@@ -104,82 +120,27 @@ class AnswerScorer:
         self.close()
 
 
-class Comparison(NamedTuple):
-    """Two answers, as LaTeX, whose equality only a worker can decide."""
-
-    gold: str
-    response: str
-
-
-def _decide(response: str, answer: str) -> Verdict | Comparison:
-    gold_text = gold_answer(answer)
-    if gold_text is None:
+def _decide(response: str, answer: str, choices: Sequence[str] | None = None) -> Verdict | Comparison:
+    gold = gold_answer(answer)
+    if gold is None:
         return None
-    text = final_answer(response)
-    if text is None:
+    if is_choice(gold, choices):
+        return _decide_choice(response, gold, choices)
+    text = final_answers(response) if several(gold) else final_answer(response)
+    return 0.0 if text is None else compare(text, gold)
+
+
+def _decide_choice(response: str, gold: str, choices: Sequence[str] | None) -> Verdict | Comparison:
+    statement = final_choice(response)
+    if statement is None:
         return 0.0
-    if text == gold_text:
-        return 1.0
-    gold, final = stated(gold_text), stated(text)
-    gold_value, value = number(gold.body), number(final.body)
-    if gold_value is not None:
-        return float(value == gold_value and _names_agree(gold, final) and _units_agree(gold, final))
-    if _is_text(gold.body):
-        return float(_fold(text) == _fold(gold_text))
-    if not _units_agree(gold, final) or not _same_form(gold.body, final.body):
-        return 0.0
-    if "=" in gold.body or not _names_agree(gold, final):
-        return Comparison(gold.equation, final.equation)
-    if "=" in final.body:
-        # "3 = x" would pass for x; only a name to the left of the sign is no claim of its own.
-        return Comparison(gold.equation, final.body) if gold.name else 0.0
-    # A fraction is exact; Math-Verify rounds decimals before it compares them.
-    exact = f"\\frac{{{value.numerator}}}{{{value.denominator}}}" if value is not None else final.body
-    return Comparison(gold.body, exact)
-
-
-def _names_agree(gold: Stated, final: Stated) -> bool:
-    return not gold.name or not final.name or gold.name == final.name
-
-
-def _units_agree(gold: Stated, final: Stated) -> bool:
-    if "%" in (gold.unit, final.unit):
-        return gold.unit == final.unit
-    return not gold.unit or not final.unit or gold.unit == final.unit
-
-
-_CHOICE = re.compile(r"\(?([A-Ja-j])\)?")
-_CODE = re.compile(r"[0-9]+(?:[-:/ ][0-9]+)+")
-_LETTERS = re.compile(r"[^\W\d_]{2,}")
-_MATH_SIGNS = re.compile(r"[0-9+*/^=<>()\[\]{}|_]")
-_FUNCTIONS = {"sqrt", "pi", "sin", "cos", "tan", "log", "ln", "exp", "infinity", "inf"}
-
-
-def _is_text(gold: str) -> bool:
-    if _CHOICE.fullmatch(gold) or _CODE.fullmatch(gold):
-        return True
-    words = [word for word in _LETTERS.findall(gold) if word.lower() not in _FUNCTIONS]
-    prose = any(len(word) > 2 for word in words) or (bool(words) and not _MATH_SIGNS.search(gold))
-    return prose and "\\" not in gold
-
-
-def _fold(text: str) -> str:
-    choice = _CHOICE.fullmatch(text)
-    return (choice[1] if choice else " ".join(text.split())).casefold()
-
-
-_DEFERRED = re.compile(
-    r"\\(?:i*int|sum|prod|lim|binom|det)(?![a-zA-Z])|!|(?<=[0-9])(?<!frac[0-9])(?<!frac [0-9]) (?=[0-9])"
-)
-_ORDERED = re.compile(r"[(\[][^,]*,.*[)\]]")
-
-
-def _same_form(gold: str, final: str) -> bool:
-    if set(_DEFERRED.findall(final)) - set(_DEFERRED.findall(gold)):
-        return False
-    if gold.startswith(r"\{") and _ORDERED.fullmatch(final):
-        return False
-    return not _ORDERED.fullmatch(gold) or (final.startswith(gold[0]) and final.endswith(gold[-1]))
+    verdict = compare_choice(statement, gold, choices)
+    if verdict == 1.0 or not choices or not names_no_choice(statement, choices):
+        return verdict
+    # A value in a box that is none of the choices was on the way to one, where a sentence names it.
+    announced = announced_choice(response)
+    named = None if announced is None else named_choice(announced)
+    return verdict if announced is None or named is None else compare_choice(announced, gold, choices)
 
 
 class _Worker:

@@ -1,22 +1,75 @@
 """Where a text states its final answer, and how that answer reads. Pure functions; nothing is evaluated.
 
-A final answer is the last ``\\boxed{...}``; without any box, what follows the last "answer is" or "Answer:" up to
-the end of its sentence or line. There is no third way: a text without either has no final answer, and a text with
-two conflicting ones means the last.
+A final answer is the last ``\\boxed{...}`` or ``<answer>...</answer>``; without either, what follows the last "answer
+is" or "Answer:" up to the end of its sentence or line, or the formula displayed there. A sentence that only comments on
+the answer ("This answer is consistent with the figure.") states none. There is no further way: a text without these has
+no final answer, and a text with two conflicting ones means the last. Only for a gold that is a choice do the usual
+sentences about choices count too ("Option B is correct.", "B" alone): see ``final_choice``.
 """
 
 import re
-import unicodedata
 from collections import deque
-from fractions import Fraction
 from typing import NamedTuple
+
+from stages.scoring.rules.names import Stated, stated
+from stages.scoring.rules.quantities import number
+from stages.scoring.rules.typography import clean, is_balanced
+
+__all__ = (
+    "MAX_ANSWER_CHARS",
+    "Stated",
+    "announced_choice",
+    "clean",
+    "final_answer",
+    "final_answers",
+    "final_choice",
+    "gold_answer",
+    "number",
+    "stated",
+    "statement_start",
+)
 
 MAX_ANSWER_CHARS = 1000
 """A longer final answer is none."""
+MAX_CHOICE_CHARS = 4000
+"""So many characters at the end of a response are searched for a sentence about a choice."""
 
-_CUE = re.compile(r"\banswer(?: is\b|(?: is)?\**[:：])\**[:：]?", re.IGNORECASE)
-_END = re.compile(r"\.(?=\s|$)|[\n。]")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_BOX = re.compile(r"\\boxed\s{0,3}\{")
+_TAG_OPEN, _TAG_CLOSE = "<answer>", "</answer>"
+_CUE = re.compile(
+    r"\banswers?(?: to(?: [^\s.:,;]{1,30}){1,8})? (?:is|are|would be|should be|must be)\b\**[:：]?"
+    r"|\banswer(?: is)?\**[:：]\**[:：]?"
+    r"|\banswer\s(?=\\[(\[]|\$)"
+    r"|(?<![^\n])(?:#{1,6} ?|\*\*)(?:the |my )?(?:final |correct )?answer(?:\*\*)?[ \t]*(?=\n)"
+    r"|答案(?:应该|应)?(?:是|为|选)?[:：]?",
+    re.IGNORECASE,
+)
+_COMMENT = re.compile(
+    r"\**[:：]?\s{1,3}(?:indeed |also |therefore |thus )?"
+    r"(?:consistent|reasonable|plausible|sensible|correct|right|valid|verified|confirmed|supported|justified|based on"
+    r"|in agreement|in line)\b",
+    re.IGNORECASE,
+)
+_REFERRING = re.compile(r"\b(?:this|that|which)(?: final)? $", re.IGNORECASE)
+_REFERRING_COMMENT = re.compile(
+    r"\**[:：]?\s{1,3}(?!not\b|wrong\b|incorrect\b|either\b|yes\b|no\b)[a-z]+ [a-z]", re.ASCII
+)
+_STOP = re.compile(
+    r"(?P<maths>\$\$.{1,1000}?\$\$|\\\[.{1,1000}?\\\]|\\\([^\n]{1,1000}?\\\)|\$(?! )[^$\n]{1,300}?(?<! )\$)"
+    r"|(?P<end>\.(?=\s|$)|[\n。])",
+    re.DOTALL,
+)
+_ABBREVIATION = re.compile(
+    r"(?:(?<![A-Za-z])(?:St|Mt|Ft|Dr|Mr|Mrs|Ms|Jr|Prof|Gen|Lt|Sgt|Capt|vs|Fig|sq|cu)"
+    r"|[A-Z]\.[A-Z]|[A-Z][a-z]+ (?<!Option )(?<!Choice )(?<!Answer )[A-Z]|(?<![^ ])[A-Z]\. [A-Z])$"
+)
+_TAGS = re.compile(
+    r"</?(?:answer|final|final_answer|b|i|u|em|strong|p|br|span|div|think|s|code)\s{0,3}/?>|<\|[\w ]{1,30}\|>",
+    re.IGNORECASE,
+)
+_ADVERB = re.compile(r"(?:(?:therefore|thus|hence|so|then|still|simply|clearly|definitely|indeed),? )+", re.IGNORECASE)
+_PERCENT = re.compile(r"\s{0,3}\$?\s{0,3}(\\?%|percent\b|pct\b|\^\s?\{?\\circ\}?)")
+_JOINER = re.compile(r"(?:[\s$,;]|\\[()\[\],;: ]|\\q?quad|\\text\s?\{[ ,]*(?:and|or)?[ ,]*\}|and|or|\*)*")
 
 
 def final_answer(response: str) -> str | None:
@@ -24,241 +77,214 @@ def final_answer(response: str) -> str | None:
 
     A last box that never closes (a response cut short) is no final answer: an earlier box was not meant as one.
     """
-    box = response.rfind(r"\boxed{")
-    stated = _boxed(response, box) if box >= 0 else _announced(response)
-    return (clean(stated) or None) if stated is not None else None
+    said = _statement(response)
+    return (clean(said.text) or None) if said is not None and said.text is not None else None
+
+
+def final_answers(response: str) -> str | None:
+    """As `final_answer`, where several are asked for: boxes that only ``,`` or ``and`` parts are one list."""
+    said = _statement(response)
+    if said is None or said.text is None or not said.boxed:
+        return final_answer(response)
+    joined = _joined_boxes(response[: said.start + MAX_ANSWER_CHARS + 10], said.start)
+    return clean(joined) or None
 
 
 def statement_start(response: str) -> int | None:
     """Index of the character where the final answer's statement begins, or None where there is none."""
-    box = response.rfind(r"\boxed{")
-    if box >= 0:
-        return box
-    last = _last_cue(response)
-    return None if last is None else last.start()
+    said = _statement(response)
+    return None if said is None else said.start
 
 
 def gold_answer(answer: str) -> str | None:
-    """The cleaned reference answer, freed of ``\\boxed{}``, ``$`` and ``####``; None where nothing scorable is left."""
-    box = answer.rfind(r"\boxed{")
-    stated = _boxed(answer, box) if box >= 0 else answer.rpartition("####")[2]
-    return clean(stated) or None if stated is not None and len(stated.strip()) <= MAX_ANSWER_CHARS else None
+    """The cleaned reference answer, freed of ``\\boxed{}``, ``$`` and ``####``; None where nothing scorable is left.
+
+    Nothing scorable: no text, more than MAX_ANSWER_CHARS, or LaTeX whose braces or environments do not close.
+    """
+    box = _last(_BOX, answer)
+    if box is not None:
+        text = _boxed(answer, box)
+        said = text if text is None else _joined_boxes(answer[: box.start() + MAX_ANSWER_CHARS + 10], box.start())
+    else:
+        said = answer.rpartition("####")[2]
+    if said is None or len(said.strip()) > MAX_ANSWER_CHARS or not _closes(said):
+        return None
+    return clean(said) or None
 
 
-def _boxed(text: str, box: int) -> str | None:
-    start = box + len(r"\boxed{")
+def _closes(latex: str) -> bool:
+    return (
+        is_balanced(latex)
+        and latex.count(r"\begin") == latex.count(r"\end")
+        and sum(map(latex.count, "([")) == sum(map(latex.count, ")]"))
+    )
+
+
+class _Said(NamedTuple):
+    """Where a final answer is stated and its text, None where it never ends or is too long."""
+
+    start: int
+    text: str | None
+    boxed: bool = False
+
+
+def _statement(response: str) -> _Said | None:
+    box = _last(_BOX, response)
+    close = response.rfind(_TAG_CLOSE)
+    tag = response.rfind(_TAG_OPEN, 0, close) if close >= 0 else -1
+    if tag >= 0 and (box is None or box.start() < tag):
+        return _tagged(response, tag, close)
+    if box is not None:
+        return _Said(box.start(), _with_percent(response, box), boxed=True)
+    return _announced(response)
+
+
+def _tagged(response: str, tag: int, close: int) -> _Said:
+    content = response[tag + len(_TAG_OPEN) : close]
+    inner = _announced(content)
+    text = content if inner is None else inner.text
+    return _Said(tag, text if text is not None and len(text.strip()) <= MAX_ANSWER_CHARS else None)
+
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    return next(iter(deque(pattern.finditer(text), maxlen=1)), None)
+
+
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+
+
+def _end_of_box(text: str, box: re.Match[str]) -> int | None:
     depth = 1
-    for brace in _BRACE.finditer(text, start, start + MAX_ANSWER_CHARS + 1):
+    for brace in _BRACE.finditer(text, box.end(), box.end() + MAX_ANSWER_CHARS + 1):
         depth += {"{": 1, "}": -1}.get(brace[0], 0)
         if depth == 0:
-            return text[start : brace.start()]
+            return brace.start()
     return None
 
 
+def _boxed(text: str, box: re.Match[str]) -> str | None:
+    end = _end_of_box(text, box)
+    return None if end is None else text[box.end() : end]
+
+
+def _with_percent(text: str, box: re.Match[str]) -> str | None:
+    """What is in the box, and a percent or degree sign right behind it."""
+    end = _end_of_box(text, box)
+    if end is None:
+        return None
+    sign = _PERCENT.match(text, end + 1)
+    inside = text[box.end() : end]
+    return f"{inside} {sign[1]}" if sign and inside[-1:].isdigit() else inside
+
+
+def _joined_boxes(text: str, last: int) -> str:
+    """The last box, which begins at `last`, and those before it that nothing but a comma or ``and`` parts from it."""
+    window = max(0, last - MAX_ANSWER_CHARS)
+    found: list[str] = []
+    following = len(text)
+    for box in reversed(list(_BOX.finditer(text, window))):
+        end = _end_of_box(text, box)
+        if end is None or (found and not _JOINER.fullmatch(text, end + 1, following)):
+            break
+        found.insert(0, text[box.end() : end])
+        following = box.start()
+    return ", ".join(found)
+
+
+def _announced(text: str) -> _Said | None:
+    cue = _last_cue(text)
+    if cue is None:
+        return None
+    rest = text[cue.end() :][: 2 * MAX_ANSWER_CHARS].lstrip(" \t\r\n*")
+    sentence = _ADVERB.sub("", _TAGS.sub(" ", _sentence(_TAGS.sub(_tag_as_end, rest))).strip(" *"), count=1)
+    return _Said(cue.start(), sentence if len(sentence) <= MAX_ANSWER_CHARS else None)
+
+
+def _tag_as_end(tag: re.Match[str]) -> str:
+    """A closing tag of the answer, or a special token, ends its sentence."""
+    return "\n" if tag[0].lower().startswith(("</answer", "</final", "<|", "</s>", "<br")) else ""
+
+
 def _last_cue(text: str) -> re.Match[str] | None:
-    return next(iter(deque(_CUE.finditer(text), maxlen=1)), None)
+    """The last cue that is no comment; the last of all, where every one is."""
+    last = comment = None
+    for cue in _CUE.finditer(text):
+        if _is_comment(text, cue):
+            comment = cue
+        else:
+            last = cue
+    return last or comment
 
 
-def _announced(text: str) -> str | None:
-    last = _last_cue(text)
-    if last is None:
-        return None
-    rest = text[last.end() :][: 2 * MAX_ANSWER_CHARS].lstrip()
-    sentence = _END.split(rest, maxsplit=1)[0]
-    return sentence if len(sentence) <= MAX_ANSWER_CHARS else None
+def _is_comment(text: str, cue: re.Match[str]) -> bool:
+    if _COMMENT.match(text, cue.end()):
+        return True
+    before = text[max(0, cue.start() - 20) : cue.start()]
+    return bool(_REFERRING.search(before) and _REFERRING_COMMENT.match(text, cue.end()))
 
 
-_REWRITES = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in [
-        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
-        (r"\\(?:left|right|displaystyle)(?![a-zA-Z])|(?<!\\)\\!", ""),
-        (r"(?<=[0-9])(?:\\,|\{,\})(?=[0-9]{3})", ","),
-        (r"(?<!\\)\\[,;: ]|~|\\q?quad(?![a-zA-Z])", " "),
-        (r"(?<!\\)\${1,2}([^$]+?)(?<!\\)\${1,2}", r" \1 "),
-        (r"(?<!\\)\\[(\[](.+?)(?<!\\)\\[)\]]", r" \1 "),
-        (r"[−–]", "-"),
-        (r"≤|<=|\\leq(?![a-zA-Z])", r"\\le "),
-        (r"≥|>=|\\geq(?![a-zA-Z])", r"\\ge "),
-        (r"π", r"\\pi "),
-        (r"∞", r"\\infty "),
-        (r"∈", r"\\in "),
-        (r"∅|\\varnothing(?![a-zA-Z])", r"\\emptyset "),
-        (r"√\(?(\w+)\)?", r"\\sqrt{\1}"),
-        (r"\s+", " "),
-        (r"(?<![\w.,:/-])([0-9]+) ([0-9]+)/([0-9]+)(?![\w.,:/-])", r"\1\\frac{\2}{\3}"),
-    ]
-]
-_SPACED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?![0-9])")
-_TYPESET = str.maketrans(
-    {chr(wide): chr(wide - 0xFEE0) for wide in range(0xFF01, 0xFF5F)}
-    | {"。": "."}
-    | dict.fromkeys("\u200b\u200c\u200d\u200e\u200f\u2060\ufeff", "")
+def _sentence(text: str) -> str:
+    """Up to the end of the sentence or line; formulas are no sentences."""
+    for stop in _STOP.finditer(text):
+        if stop["end"] and not (stop["end"] == "." and _ABBREVIATION.search(text, 0, stop.start())):
+            return text[: stop.start()]
+    return text
+
+
+# ---- choices
+
+_L = r"[(\[{<\"'“*$`]*(?:\\(?:text|textbf|mathrm|mathbf)\{)?[(\[]?[A-J](?![\w'’])"
+_LIKE = r"(?i:option |choice |letter |answer |the letter |the option )?"
+_VERB = r"(?i: is| would be| should be| must be| has to be)(?i: therefore| thus| clearly| indeed| then)?"
+_CHOICE_CUE = re.compile(
+    rf"\b(?i:answer|ans)\b(?:[ *]?[:=→]|[ *]?-+>?|\*\*)?[\s*]{{1,4}}(?={_L})"
+    rf"|\b(?i:answer|choice|option|letter|selection|one|statement)s?\b(?: [^.\n:]{{0,60}}?)?{_VERB}(?:[:,]\s{{0,3}}|[ *])[ *]{{0,3}}"
+    rf"{_LIKE}(?={_L})"
+    rf"|\b(?i:correct|right|best|final|my) (?i:option|choice|letter|selection|one)\**[:：][\s*]{{1,4}}{_LIKE}(?={_L})"
+    rf"|\b(?i:choose|chose|chosen|pick|picked|select|selected|go with|going with|went with|opt for)[:,]? {_LIKE}(?={_L})"
+    rf"|(?<![^\s.])(?i:so|thus|therefore|hence|in conclusion|conclusion|it'?s|it is|it must be|that'?s|that is)[,:]? "
+    rf"(?i:(?:it is|it'?s|it must be|the answer is|we have) )?{_LIKE}(?={_L}[^A-Za-z\n]{{0,6}}(?:\n|$))"
+    rf"|(?:故|应|所以|因此)?选(?:项|择)?(?:是|为)?[:：]? ?(?={_L})|答案(?:应该|应)?(?:是|为|选)?[:：]? ?(?={_L})"
 )
-_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
-_FONT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|boldsymbol|mbox)\s*\{([^{}]*)\}")
-
-
-def clean(answer: str) -> str:
-    """The answer without typography: math delimiters, emphasis, spacing commands and final punctuation.
-
-    Decimal digits of any script (Arabic-Indic) and fullwidth forms become ASCII; superscripts become powers, never
-    digits; spaces between thousands and characters without width go; ``1 1/2`` is ``1\\frac{1}{2}``.
-    """
-    answer = unicodedata.normalize("NFC", answer).translate(_TYPESET)
-    answer = re.sub(r"\d", lambda digit: str(unicodedata.decimal(digit[0])), answer)
-    answer = re.sub("[⁰¹²³⁴-⁹⁻]+", lambda power: f"^{{{power[0].translate(_SUPERSCRIPTS)}}}", answer)
-    for pattern, replacement in _REWRITES:
-        answer = pattern.sub(replacement, answer)
-    answer = _SPACED.sub(lambda thousands: thousands[0].replace(" ", ""), answer)
-    while True:
-        bare = re.sub(r"(?<![.\\])[.,;:]$", "", answer.strip(" *`"))
-        if whole := _FONT.fullmatch(bare):
-            bare = whole[1]
-        if bare == answer:
-            return bare
-        answer = bare
-
-
-_INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
-_DECIMAL = rf"(?:{_INTEGER}(?:\.[0-9]+)?|\.[0-9]+)"
-_EXPONENT = r"[+-]?[0-9]{1,3}"
-_NUMBER = re.compile(
-    rf"""(?P<sign>[+-]?)\s*(?:
-        (?P<decimal>{_DECIMAL})
-        (?: [eE](?P<e>{_EXPONENT})
-          | \s*(?:\\times|\\cdot|×|\*)\s*10\s*\^\s*(?P<brace>\{{)?(?P<ten>{_EXPONENT})(?(brace)\}}) )?
-      | \\frac\s*\{{\s*(?P<top>[+-]?{_INTEGER})\s*\}}\s*\{{\s*(?P<bottom>{_INTEGER})\s*\}}
-      | \\frac\s*(?P<digit>[0-9])\s*(?P<under>[0-9])
-      | (?P<over>{_INTEGER})\s*/\s*(?P<below>{_INTEGER})
-    )""",
-    re.VERBOSE,
+_NOUNS = ("angle", "point", "points", "side", "line", "vertex", "node", "triangle", "circle", "or", "and", "neither")
+_CHOICE_JUDGED = re.compile(
+    rf"(?<![\w'(]){''.join(f'(?<!{noun} )' for noun in _NOUNS)}(?P<named>{_L}[)\]}}>\"'”*$`.]*)"
+    r" (?:is|would be|must be|should be)(?: indeed| clearly| definitely| therefore)*(?: the| my)?"
+    r"(?: final| only| most| single| best)*(?: correct| right| best| appropriate| answer)\b(?! angle| triangle| side)"
 )
+_LAST_LINE = re.compile(rf"(?:^|\n)[\s>#*-]*({_L}[)\]}}>\"'”*$`.:]*)\s*$")
 
 
-def number(text: str) -> Fraction | None:
-    """The exact value of a plain number, or None.
+def final_choice(response: str) -> str | None:
+    """The cleaned statement of a choice: a box or tag, or else the last sentence that announces one.
 
-    Plain: an integer, decimal or simple fraction (``a/b``, ``\\frac{a}{b}``), signed, with thousands commas or in
-    scientific notation. ``1+1``, ``2^3``, ``3!``, ``1\\frac{1}{2}``, ``1/0`` and a list are not.
+    Beside the cues of `final_answer`: "option B is correct", "I choose B", "so it is B", a last line that is a letter,
+    or a whole response of one line.
     """
-    match = _NUMBER.fullmatch(text)
-    if not match:
-        return None
-    part = {name: value.replace(",", "") for name, value in match.groupdict().items() if value}
-    sign = -1 if part.get("sign") == "-" else 1
-    if "decimal" in part:
-        return sign * Fraction(part["decimal"]) * Fraction(10) ** int(part.get("e") or part.get("ten") or 0)
-    top = part.get("top") or part.get("digit") or part["over"]
-    bottom = int(part.get("bottom") or part.get("under") or part["below"])
-    return sign * Fraction(int(top), bottom) if bottom else None
+    said = _statement(response)
+    if said is not None and (said.boxed or response.startswith(_TAG_OPEN, said.start)):
+        return (clean(said.text) or None) if said.text is not None else None
+    return announced_choice(response)
 
 
-_UNITS = {
-    name: line.split()[0]
-    for line in """
-        mm millimeter millimeters millimetre millimetres
-        cm centimeter centimeters centimetre centimetres
-        m meter meters metre metres
-        km kilometer kilometers kilometre kilometres
-        in inch inches
-        ft foot feet
-        yd yard yards
-        mi mile miles
-        mg milligram milligrams
-        g gram grams
-        kg kilogram kilograms
-        oz ounce ounces
-        lb lbs pound pounds
-        ml mL milliliter milliliters millilitre millilitres
-        l L liter liters litre litres
-        ms millisecond milliseconds
-        s sec second seconds
-        min minute minutes
-        h hr hrs hour hours
-        day days
-        week weeks
-        month months
-        yr year years
-        Hz hertz
-        N newton newtons
-        J joule joules
-        W watt watts
-        V volt volts
-        A ampere amperes
-        K kelvin
-        Pa pascal pascals
-        rad radian radians
-        ° degree degrees deg
-        °C celsius
-        °F fahrenheit
-        % percent
-        $ dollar dollars
-        ¢ cent cents
-        € euro euros
-        £
-        ¥ yen
-        unit units
-        mi/h mph
-        km/h kmh kph
-    """.strip().splitlines()
-    for name in line.split()
-}
-_UNIT_REWRITES = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in [
-        (r"\\(?:text|mathrm|mbox|operatorname)\s*\{([^{}]*)\}", r" \1"),
-        (r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})|\\degree(?![a-zA-Z])", " °"),
-        (r"°\s*([CF])$", r" °\1"),
-        (r"\\([%$])", r"\1"),
-        (r"^([+-]?) ?([$€£¥]) ?(.+)$", r"\1\3 \2"),
-        (r"(?<=[0-9}])(?=[%°¢€£¥])|(?<=[0-9])(?=[a-zA-Z]+/|[a-zA-Z]{2,}(?:\^|$))", " "),
-        (r" per ", "/"),
-        (r"(?: |^)(?:square|sq\.?) ([a-zA-Z]+)", r" \1^2"),
-        (r"(?: |^)(?:cubic|cu\.?) ([a-zA-Z]+)", r" \1^3"),
-        (r" +", " "),
+def announced_choice(response: str) -> str | None:
+    """As `final_choice`, boxes and tags left aside."""
+    said = _announced(response)
+    offset = max(0, len(response) - MAX_CHOICE_CHARS)
+    spoken = _spoken_choice(response[offset:])
+    if spoken is not None and (said is None or offset + spoken.start >= said.start):
+        said = spoken
+    if said is None and len(response) <= MAX_ANSWER_CHARS and "\n" not in response.strip():
+        said = _Said(0, _TAGS.sub("", response))
+    return clean(said.text or "") or None if said is not None else None
+
+
+def _spoken_choice(text: str) -> _Said | None:
+    found = [
+        _Said(cue.start(), _sentence(_TAGS.sub("", text[cue.end() :][:MAX_ANSWER_CHARS])))
+        for cue in _CHOICE_CUE.finditer(text)
     ]
-]
-_UNIT_FACTOR = re.compile(r"([a-zA-Z]+|[°%$¢€£¥][CF]?)(?:\^(?:([23])|\{([23])\}))?")
-# A constant is no name: \pi = 3 would pass for 3.
-_LETTER = r"(?:[a-z]|[A-Z]{1,3}|\\(?!(?:pi|infty)(?![a-z_]))[a-z]+)"
-_NAME = re.compile(rf"({_LETTER}(?:_\w|_\{{\w+\}})?(?:\([a-z]\))?) ?(?:=|\\in(?![a-zA-Z])) ?([^=]+)")
-
-
-def unit(text: str) -> str | None:
-    """The canonical name of a unit (``square centimeters`` and ``cm^{2}`` are ``cm^2``), None for anything else."""
-    factors = []
-    for factor in text.split("/"):
-        match = _UNIT_FACTOR.fullmatch(factor.strip())
-        name = match and (_UNITS.get(match[1]) or (_UNITS.get(match[1].lower()) if len(match[1]) > 3 else None))
-        if not match or not name:
-            return None
-        power = match[2] or match[3]
-        factors.append(f"{name}^{power}" if power else name)
-    return "/".join(factors)
-
-
-class Stated(NamedTuple):
-    """An answer taken apart: ``x = 5 cm`` is name ``x``, body ``5``, unit ``cm``. Name and unit may be empty."""
-
-    name: str
-    body: str
-    unit: str
-
-    @property
-    def equation(self) -> str:
-        return f"{self.name} = {self.body}" if self.name else self.body
-
-
-def stated(answer: str) -> Stated:
-    """Take a cleaned answer apart; only a listed unit counts as one, so ``5 million`` keeps its million."""
-    named = _NAME.fullmatch(answer)
-    name, value = (named[1], named[2]) if named else ("", answer)
-    spaced = value
-    for pattern, replacement in _UNIT_REWRITES:
-        spaced = pattern.sub(replacement, spaced)
-    words = spaced.strip().split(" ")
-    for count in range(min(3, len(words) - 1), 0, -1):
-        if (found := unit(" ".join(words[-count:]))) is not None:
-            return Stated(name, " ".join(words[:-count]), found)
-    return Stated(name, value, "")
+    found += [_Said(judged.start(), judged["named"]) for judged in _CHOICE_JUDGED.finditer(text)]
+    if last_line := _LAST_LINE.search(text):
+        found.append(_Said(last_line.start(1), last_line[1]))
+    return max(found, key=lambda said: said.start, default=None)

@@ -106,7 +106,7 @@ def load_reward(name: str, **options: Any) -> Reward:
 
 
 class MathReward(Reward):
-    """The rule-based reward of ``answers``, against each problem's ``answer``."""
+    """The rule-based reward of ``answers``, against each problem's ``answer``, one of its ``choices`` if it has any."""
 
     def __init__(self, **options: Any) -> None:
         self._scorer = AnswerScorer(**options)
@@ -118,7 +118,8 @@ class MathReward(Reward):
                 raise ValueError(
                     f"problem {place}: answer is {problem.get('answer')!r}; reward 'math' needs a string 'answer'"
                 )
-        return self._scorer.score_many(responses, [problem["answer"] for problem in problems])
+        choices = [problem.get("choices") for problem in problems]
+        return self._scorer.score_many(responses, [problem["answer"] for problem in problems], choices)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -23,6 +23,7 @@ from stages.model.prompts import DRAFT_MARK, placeholders, policy_prompt
 from stages.progress import track
 from stages.recipe import Recipe
 from stages.scoring.extraction import MAX_ANSWER_CHARS, gold_answer
+from stages.scoring.rules.choosing import is_choice
 
 RESPONSES = ("error", "repair", "chosen", "rejected", "preferred")
 """Columns of a repair set, of preference data and of `problems` that hold whole responses."""
@@ -106,6 +107,8 @@ class ProblemCheck:
                 f"{name}: the rules read no answer in {problem.answer[:60]!r} ({len(problem.answer)} characters, at "
                 f"most {MAX_ANSWER_CHARS}); state it bare, as in 18, or take another reward.name",
             )
+        if self.recipe.reward.name == "math":
+            check_choices(name, problem)
         shown = (problem.question, problem.answer, problem.preferred)
         if self.repairs and any(DRAFT_MARK in (text or "") for text in shown):
             raise RowError(
@@ -168,3 +171,18 @@ class ProblemCheck:
                     f"{name}: {type(processor).__name__} takes no image of {width}x{height} pixels ({error}); crop it "
                     "or drop the row",
                 ) from error
+
+
+def check_choices(name: str, problem: Problem) -> None:
+    """Raises RowError where a problem's choices cannot be read, or its answer is none of them."""
+    choices = problem.choices
+    if choices is None:
+        return
+    if not all(isinstance(choice, str) and choice.strip() for choice in choices):
+        raise RowError("choices_unreadable", f"{name}: choices are {choices!r}; give each a text, or make them null")
+    if not is_choice(gold_answer(problem.answer) or "", choices):
+        raise RowError(
+            "answer_not_a_choice",
+            f"{name}: answer {problem.answer[:60]!r} is neither the letter nor the text of one of its {len(choices)} "
+            "choices; state its letter, or make choices null",
+        )

@@ -23,6 +23,7 @@ PROBLEM = [
     ("kind", "string"),
     ("video", IMAGES),
     ("fps", "double"),
+    ("choices", "list<element: string>"),
     ("preferred", "string"),
 ]
 FROZEN = {
@@ -150,10 +151,10 @@ FROZEN = {
     ],
 }
 NULLABLE = {
-    "problems": {"kind", "video", "fps", "preferred"},
-    "errors": {"kind", "video", "fps", "preferred"},
-    "repair_set": {"kind", "video", "fps", "preferred"},
-    "preferences": {"kind", "video", "fps"},
+    "problems": {"kind", "video", "fps", "choices", "preferred"},
+    "errors": {"kind", "video", "fps", "choices", "preferred"},
+    "repair_set": {"kind", "video", "fps", "choices", "preferred"},
+    "preferences": {"kind", "video", "fps", "choices"},
     "rollouts": {"reward"},
     "repairs": {"reward", "flagged", "category", "evidence"},
     "groups": {"sampler_logprobs"},
@@ -206,9 +207,9 @@ def test_missing_column_is_named_with_what_is_there_and_who_writes_it():
 
 def test_optional_columns_may_be_missing_and_are_null_then(tmp_path):
     video = ["video", "fps"]
-    of_problems = ["kind", *video, "preferred"]
+    of_problems = ["kind", *video, "choices", "preferred"]
     optional = {"problems": of_problems, "errors": of_problems, "repair_set": of_problems}
-    optional |= {"preferences": ["kind", *video]}
+    optional |= {"preferences": ["kind", *video, "choices"]}
     optional |= {
         "groups": ["sampler_logprobs"],
         "repairs": ["evidence"],
@@ -267,6 +268,7 @@ def test_wrong_type_is_named_with_the_right_one(name, wrong):
 def test_large_variants_and_further_columns_pass():
     image = pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string()), ("width", pa.int32())])
     types = {"images": pa.large_list(image), "video": pa.large_list(image), "fps": pa.float64()}
+    types |= {"choices": pa.large_list(pa.large_string())}
     fields = [(name, types.get(name, pa.large_string())) for name in PROBLEMS.schema().names]
 
     PROBLEMS.check_schema(pa.schema([*fields, ("source", pa.string())]), "x.parquet")
@@ -303,7 +305,7 @@ def test_datasets_shows_the_images(spec, tmp_path):
         spec,
         [
             problem(error="6", repair="7"),
-            problem("p1", images=[], video=frames, fps=4.0, error="6", repair="7"),
+            problem("p1", images=[], video=frames, fps=4.0, choices=["1", "7"], error="6", repair="7"),
         ],
     )
 
@@ -317,6 +319,7 @@ def test_datasets_shows_the_images(spec, tmp_path):
     assert loaded["video"][0] is None
     assert [frame.size for frame in loaded[1]["video"]] == [(4, 2)] * 3
     assert loaded["fps"] == [None, 4.0]
+    assert loaded["choices"] == [None, ["1", "7"]]
 
 
 def test_encoded_image_is_a_png():

@@ -57,7 +57,7 @@ def test_a_repair_sets_columns_reach_the_reward_function(tmp_path):
     problem = problem_set(tmp_path, row(error="6", repair="7"), spec=REPAIR_SET)["p0"]
 
     expected = {"problem_id": "p0", "question": "q", "answer": "1", "kind": "sum", "error": "6", "repair": "7"}
-    assert problem.as_row() == expected | {"images": problem.images, "video": None, "preferred": None}
+    assert problem.as_row() == expected | {"images": problem.images, "video": None, "choices": None, "preferred": None}
 
 
 def test_a_column_that_a_file_lacks_is_null(tmp_path):
@@ -230,7 +230,9 @@ def test_files_without_the_columns_of_videos_are_read(absent, spec, tmp_path):
 
     assert len(problem.images) == 1
     assert (problem.video is None) == ("video" in absent)
-    assert problem.extra == {"preferred": None} | ({"error": "6", "repair": "7"} if spec is REPAIR_SET else {})
+    assert problem.extra == {"choices": None, "preferred": None} | (
+        {"error": "6", "repair": "7"} if spec is REPAIR_SET else {}
+    )
 
 
 @pytest.mark.parametrize("fps", [0.0, -2.0, float("nan"), float("inf")])

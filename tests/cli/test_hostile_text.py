@@ -199,7 +199,9 @@ def label_page(folder, df, hostile):
     step.write_table(EPISODES, [episode | {"sample": sample} for sample in range(2)])
     step.finish()
     problem = PROBLEM | {"problem_id": f"p{hostile}", "question": hostile, "answer": hostile, "kind": hostile}
-    write_rows(folder / "problems.parquet", PROBLEMS, [dict.fromkeys(["video", "fps", "preferred"]) | problem])
+    write_rows(
+        folder / "problems.parquet", PROBLEMS, [dict.fromkeys(["video", "fps", "choices", "preferred"]) | problem]
+    )
     arguments = ["--episodes", folder / "rl", "--problems", folder / "problems.parquet", "--out", folder / "out"]
     code, out, err = df("audit-sample", *map(str, arguments))
     assert (code, err) == (0, "")
@@ -250,7 +252,7 @@ def test_a_page_of_pairs_has_no_element_of_the_data(workspace, df):
             "chosen": f"{text} {right}",
             "rejected": f"{text} {wrong}",
         }
-        write_rows(workspace / f"{name}.parquet", PREFERENCES, [dict.fromkeys(["video", "fps"]) | row])
+        write_rows(workspace / f"{name}.parquet", PREFERENCES, [dict.fromkeys(["video", "fps", "choices"]) | row])
         options = ["--preferences", f"{name}.parquet", "--policy", "model", *DIGITS, "--set", "masks.repairer=sibling"]
         code, out, err = df("build-masks", *options, "--out", f"{name}-out")
         assert (code, err.count("error:")) == (0, 0)

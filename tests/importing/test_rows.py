@@ -98,9 +98,9 @@ def test_choices_are_listed_in_the_question_and_their_letter_scores(choices):
     found = problem(Layout(choices=("options",)), options=choices)
 
     assert found["question"] == f"How many?\nA. 9\nB. 18\n{ASK_FOR_LETTER}"
-    assert found["answer"] == "B"
-    assert [score_answer(rf"\boxed{{{said}}}", "B") for said in ("B", "(B)", r"\text{B}")] == [1.0, 1.0, 1.0]
-    assert [score_answer(rf"\boxed{{{said}}}", "B") for said in ("A", "18", "A or B")] == [0.0, 0.0, 0.0]
+    assert (found["answer"], found["choices"]) == ("B", ["9", "18"])
+    for said, verdict in [("B", 1.0), ("(B)", 1.0), ("18", 1.0), ("A", 0.0), ("9", 0.0), ("A or B", 0.0)]:
+        assert score_answer(rf"\boxed{{{said}}}", found["answer"], choices=found["choices"]) == verdict
 
 
 def test_choices_in_columns_of_their_own():
@@ -115,7 +115,12 @@ def test_choices_in_columns_of_their_own():
 def test_without_choices_the_answer_stays(choices):
     found = problem(Layout(choices=("options",)), options=choices)
 
-    assert (found["question"], found["answer"]) == ("How many?", "18")
+    assert (found["question"], found["answer"], found["choices"]) == ("How many?", "18", None)
+
+
+@pytest.mark.parametrize("answer", ["[2, 5]", "(2, 5)", "[2, 5)"])
+def test_a_text_in_brackets_is_one_answer(answer):
+    assert problem(answer=answer)["answer"] == answer
 
 
 @pytest.mark.parametrize(
@@ -137,6 +142,7 @@ def test_without_choices_the_answer_stays(choices):
         ({"options": r'["\ud800", "18"]'}, "not_text"),
         ({"question": [ROW["question"]]}, "not_text"),
         ({"answer": ["1", "2"]}, "answer_several"),
+        ({"answer": "['1', '2']"}, "answer_several"),
         ({"question": None}, "question_missing"),
         ({"question": "<image>"}, "question_missing"),
         ({"images": None}, "image_missing"),

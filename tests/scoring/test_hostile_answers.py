@@ -13,6 +13,7 @@ import pytest
 from hostile_answers import ENDLESS, ROOT, ROWS, boxed
 from stages.scoring import answers, extraction
 from stages.scoring.answers import AnswerScorer, _decide, _Worker
+from stages.scoring.rules import choices, equality, figures, lists, names, quantities, ranges, typography
 
 REPOSITORY = Path(__file__).parents[2]
 MEMORY_MB = 1024
@@ -140,7 +141,8 @@ def test_what_no_computer_compares_is_null():
         assert time.monotonic() - start < 20 * len(ENDLESS)
 
 
-GLOBALS = [value for module in (answers, extraction) for value in vars(module).values()]
+RULES = (extraction, choices, equality, figures, lists, names, quantities, ranges, typography)
+GLOBALS = [value for module in (answers, *RULES) for value in vars(module).values()]
 REWRITES = [rewrite for value in GLOBALS if isinstance(value, list) for rewrite in value]
 PATTERNS = [value for value in [*GLOBALS, *(pattern for pattern, _ in REWRITES)] if isinstance(value, re.Pattern)]
 # What each pattern repeats, without the end it needs.
@@ -157,7 +159,7 @@ ATTACKS = [unit * (1000 // len(unit)) for unit in UNITS]
 
 
 def test_patterns_are_found():
-    assert len(PATTERNS) > 30
+    assert len(PATTERNS) > 100
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.pattern[:30])

@@ -1,0 +1,51 @@
+"""Does a statement name the right choice?"""
+
+from collections.abc import Sequence
+
+from stages.scoring.rules.choices import (
+    contradicts,
+    is_maths,
+    is_sure,
+    leaves_open,
+    letter_of,
+    named_by_text,
+    named_choice,
+    right_place,
+)
+from stages.scoring.rules.equality import Comparison, Verdict, compare
+from stages.scoring.rules.typography import clean
+
+
+def is_choice(gold: str, choices: Sequence[str] | None) -> bool:
+    """Whether a cleaned gold is a choice: one of `choices` by letter or text, or without any a letter."""
+    return right_place(gold, choices) is not None if choices else letter_of(gold) is not None
+
+
+def compare_choice(text: str, gold: str, choices: Sequence[str] | None) -> Verdict | Comparison:
+    """Whether a cleaned statement names the gold's choice; without choices, the letter alone can be judged."""
+    if not choices:
+        place = letter_of(gold)
+        named = named_choice(text)
+        return float(named is not None and named.place == place and is_sure(named) and not leaves_open(named))
+    place = right_place(gold, choices)
+    assert place is not None
+    by_text, named = named_by_text(text, choices), named_choice(text)
+    if by_text and named is not None and not named.beside and named.place != by_text[0]:
+        # "(b)" where the text of another choice is (b): only capitals tell the letter from the text.
+        return float(named.place == place and clean(choices[by_text[0]]) != text)
+    if by_text:
+        return float(by_text == [place])
+    if named is None:
+        return compare(text, clean(choices[place])) if is_maths(text) else 0.0
+    if named.place != place:
+        return 0.0
+    if not named.beside or place in named_by_text(named.beside, choices):
+        return float(not named.beside or not contradicts(named, choices))
+    if is_maths(named.beside) and not named_by_text(named.beside, choices):
+        return compare(named.beside, clean(choices[place]))
+    return float(is_sure(named) and not contradicts(named, choices))
+
+
+def names_no_choice(text: str, choices: Sequence[str]) -> bool:
+    """Whether a cleaned statement is a value on the way, which is none of the choices."""
+    return is_maths(text) and named_choice(text) is None and not named_by_text(text, choices)

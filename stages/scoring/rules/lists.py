@@ -1,0 +1,91 @@
+"""Several answers in one: ``1, 2``, ``x = 1 or x = 2``, ``x = 5, y = 3``."""
+
+import re
+from typing import NamedTuple
+
+from stages.scoring.rules.names import Named, named
+
+_TOKEN = re.compile(
+    r"(?P<open>[(\[]|\\\{|\{|\\begin\b)|(?P<close>[)\]]|\\\}|\}|\\end\b)"
+    r"|(?P<thousands>(?<=[0-9]),(?=[0-9]{3}(?![0-9])))"
+    r"|(?P<split>[,;]|(?<![^ }\])])(?:and|or|&)(?= |$)|\\(?:lor|vee|land|wedge)(?![a-zA-Z])|[和或与])|\\."
+)
+
+
+def items(text: str) -> list[str]:
+    """The answers that commas, semicolons, ``and`` or ``or`` separate outside of brackets; one, where nothing does.
+
+    A comma before a group of three digits belongs to the number.
+    """
+    found: list[str] = []
+    depth = start = 0
+    for token in _TOKEN.finditer(text):
+        depth += bool(token["open"]) - bool(token["close"])
+        if token["split"] and depth == 0:
+            found.append(text[start : token.start()].strip())
+            start = token.end()
+    found.append(text[start:].strip())
+    kept = [item for item in found if item]
+    return kept if kept else [text]
+
+
+class Several(NamedTuple):
+    """Answers of one name, or each of its own."""
+
+    names: list[str]
+    values: list[str]
+
+    @property
+    def is_assignment(self) -> bool:
+        """Whether each has a name of its own: ``x = 5, y = 3``."""
+        return len(set(self.names)) == len(self.names) and all(self.names)
+
+    @property
+    def in_order_of_names(self) -> list[Named]:
+        return sorted(map(Named, self.names, self.values))
+
+
+_SET = re.compile(r"\\\{(.*)\\\}", re.DOTALL)
+_ALTERNATIVE = re.compile(r";| or |\\(?:lor|vee)(?![a-zA-Z])")
+
+
+def _parts(text: str) -> list[str]:
+    """Split at semicolons and ``or`` alone where what they part are assignments: ``x=1, y=2; x=3, y=4``."""
+    alternatives = [part.strip() for part in _ALTERNATIVE.split(text) if part.strip()]
+    if len(alternatives) > 1 and all(_as_point(part) != part for part in alternatives):
+        return alternatives
+    return items(text)
+
+
+def _as_point(text: str) -> str:
+    """``x = 1, y = 2`` as ``(1, 2)``, the names in their order; anything else as it is."""
+    each = [named(part) for part in items(text)]
+    names = [part.name.strip() for part in each]
+    if len(each) < 2 or not all(names) or len(set(names)) < len(names):
+        return text
+    return f"({', '.join(value for _, value in sorted(each))})"
+
+
+_TUPLE_OF_NAMES = re.compile(r"\(([^()]*)\)")
+
+
+def several(text: str) -> Several | None:
+    """The answers of a list, or of a set in braces; None where there is one."""
+    whole = named(text)
+    bare = _SET.fullmatch(whole.value)
+    parts = [_as_point(part) for part in _parts(bare[1] if bare and len(items(text)) == 1 else text)]
+    if len(parts) < 2:
+        return None
+    each = [named(part) for part in parts]
+    if whole.name and bare:
+        each = [Named(whole.name, part) for part in parts]
+    elif each[0].name and not any(part.name for part in each[1:]):
+        each = [Named(each[0].name, part.value) for part in each]
+    return Several([part.name.strip() for part in each], [part.value for part in each])
+
+
+def tuple_of(text: str) -> list[str] | None:
+    """The members of ``(a, b)``, None for anything else."""
+    inside = _TUPLE_OF_NAMES.fullmatch(text)
+    members = items(inside[1]) if inside else []
+    return members if len(members) > 1 else None

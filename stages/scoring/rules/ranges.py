@@ -1,0 +1,74 @@
+"""Inequalities, intervals and sets by a condition, as intervals of a name."""
+
+import re
+from typing import NamedTuple
+
+from stages.scoring.rules.lists import items
+from stages.scoring.rules.names import Named, named
+
+_VARIABLE = r"(?:[a-zA-Z](?:_\w|_\{\w+\})?(?:\([a-z]\))?|\\(?!infty|pi(?![a-z]))[a-z]+)"
+_IS_VARIABLE = re.compile(_VARIABLE)
+_SIGN = re.compile(r" ?(\\le(?![a-zA-Z])|\\ge(?![a-zA-Z])|<|>) ?")
+_BUILDER = re.compile(rf"\\\{{ ?({_VARIABLE}) ?(?:\\in ?(?:\\mathbb ?\{{ ?R ?\}}|R) ?)?[:|] ?(.+?) ?\\\}}")
+_BRACKETS = re.compile(r"[(\[].*[)\]]")
+_FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
+_UNION = re.compile(r" ?\\cup(?![a-zA-Z]) ?| or | ?\\(?:lor|vee)(?![a-zA-Z]) ?")
+
+
+class Range(NamedTuple):
+    """``-2 \\le x < 7`` is name ``x`` and interval ``[-2, 7)``; the name may be empty."""
+
+    name: str
+    intervals: str
+
+
+def as_range(text: str, *, either: bool = False) -> Range | None:
+    """An inequality, an interval or a union of them; None for anything else.
+
+    ``(1, 2)`` is a point or an interval: it counts only where ``either`` will do.
+    """
+    parts = [_one(part, either) for part in _UNION.split(_condition(text))]
+    if any(part is None for part in parts):
+        return None
+    known = [part for part in parts if part is not None]
+    names = {part.name for part in known if part.name}
+    if len(names) > 1:
+        return None
+    return Range("".join(names), r" \cup ".join(part.value for part in known))
+
+
+def _condition(text: str) -> str:
+    built = _BUILDER.fullmatch(text)
+    return built[2] if built else text
+
+
+def _one(text: str, either: bool) -> Named | None:
+    name, value = named(text)
+    if _BRACKETS.fullmatch(value) and len(items(value[1:-1])) == 2:
+        plain = value[0] == "(" and value[-1] == ")" and r"\infty" not in value
+        certain = not plain or (name and r"\in" in text)
+        return Named(name, value) if certain or either else None
+    pieces = _SIGN.split(text.strip())
+    if len(pieces) == 3:
+        return _half(*pieces)
+    if len(pieces) == 5:
+        return _between(*pieces)
+    return None
+
+
+def _half(left: str, sign: str, right: str) -> Named | None:
+    if _IS_VARIABLE.fullmatch(right) and not _IS_VARIABLE.fullmatch(left):
+        left, sign, right = right, _FLIPPED[sign], left
+    if not _IS_VARIABLE.fullmatch(left) or not right or _IS_VARIABLE.fullmatch(right):
+        return None
+    if sign in ("<", r"\le"):
+        return Named(left, rf"(-\infty, {right}{')' if sign == '<' else ']'}")
+    return Named(left, rf"{'(' if sign == '>' else '['}{right}, \infty)")
+
+
+def _between(low: str, first: str, variable: str, second: str, high: str) -> Named | None:
+    if first in (">", r"\ge"):
+        low, first, second, high = high, _FLIPPED[second], _FLIPPED[first], low
+    if not _IS_VARIABLE.fullmatch(variable) or not low or not high or {first, second} - {"<", r"\le"}:
+        return None
+    return Named(variable, f"{'(' if first == '<' else '['}{low}, {high}{')' if second == '<' else ']'}")
