@@ -18,7 +18,7 @@ from stages.artifacts.step import Step
 from stages.artifacts.store import iterate_rows
 from stages.core.alignment import edit_cost
 from stages.core.holdout import order_heldout_last
-from stages.core.selection import is_correct
+from stages.core.selection import is_correct, share_of
 from stages.declared import declare_repair_set
 from stages.engines.loading import open_codec
 from stages.errors import DataError, RowError
@@ -146,7 +146,7 @@ class ReadRepairSet:
             DataError: no set of problems is as large as the held-out end.
         """
         rows = [pair.row for pair in self.reading.pairs]
-        heldout = round(len(rows) * self.recipe.sft.heldout_share)
+        heldout = share_of(len(rows), self.recipe.sft.heldout_share)
         seed = derive_seed(self.recipe.seed, Purpose.REPAIR_SET_ORDER)
         try:
             return order_heldout_last(_groups(rows), heldout, seed)

@@ -1,6 +1,7 @@
 """Which of an error's repairs supplies its mask (eqs. 6 and 7). Axis: K candidate repairs of one error."""
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,11 @@ def reaches_share(hits: int, n: int, share: float) -> bool:
     Quotients are compared: 11 of 20 reach 0.55, while 0.55 * 20 is more than 11.
     """
     return n > 0 and hits / n >= share
+
+
+def share_of(n: int, share: float) -> int:
+    """So many of `n`, rounded half to even, of the share as it is written: 0.07 of 150 is 10.5, so 10."""
+    return round(Fraction(repr(share)) * n)
 
 
 def select_repair(

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from typing import Any
 
+from stages.core.selection import share_of
+
 
 def rows_to_test(problems: Iterable[tuple[int, Mapping[str, Any]]], share: float) -> set[int]:
     """Numbers of the rows that are tested on: whole groups of rows with a common image, at most this share of them all.
@@ -33,7 +35,7 @@ def rows_to_test(problems: Iterable[tuple[int, Mapping[str, Any]]], share: float
     groups: dict[int, list[int]] = defaultdict(list)
     for row in joined:
         groups[root(row)].append(row)
-    wanted = round(share * len(joined))
+    wanted = share_of(len(joined), share)
     chosen: set[int] = set()
     for rows in sorted(groups.values(), key=lambda rows: min(name[row] for row in rows)):
         if len(chosen) + len(rows) <= wanted:

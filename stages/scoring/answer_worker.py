@@ -1,10 +1,10 @@
 """A process that compares two LaTeX answers: one JSON object per line in, one reply per line out.
 
 Started by ``answers.AnswerScorer`` as ``python -m stages.scoring.answer_worker MEMORY_MB ALARM_S``. The first line
-out, ``"ready"``, says that the imports are done. A request is ``{"gold": latex, "response": latex, "rounded": decimal}``;
-its reply is ``[verdict, spent]``: 1.0 (equal) or 0.0 (not equal, or one of them does not parse, and equal texts were told
-apart before), and whether more than half of the memory stays taken (by sympy's caches), so that another worker should go
-on. Where a rounded decimal is given, the response must also round to it.
+out, ``"ready"``, says that the imports are done. A request is an object of ``gold`` and ``response``, LaTeX both, and
+``rounded``, a decimal to which the response must round, or nothing. Its reply is ``[verdict, spent]``: 1.0 (equal) or
+0.0 (not equal, or one of them does not parse: equal texts never come here), and whether more than half of the memory
+stays taken (by sympy's caches), so that another worker should go on.
 
 Math-Verify compares to twelve decimal places. A pair that it finds equal is looked at again: of two numbers, however
 small, the ratio must be one.

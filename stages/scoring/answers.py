@@ -3,16 +3,24 @@
 Rules, in this order. ``extraction`` says what a final answer is; a response without one is wrong.
 
 * An answer equal to the gold, character by character once cleaned, is right.
-* Gold a plain number (``extraction.number``): the response must be a plain number of exactly that value. 1/2 is
-  0.5; 0.333 is not 1/3; 1+1 is not 2, nor 2^3 eight. No tolerance.
+* Gold a choice: A to J, or where ``choices`` are given the letter or the text of one. Right are its letter, its letter
+  beside its own text, and its text alone where no other choice has it; two letters, or a letter beside another choice's
+  text, are wrong.
+* Gold a figure or a relation of figures: the same one, however it is named (an angle read backwards).
+* Gold an inequality or an interval: the same range of the same name. Gold several answers: all of them, in any order.
+* Gold a plain number (``quantities.number``): the response must be a plain number of exactly that value. 1/2 is
+  0.5; 0.333 is not 1/3; 1+1 is not 2, nor 2^3 eight. No tolerance. A rounding behind an exact value is part of it.
+* Names: what stands left of an equals sign (``x = 5``, ``\\angle ABC = 45``) must not differ, where both sides have it.
 * Units: two different ones contradict each other (12 cm is not 12 miles, nor 120 mm); one that only one side
   states does not (12 cm for 12, and 12 for 12 cm, are right). Percent is part of the value: on both sides or on
   neither.
-* Gold a choice letter A to J, words, or digits that are no quantity (10:30, 2022-05-01, 3 5): the same text, apart
-  from case and spaces. (B) is b; "B or C" and "B. 12 cm" are not B.
+* Gold words, or digits that are no quantity (10:30, 2022-05-01, 3 5): the same text, apart from case and spaces.
 * Anything else is compared by Math-Verify in a worker process: mathematical equality, whatever the form. A response
   that leaves an operation to be done (``\\int``, ``\\sum``, ``!``, ``3 5``) which the gold does not contain is wrong,
   and so is a set or list for an ordered gold such as a point or an interval, or one of these for a set in braces.
+  To a gold that no grammar reads everything but its text is wrong; one whose braces do not close scores nothing.
+
+The rules lie in ``rules``, with what peers accept and they refuse on purpose in ``rules/REFUSED.md``.
 """
 
 import atexit
@@ -28,7 +36,8 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
-from stages.scoring.extraction import announced_choice, final_answer, final_answers, final_choice, gold_answer
+from stages.scoring.choice_extraction import announced_choice, final_choice
+from stages.scoring.extraction import final_answer, final_answers, gold_answer
 from stages.scoring.rules.choices import named_choice
 from stages.scoring.rules.choosing import compare_choice, is_choice, names_no_choice
 from stages.scoring.rules.equality import Comparison, Verdict, compare

@@ -18,9 +18,11 @@ from stages.model.codec import Codec
 from stages.model.prompts import continuation_prompt
 from stages.recipe import Recipe
 from stages.scoring.answering import Answerer
-from stages.scoring.extraction import final_answer, statement_start
+from stages.scoring.choice_extraction import choice_start
+from stages.scoring.extraction import final_answer, gold_answer, statement_start
 from stages.scoring.repairs import Attempt, Draft
 from stages.scoring.rewards import score_all
+from stages.scoring.rules.choosing import is_choice
 from stages.sections import AuditSection
 
 Category = Literal["image_ignored", "template_shortcut", "mask_hallucination", "answer_pasted"]
@@ -149,7 +151,8 @@ class RulesAuditor:
     def _continuation_check(self, attempts: Sequence[Attempt]) -> list[Verdict]:
         codec = self.policy.engine.codec
         beginnings = [
-            Beginning(a.draft.problem, _before_answer(codec, a.text, codec.without_end(a.ids))) for a in attempts
+            Beginning(a.draft.problem, _before_answer(codec, a.draft.problem, a.text, codec.without_end(a.ids)))
+            for a in attempts
         ]
         rewards = self._finished(beginnings)
         failed = [
@@ -189,9 +192,8 @@ class RulesAuditor:
 
     def _control(self, problem: Problem, text: str) -> Beginning:
         codec = self.policy.engine.codec
-        return Beginning(
-            problem, _before_answer(codec, text, codec.tokenizer(text, add_special_tokens=False).input_ids)
-        )
+        ids = codec.tokenizer(text, add_special_tokens=False).input_ids
+        return Beginning(problem, _before_answer(codec, problem, text, ids))
 
     def _finished(self, beginnings: Sequence[Beginning]) -> list[float | None]:
         """The rewards of the policy's greedy continuations; None where one cannot be had."""
@@ -274,9 +276,10 @@ def _reasoning(text: str) -> str:
     return " ".join((text if start is None else text[:start]).split())
 
 
-def _before_answer(codec: Codec, text: str, ids: list[int]) -> list[int]:
+def _before_answer(codec: Codec, problem: Problem, text: str, ids: list[int]) -> list[int]:
     """The longest run of a response's ids whose text ends before its final answer."""
-    start = statement_start(text)
+    named = is_choice(gold_answer(problem.answer) or "", problem.choices)
+    start = choice_start(text) if named else statement_start(text)
     if start is None:
         return ids
     return ids[: bisect_right(range(len(ids) + 1), start, key=lambda count: len(codec.decode(ids[:count]))) - 1]

@@ -11,7 +11,7 @@ from stages.artifacts.columns import SAMPLES, SUMMARY
 from stages.artifacts.ledger import EVALUATION
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Step
-from stages.core.selection import is_correct
+from stages.core.selection import is_correct, share_of
 from stages.engines.loading import recipe_sampling
 from stages.model.codec import Codec
 from stages.recipe import Recipe
@@ -35,7 +35,7 @@ def split_repair_set(repair_set: ProblemSet, heldout_share: float) -> Split:
 
     The order is the annotator's: end the file with problems whose images occur nowhere before.
     """
-    count = round(len(repair_set) * heldout_share)
+    count = share_of(len(repair_set), heldout_share)
     ids = list(repair_set.ids)
     return Split(ids[: len(ids) - count], ids[len(ids) - count :])
 

@@ -136,6 +136,18 @@ PROBLEM_CASES = {
         "evaluate",
         answer="7" * 1001,
     ),
+    "an answer of braces that do not close": bad_problem(
+        ["p1: the rules read no answer in '\\\\sqrt{2'"], "answer_unreadable", answer=r"\sqrt{2"
+    ),
+    "a choice without text": bad_problem(
+        ["p1: choices are ['17', None]; give each a text"], "choices_unreadable", answer="A", choices=["17", None]
+    ),
+    "an answer that is no choice": bad_problem(
+        ["p1: answer 'C' is neither the letter nor the text of one of its 2 choices; state its letter"],
+        "answer_not_a_choice",
+        answer="C",
+        choices=["17", "18"],
+    ),
     "image of no bytes": bad_problem(
         ["problem p1 image 0: no bytes; embed the image"], "image_missing", images=[{"bytes": b"", "path": None}]
     ),

@@ -5,7 +5,7 @@ from fractions import Fraction
 import pyarrow as pa
 import pytest
 
-from stages.core.selection import is_correct, reaches_share, select_repair
+from stages.core.selection import is_correct, reaches_share, select_repair, share_of
 from stages.scoring.score_summary import correct_by_problem
 
 
@@ -59,6 +59,12 @@ def test_a_share_is_reached_by_as_many_as_it_says(n):
         for hits in (int(exact * n) - 1, int(exact * n), int(exact * n) + 1):
             assert reaches_share(hits, n, hundredths / 100) is (Fraction(hits, n) >= exact)
     assert not reaches_share(0, 0, 0.5)
+
+
+@pytest.mark.parametrize(("n", "share", "count"), [(150, 0.07, 10), (20, 0.55, 11), (50, 0.29, 14), (1000, 0.1, 100)])
+def test_a_share_is_taken_as_it_is_written(n, share, count):
+    """0.07 * 150 is 10.500000000000002, 0.29 * 50 is 14.499999999999998; both are halves, and go to the even count."""
+    assert share_of(n, share) == count
 
 
 def test_unequal_lengths_are_refused():

@@ -17,7 +17,9 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["stages.scoring.extraction", "stages.scoring.answers"]):
+with atheris.instrument_imports(
+    include=["stages.scoring.extraction", "stages.scoring.answers", "stages.scoring.rules"]
+):
     from stages.scoring.answers import AnswerScorer, Comparison, _decide
     from stages.scoring.extraction import gold_answer
 

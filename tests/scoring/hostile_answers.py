@@ -63,7 +63,7 @@ AGAINST_A_NUMBER = in_boxes(
         ("+-5", "-5", 0.0),
         ("- 5", "-5", 1.0),
         ("(5)", "5", 0.0),
-        ("{5}", "5", 0.0),
+        ("{5}", "5", 1.0),
         ("5;", "5", 1.0),  # final punctuation
         ("5...", "5", 0.0),
         ("5,", "5", 1.0),
@@ -130,7 +130,7 @@ NUMBERS_AS_PEOPLE_WRITE_THEM = in_boxes(
         ("3 5", "3, 5", 0.0),
         ("0", "10 000x", 0.0),
         ("10000x", "10 000x", 1.0),
-        ("1 1/2", "1.5", 0.0),  # work left to do, as 1\\frac{1}{2}
+        ("1 1/2", "1.5", 1.0),
         ("1.5", "1 1/2", 1.0),
         ("3/2", "1 1/2", 1.0),
         ("1/2", "1 1/2", 0.0),
@@ -196,7 +196,8 @@ SEVERAL_ANSWERS_AND_NONE = [
     (boxed("((C))"), "C", 0.0),
     (boxed("c"), "(C)", 1.0),
     (boxed("C)"), "C", 1.0),
-    (boxed("C: 5"), "C", 0.0),
+    (boxed("C: 5"), "C", 1.0),  # the letter beside its text
+    (boxed("D: 5"), "C", 0.0),
     (boxed("5"), "C", 0.0),
     ("The answer is 3. The answer is 5.", "5", 1.0),
     ("The answer is 3. The answer is 5.", "3", 0.0),
@@ -325,7 +326,7 @@ BROKEN_LATEX = [
     (r"\boxed{5\\}", "5", 0.0),
     (r"\boxed{5}\boxed{\}", "5", 0.0),
     (boxed("{"), ROOT, 0.0),
-    (boxed(nested("{", "}", 400, "5")), "5", 0.0),
+    (boxed(nested("{", "}", 400, "5")), "5", 1.0),
     (boxed(r"\sqrt{"), ROOT, 0.0),
     (boxed(r"\sqrt{2"), ROOT, 0.0),
     (boxed(r"\sqrt{2}}"), ROOT, 1.0),  # the box ends at its brace
@@ -377,9 +378,9 @@ BROKEN_LATEX = [
     (boxed(r"\sqrt{2}"), r"\frac{1}{", None),
     (boxed(r"\sqrt{2}"), r"\begin{pmatrix}", None),
     (boxed(r"\sqrt{2}"), "((((", None),
-    (boxed(r"\sqrt{2}"), "\x00", None),
-    (boxed(r"\sqrt{2}"), "\ud800", None),
-    (boxed(r"\sqrt{2}"), "^", None),
+    (boxed(r"\sqrt{2}"), "\x00", 0.0),  # a gold that no grammar reads is compared by text
+    (boxed(r"\sqrt{2}"), "\ud800", 0.0),
+    (boxed(r"\sqrt{2}"), "^", 0.0),
     (boxed("^"), "^", 1.0),  # character by character
     (r"I give up", "^", 0.0),
 ]
@@ -449,9 +450,9 @@ CODE = in_boxes(
         ("e", r"\sum_{n=0}^{\infty} \frac{\text{print[1]}^n}{n!}", 0.0),
         ("e", r"\sum_{n=0}^{\infty} \frac{1}{n!}", 1.0),
         (ROOT, "__import__('os').system('true')", 0.0),  # a gold in words
-        (ROOT, r"\operatorname{exit}(0)", None),
-        (ROOT, r"\variable{a b}", None),
-        (ROOT, r"\input{/etc/passwd}", None),
+        (ROOT, r"\operatorname{exit}(0)", 0.0),
+        (ROOT, r"\variable{a b}", 0.0),
+        (ROOT, r"\input{/etc/passwd}", 0.0),
     ]
 )
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.scoring.answers import AnswerScorer, _decide, score_answer
-from stages.scoring.extraction import final_answer, number
+from stages.scoring.extraction import final_answer
+from stages.scoring.rules.quantities import number
 
 ROOT = Path(__file__).parents[2]
 HANG = "9^{9^{9^9}}"
@@ -74,7 +75,7 @@ ANSWERS = [
     ("2*3", "6", 0.0),
     (r"\sqrt{4}", "2", 0.0),
     ("(2)", "2", 0.0),
-    (r"1\frac{1}{2}", "1.5", 0.0),
+    (r"1\frac{1}{2}", "1.5", 1.0),
     (r"\sum_{n=1}^{\infty} 2^{-n}\sqrt{2}", r"\sqrt{2}", 0.0),
     (r"\int_0^1 2x e\, dx", "2e", 0.0),
     # several answers, hedges
@@ -143,7 +144,8 @@ ANSWERS = [
     (r"\textbf{(B)}", "B", 1.0),
     ("B or C", "B", 0.0),
     ("B, C", "B", 0.0),
-    ("B. 12 cm", "B", 0.0),
+    ("B. 12 cm", "B", 1.0),
+    ("C. 12 cm", "B", 0.0),
     ("C", "B", 0.0),
     # text
     ("New  york", "New York", 1.0),
@@ -253,6 +255,17 @@ RESPONSES = [
     (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{1}{\sqrt{2}}"),
     (r"\boxed{\left\{ 1 \right.}", r"\{ 1"),
     (r"First \boxed{3}, then \boxed{5", None),
+    (r"\boxed {7}", "7"),
+    (r"\boxed{7}\% of it", r"7 \%"),
+    ("<answer>7</answer>", "7"),
+    (r"\boxed{3} <answer>The answer is 7.</answer>", "7"),
+    (r"<answer>3</answer> \boxed{7}", "7"),
+    ("<answer>7", None),
+    ("The answer is:\n\n\\[\n7.\n\\]\nIt fits.", "7"),
+    ("The answer is St. Louis. It lies there.", "St. Louis"),
+    ("The answer is 7. This answer is consistent with the figure.", "7"),
+    ("The answer is correct.", "correct"),
+    ("The answer is 7. That answer is wrong.", "wrong"),
     (r"\boxed{}", None),
     ("The answer is", None),
     ("I counted 18 apples.", None),

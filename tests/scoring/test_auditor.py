@@ -82,6 +82,14 @@ def test_the_policy_goes_on_from_the_reasoning_without_reference_or_answer(audit
     assert request.prompt.images == problem.images
 
 
+def test_the_policy_is_not_shown_the_letter_of_a_choice(auditor, case, repair_problems, base_vlm):
+    problem = repair_problems[0]
+    problem = replace(problem, answer="B", extra=problem.extra | {"choices": ["1", "7"]})
+    auditor.audit([case(problem, "The digits are 7, 1. So 7 it is. I choose B.", cost=0.1)])
+    (request,) = auditor.policy.engine.requests
+    assert base_vlm.tokenizer.decode(request.prompt.spliced_ids).rstrip() == "The digits are 7, 1. So 7 it is. I"
+
+
 def test_a_claim_to_see_what_was_not_needed_is_flagged(auditor, case, repair_problems):
     problem = repair_problems[0]
     right = problem.extra["repair"]

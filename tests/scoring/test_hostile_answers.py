@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hostile_answers import ENDLESS, ROOT, ROWS, boxed
-from stages.scoring import answers, extraction
+from stages.scoring import answers, choice_extraction, extraction
 from stages.scoring.answers import AnswerScorer, _decide, _Worker
 from stages.scoring.rules import choices, equality, figures, lists, names, quantities, ranges, typography
 
@@ -141,7 +141,7 @@ def test_what_no_computer_compares_is_null():
         assert time.monotonic() - start < 20 * len(ENDLESS)
 
 
-RULES = (extraction, choices, equality, figures, lists, names, quantities, ranges, typography)
+RULES = (extraction, choice_extraction, choices, equality, figures, lists, names, quantities, ranges, typography)
 GLOBALS = [value for module in (answers, *RULES) for value in vars(module).values()]
 REWRITES = [rewrite for value in GLOBALS if isinstance(value, list) for rewrite in value]
 PATTERNS = [value for value in [*GLOBALS, *(pattern for pattern, _ in REWRITES)] if isinstance(value, re.Pattern)]
@@ -178,6 +178,7 @@ def test_a_response_is_read_in_linear_time(unit):
         text = unit * (chars // len(unit))
         for response, gold in ((text, "5"), (boxed("5"), text), ("The answer is " + text, "5"), (boxed(text), "5")):
             _decide(response, gold)
+            _decide(response, "B", ("5", "the figure"))
         return time.process_time() - start
 
     start = time.process_time()

@@ -28,6 +28,26 @@ def test_math_reward_reads_each_problem_s_answer():
         assert reward.score_many(responses, problems) == [1.0, 0.0, 0.0, None]
 
 
+def test_math_reward_reads_each_problem_s_choices():
+    with load_reward("math", workers=1, timeout_s=5.0) as reward:
+        responses = ["The answer is a mouse.", "The answer is a mouse.", "The answer is (B) an owl.", "(B)"]
+        choices = [["an owl", "a mouse"], None, ["an owl", "a mouse"], None]
+        assert reward.score_many(responses, [{"answer": "B", "choices": texts} for texts in choices]) == [
+            1.0,
+            0,
+            0,
+            1.0,
+        ]
+
+
+def test_a_function_of_one_s_own_is_given_the_choices(tmp_path):
+    (tmp_path / "choosing_rewards.py").write_text(
+        "def count(response, problem):\n    return 1 / len(problem['choices'])\n"
+    )
+    with load_reward("choosing_rewards:count") as reward:
+        assert reward.score_many(["x"], [{"choices": ["17", "18"]}]) == [0.5]
+
+
 @pytest.mark.parametrize("problem", [{}, {"answer": None}, {"answer": 7}])
 def test_math_reward_names_the_problem_without_answer(problem):
     with load_reward("math") as reward, pytest.raises(ValueError, match="problem 1: answer is"):

@@ -13,13 +13,14 @@ LETTERS = "ABCDEFGHIJ"
 _LETTER = re.compile(r"\(?([A-Ja-j])\)?")
 _LEAD = re.compile(
     r"(?:(?:is|therefore|thus|hence|so|then|still|clearly|definitely|indeed|simply|just|also|only|actually|certainly"
-    r"|the|correct|right|best|final|statement)[,:]? |(?:option|choice|answer|letter|item)s?[:,]? ?(?=[(\[{<\"'“‘]*[A-J](?![a-zA-Z]))"
+    r"|the|correct|right|best|final|statement)[,:]? "
+    r"|(?:option|choice|answer|letter|item)s?[:,]? ?(?=[(\[{<\"'“‘]*[A-J](?![a-zA-Z]))"
     r"|选项?|故选|应选)",
     re.IGNORECASE,
 )
 _OPENING = re.compile(
-    r"[{<\"'“‘*` ]*[(\[]?[\"'*]*(?:(?P<upper>[A-J])|(?P<lower>[a-j])(?=[)\]}>]|$))(?P<closing>[)\]}>\"'”’*` ]*)"
-    r"(?P<stop>[.:,;)=-]*)(?![\w'(^_])"
+    r"[{<\"'“‘*` ]{0,6}[(\[]?[\"'*]{0,2}(?:(?P<upper>[A-J])|(?P<lower>[a-j])(?=[)\]}>]|$))"
+    r"(?P<closing>[)\]}>\"'”’*` ]{0,6})(?P<stop>[.:,;)=-]{0,3})(?![\w'(^_])"
 )
 _SAYS_RIGHT = re.compile(
     r"(?:is|would be|must be|should be)?,? ?(?:the |my |indeed |clearly )*(?:(?:most |best |final |only )*"
@@ -159,7 +160,7 @@ def _begins(said: str, name: str) -> bool:
 
 
 def _mentions(text: str, name: str) -> bool:
-    return bool(name) and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) is not None
+    return bool(name) and re.search(rf"(?<![\w.]){re.escape(name)}(?!\w|\.[0-9])", text) is not None
 
 
 def contradicts(named: Named, choices: Sequence[str]) -> bool:
@@ -171,6 +172,13 @@ def contradicts(named: Named, choices: Sequence[str]) -> bool:
     if any(_mentions(said, label(choice)) for choice in choices if label(choice) != own) and not _mentions(said, own):
         return True
     return not _WORD.search(own) and not _REASON.match(named.beside)
+
+
+def explains(named: Named, choices: Sequence[str]) -> bool:
+    """Whether what stands beside the letter mentions its own text and no other choice's: ``B, which is 45 cm``."""
+    said, own = label(named.beside), label(choices[named.place])
+    others = [name for name in map(label, choices) if name != own and _mentions(said, name)]
+    return _mentions(said, own) and not others and is_sure(named) and not leaves_open(named)
 
 
 def is_maths(text: str) -> bool:

@@ -1,9 +1,11 @@
 """Does a statement name the right choice?"""
 
+import re
 from collections.abc import Sequence
 
 from stages.scoring.rules.choices import (
     contradicts,
+    explains,
     is_maths,
     is_sure,
     leaves_open,
@@ -29,6 +31,7 @@ def compare_choice(text: str, gold: str, choices: Sequence[str] | None) -> Verdi
         return float(named is not None and named.place == place and is_sure(named) and not leaves_open(named))
     place = right_place(gold, choices)
     assert place is not None
+    text = _without_last_letter(text, choices)
     by_text, named = named_by_text(text, choices), named_choice(text)
     if by_text and named is not None and not named.beside and named.place != by_text[0]:
         # "(b)" where the text of another choice is (b): only capitals tell the letter from the text.
@@ -41,9 +44,20 @@ def compare_choice(text: str, gold: str, choices: Sequence[str] | None) -> Verdi
         return 0.0
     if not named.beside or place in named_by_text(named.beside, choices):
         return float(not named.beside or not contradicts(named, choices))
+    if explains(named, choices):
+        return 1.0
     if is_maths(named.beside) and not named_by_text(named.beside, choices):
         return compare(named.beside, clean(choices[place]))
     return float(is_sure(named) and not contradicts(named, choices))
+
+
+_LAST_LETTER = re.compile(r"(.+?)(?:, ?| )(?:(?:option|choice|answer) )?\(?([A-J])\)?", re.IGNORECASE)
+
+
+def _without_last_letter(text: str, choices: Sequence[str]) -> str:
+    """``45 degrees, option B`` as ``45 degrees``, where they agree."""
+    last = _LAST_LETTER.fullmatch(text)
+    return last[1] if last and named_by_text(last[1], choices) == [letter_of(last[2])] else text
 
 
 def names_no_choice(text: str, choices: Sequence[str]) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Hashable
 from fractions import Fraction
 from typing import NamedTuple
 
-from stages.scoring.rules.figures import figure
+from stages.scoring.rules.figures import figure, with_symbols
 from stages.scoring.rules.lists import Several, items, several, tuple_of
 from stages.scoring.rules.names import HEDGES, Stated, named, names_agree, stated
 from stages.scoring.rules.quantities import number, quantity, units_agree
@@ -22,6 +22,11 @@ class Comparison(NamedTuple):
     gold: str
     response: str
     rounded: str = ""
+
+
+def _left_to_worker(gold: str, response: str, rounded: str = "") -> Comparison:
+    one, other = with_symbols(gold, response)
+    return Comparison(one, other, rounded)
 
 
 def compare(text: str, gold: str) -> Verdict | Comparison:
@@ -65,7 +70,7 @@ def _without_lead_in(text: str) -> str:
 def _compare_ranges(found: Range, wanted: Range) -> Verdict | Comparison:
     alike = found.intervals[0] == wanted.intervals[0] and found.intervals[-1] == wanted.intervals[-1]
     named_alike = not found.name or not wanted.name or found.name == wanted.name
-    return Comparison(wanted.intervals, found.intervals) if alike and named_alike else 0.0
+    return _left_to_worker(wanted.intervals, found.intervals) if alike and named_alike else 0.0
 
 
 def _compare_lists(text: str, gold: str, wanted: Several) -> Verdict | Comparison:
@@ -103,7 +108,7 @@ def _compare_in_any_order(found: Several, wanted: Several) -> Verdict | Comparis
     units = {quantity(value).unit for value in found.values + wanted.values} - {""}
     if len(units) > 1 or not _words_allowed(_joined(found), _joined(wanted)):
         return 0.0
-    return Comparison(_joined(wanted), _joined(found))
+    return _left_to_worker(_joined(wanted), _joined(found))
 
 
 Key = tuple[Hashable, str]
@@ -136,16 +141,16 @@ def _compare_members(values: list[str], members: list[str]) -> Verdict | Compari
     if all(one is not None and other is not None for one, other in keys):
         return float(all(one and other and _each_in([one], [other]) for one, other in keys))
     point, wanted = (f"({', '.join(quantity(each).body for each in side)})" for side in (values, members))
-    return Comparison(wanted, point) if _words_allowed(point, wanted) else 0.0
+    return _left_to_worker(wanted, point) if _words_allowed(point, wanted) else 0.0
 
 
 def _compare_one(text: str, gold: str) -> Verdict | Comparison:
-    wanted, final = stated(gold), stated(text)
+    wanted, final = stated(gold), stated(text.removeprefix(r"\approx").strip())
     exact, _, rounded = final.body.partition(r"\approx")
     if rounded:
         return _compare_rounded(final, quantity(exact.strip()).body, rounded.strip(), wanted)
     wanted, final = (part._replace(body=_without_brackets(part.body)) for part in (wanted, final))
-    gold_value, value = number(wanted.body), number(final.body)
+    gold_value, value = _one_value(gold, wanted.body), number(final.body)
     if gold_value is not None:
         right = value == gold_value or _chain(text) == {gold_value}
         return float(right and names_agree(final.name, wanted.name) and units_agree(final.unit, wanted.unit))
@@ -160,13 +165,13 @@ def _compare_one(text: str, gold: str) -> Verdict | Comparison:
 
 def _by_worker(final: Stated, value: Fraction | None, wanted: Stated) -> Verdict | Comparison:
     if "=" in wanted.body or not names_agree(final.name, wanted.name):
-        return Comparison(wanted.equation, final.equation)
+        return _left_to_worker(wanted.equation, final.equation)
     if "=" in final.body:
         # "3 = x" would pass for x; only a name to the left of the sign is no claim of its own.
-        return Comparison(wanted.equation, final.body) if wanted.name else 0.0
+        return _left_to_worker(wanted.equation, final.body) if wanted.name else 0.0
     # A fraction is exact; Math-Verify rounds decimals before it compares them.
     exact = f"\\frac{{{value.numerator}}}{{{value.denominator}}}" if value is not None else final.body
-    return Comparison(wanted.body, exact)
+    return _left_to_worker(wanted.body, exact)
 
 
 def _compare_rounded(final: Stated, exact: str, rounded: str, wanted: Stated) -> Verdict | Comparison:
@@ -181,8 +186,8 @@ def _compare_rounded(final: Stated, exact: str, rounded: str, wanted: Stated) ->
     if not _words_allowed(exact, wanted.body) and gold_value is None:
         return 0.0
     if gold_value is not None:
-        return Comparison(exact, exact, rounded) if gold_value == Fraction(rounded) else 0.0
-    return Comparison(wanted.body, exact, rounded) if _same_form(wanted.body, exact) else 0.0
+        return _left_to_worker(exact, exact, rounded) if gold_value == Fraction(rounded) else 0.0
+    return _left_to_worker(wanted.body, exact, rounded) if _same_form(wanted.body, exact) else 0.0
 
 
 DECIMAL = re.compile(r"-?[0-9]*\.?[0-9]+")
@@ -204,6 +209,12 @@ def _without_brackets(body: str) -> str:
         if depth < 0:
             return body
     return inside
+
+
+def _one_value(text: str, body: str) -> Fraction | None:
+    """The value of a plain number, stated once or as equal ones: ``\\frac{3}{2} = 1.5``."""
+    value, chain = number(body), _chain(text)
+    return chain.pop() if value is None and len(chain) == 1 else value
 
 
 def _chain(text: str) -> set[Fraction | None]:

@@ -129,3 +129,25 @@ def segment(text: str) -> Hashable | None:
         match = _LETTERS.fullmatch(text)
         return _letters(text) if match and len(_VERTICES.findall(match[1])) == 2 else None
     return named
+
+
+_NAME_INSIDE = re.compile(
+    rf"\\(?:{'|'.join(kind for kind in _KINDS if kind.isalpha())})(?![a-zA-Z]) ?(?:\{{ ?{_POINTS} ?\}}|{_POINTS})"
+    r"|(?<![A-Za-z\\])[A-Z]{2,6}(?![A-Za-z])"
+)
+
+
+def with_symbols(*formulas: str) -> list[str]:
+    """The formulas with a symbol of its own for each figure, where all of them name one: letters are not multiplied.
+
+    ``AB \\cdot CD`` is not ``AC \\cdot BD``, and is ``DC \\cdot BA``.
+    """
+    if not all(_NAME_INSIDE.search(formula) for formula in formulas):
+        return list(formulas)
+    numbers: dict[Hashable, int] = {}
+
+    def symbol(name: re.Match[str]) -> str:
+        key = _named(name[0]) or _letters(name[0])
+        return f" x_{{{900 + numbers.setdefault(key, len(numbers))}}} "
+
+    return [_NAME_INSIDE.sub(symbol, formula) for formula in formulas]

@@ -8,7 +8,8 @@ from stages.scoring.rules.figures import segment
 from stages.scoring.rules.quantities import quantity
 from stages.scoring.rules.typography import normalised
 
-HEDGES = frozenset(["not", "no", "never", "either", "neither", "or", "maybe", "perhaps", "probably", "possibly", "about", "roughly", "nearly", "around"])
+HEDGES = {"not", "no", "never", "either", "neither", "or", "maybe", "perhaps", "probably", "possibly"}
+HEDGES |= {"about", "roughly", "nearly", "around"}
 """Words that a name or a lead-in does not hold: with them nothing is stated."""
 
 _SUBSCRIPT = r"(?:_(?:\w|\{ ?[\w ,]+ ?\}))"

@@ -20,6 +20,7 @@ _REWRITES = [
         (r"\\(?:left|right|displaystyle|limits|[bB]igg?[lr]?)(?![a-zA-Z])", ""),
         (r"\\begin\{array\}\s*\{[lcr|\s]*\}", r"\\begin{array}"),
         (r"[\[(]\s*\\begin\{array\}(.*?)\\end\{array\}\s*[\])]", r"\\begin{pmatrix}\1\\end{pmatrix}"),
+        (r"\\(begin|end)\{(?:array|smallmatrix)\}", r"\\\1{pmatrix}"),
         (r"(?<=[0-9])(?:\\,|(?:\s*\{, ?\}|,\s*\\!)\s*)(?=[0-9]{3})", ","),
         (r"(?<!\\)\\!", ""),
         (r"(?<=[A-Z])\s*~\s*(?=[△∆]|\\(?:big)?triangle)", r"\\sim "),
@@ -59,7 +60,7 @@ _REWRITES = [
 _SPACED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?![0-9])")
 _TYPESET = str.maketrans(
     {chr(wide): chr(wide - 0xFEE0) for wide in range(0xFF01, 0xFF5F)}
-    | {"。": ".", "、": ",", "µ": "μ"}
+    | {"。": ".", "、": ",", "µ": "μ", "℃": "°C", "℉": "°F"}
     | dict.fromkeys("\u200b\u200c\u200d\u200e\u200f\u2060\ufeff", "")
 )
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
@@ -121,6 +122,6 @@ def normalised(text: str) -> str:
 
     ``\\sin{A}``, ``\\sin (A)`` and ``sin A`` are the same; so are ``\\{x: x>2\\}`` and ``\\{ x | x > 2 \\}``.
     """
-    text = _PREFIXES.sub("", _ONE_BRACED.sub(r"\1", text))
+    text = _ONE_BRACED.sub(r"\1", _PREFIXES.sub("", text))
     text = _ARGUMENT.sub(r" \1", _IDLE_SPACE.sub("", text))
     return re.sub(r"(?<=^\\\{[A-Za-z]):", "|", text)

@@ -1,0 +1,98 @@
+"""Where a response states the choice that it takes: boxes and tags, as ever, or the usual sentences about choices."""
+
+import re
+
+from stages.scoring.extraction import MAX_ANSWER_CHARS, TAG_OPEN, TAGS, Said, announced, sentence, statement
+from stages.scoring.rules.typography import clean
+
+MAX_CHOICE_CHARS = 4000
+"""So many characters at the end of a response are searched for a sentence about a choice."""
+
+_L = r"[(\[{<\"'“*$`]{0,6}(?:\\(?:text|textbf|mathrm|mathbf)\{)?[(\[]?[A-J](?![\w'’])"
+_LIKE = r"(?i:option |choice |letter |answer |the letter |the option )?"
+_VERB = r"(?i: is| would be| should be| must be| has to be)(?i: therefore| thus| clearly| indeed| then)?"
+_CHOICE_CUE = re.compile(
+    rf"\b(?i:answer|ans)\b(?:[ *]?[:=→]|[ *]?-+>?|\*\*)?[\s*]{{1,4}}(?={_L})"
+    rf"|\b(?i:answer|choice|option|letter|selection|one|statement)s?\b(?: [^.\n:]{{0,60}}?)?{_VERB}"
+    rf"(?:[:,]\s{{0,3}}|[ *])[ *]{{0,3}}{_LIKE}(?={_L})"
+    rf"|\b(?i:correct|right|best|final|my) (?i:option|choice|letter|selection|one)\**[:：][\s*]{{1,4}}{_LIKE}(?={_L})"
+    rf"|\b(?i:choose|chose|chosen|pick|picked|select|selected|go with|going with|went with|opt for)[:,]? "
+    rf"{_LIKE}(?={_L})"
+    rf"|(?<![^\s.])(?i:so|thus|therefore|hence|in conclusion|conclusion|it'?s|it is|it must be|that'?s|that is)[,:]? "
+    rf"(?i:(?:it is|it'?s|it must be|the answer is|we have) )?{_LIKE}(?={_L}[^A-Za-z\n]{{0,6}}(?:\n|$))"
+    rf"|(?:故|应|所以|因此)?选(?:项|择)?(?:是|为)?[:：]? ?(?={_L})|答案(?:应该|应)?(?:是|为|选)?[:：]? ?(?={_L})"
+)
+_NOUNS = ("angle", "point", "points", "side", "line", "vertex", "node", "triangle", "circle", "or", "and", "neither")
+_CHOICE_JUDGED = re.compile(
+    rf"(?<![\w'(]){''.join(f'(?<!{noun} )' for noun in _NOUNS)}(?P<named>{_L}[)\]}}>\"'”*$`.]*)"
+    r" (?:is|would be|must be|should be)(?: indeed| clearly| definitely| therefore)*(?: the| my)?"
+    r"(?: final| only| most| single| best)*(?: correct| right| best| appropriate| answer)\b(?! angle| triangle| side)"
+)
+_LAST_LINE = re.compile(rf"(?:^|\n)[\s>#*-]*({_L}[)\]}}>\"'”*$`.:]*)\s*$")
+
+
+def final_choice(response: str) -> str | None:
+    """The cleaned statement of a choice: a box or tag, or else the last sentence that announces one.
+
+    Beside the cues of `final_answer`: "option B is correct", "I choose B", "so it is B", a last line that is a letter,
+    or a whole response of one line.
+    """
+    said = _statement_of_choice(response)
+    return None if said is None else clean(said.text or "") or None
+
+
+def _statement_of_choice(response: str) -> Said | None:
+    said = statement(response)
+    if said is not None and (said.boxed or response.startswith(TAG_OPEN, said.start)):
+        return said
+    return _announced_choice(response)
+
+
+def choice_start(response: str) -> int | None:
+    """Index of the character where that statement begins, or None where there is none."""
+    said = _statement_of_choice(response)
+    return None if said is None else said.start
+
+
+def announced_choice(response: str) -> str | None:
+    """As `final_choice`, boxes and tags left aside."""
+    said = _announced_choice(response)
+    return None if said is None else clean(said.text or "") or None
+
+
+def _announced_choice(response: str) -> Said | None:
+    said = announced(response)
+    offset = max(0, len(response) - MAX_CHOICE_CHARS)
+    spoken = _spoken_choice(response[offset:])
+    if spoken is not None and (said is None or offset + spoken.start >= said.start):
+        said = spoken
+    if said is None and len(response) <= MAX_ANSWER_CHARS and "\n" not in response.strip():
+        said = Said(0, TAGS.sub("", response))
+    return said
+
+
+_TAKEN_BACK = re.compile(
+    r"\b(?:not|never|cannot|doubt|if|unless|whether|suppose|assume|assuming|incorrect|wrong|why|nor|than)\b|n['’]t\b",
+    re.IGNORECASE,
+)
+
+
+def _spoken_choice(text: str) -> Said | None:
+    found = [
+        Said(cue.start(), sentence(TAGS.sub("", text[cue.end() :][:MAX_ANSWER_CHARS])))
+        for cue in _CHOICE_CUE.finditer(text)
+        if _is_meant(text, cue.start())
+    ]
+    found += [
+        Said(judged.start(), judged["named"])
+        for judged in _CHOICE_JUDGED.finditer(text)
+        if _is_meant(text, judged.start())
+    ]
+    if last_line := _LAST_LINE.search(text):
+        found.append(Said(last_line.start(1), last_line[1]))
+    return max(found, key=lambda said: said.start, default=None)
+
+
+def _is_meant(text: str, start: int) -> bool:
+    """Whether nothing before it in its clause takes a statement back: ``if B is correct``, ``I would not choose B``."""
+    return not _TAKEN_BACK.search(re.split(r"[.!?\n,;:]", text[max(0, start - 80) : start])[-1])
