@@ -471,7 +471,7 @@ SYMPY = in_boxes(
         (r"\gcd(10^{9},3)", ROOT, 0.0),
         (r"\max(1,\sqrt{2})", ROOT, 1.0),  # equal, and no work that the rules name
         (r"\sin(10^{10})", ROOT, 0.0),
-        ("x^{100000}+(x+1)^{100000}", ROOT, 0.0),
+        ("x^{100}+(x+1)^{100}", ROOT, 0.0),
         (r"\tan(\frac{\pi}{2})", ROOT, 0.0),
         (r"\log(0)", ROOT, 0.0),
         (r"\ln(-1)", ROOT, 0.0),
