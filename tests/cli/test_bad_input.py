@@ -376,8 +376,8 @@ def bad_group(told, reason, row=3, **changes):
 
 RIGHT = GROUP | {"role": "correct", "in_pair": False, "reward": 1.0, "mask": [False]}
 WRONG = GROUP | {"in_pair": False, "mask": [False]}
-NOTHING = "groups: no group has anything to train on ({'"
-LOOK = "}); raise rollout.samples_per_problem or look at the repairs"
+NOTHING = "groups: no group has anything to train on ("
+LOOK = "); raise rollout.samples_per_problem or look at the repairs"
 GROUP_CASES = {
     "no groups": Case("train-policy", "groups", [], ["groups: no rows in it; groups is written by df build-masks"]),
     "mask shorter than the ids": bad_group(["0): 1 token ids, 0 mask; write it again"], "lengths_disagree", mask=[]),
@@ -399,26 +399,26 @@ GROUP_CASES = {
         "unknown_problem",
     ),
     "every rollout right": Case(
-        "train-policy", "groups", [RIGHT, RIGHT | {"sample": 1}], [NOTHING, "all_correct': 1", LOOK]
+        "train-policy", "groups", [RIGHT, RIGHT | {"sample": 1}], [NOTHING, "all_correct 1", LOOK]
     ),
     "every rollout wrong": Case(
-        "train-policy", "groups", [WRONG, WRONG | {"sample": 1}], [NOTHING, "no_repaired_error': 1", LOOK]
+        "train-policy", "groups", [WRONG, WRONG | {"sample": 1}], [NOTHING, "no_repaired_error 1", LOOK]
     ),
     "no repair feasible": Case(
-        "train-policy", "groups", [RIGHT, WRONG | {"sample": 1}], [NOTHING, "no_repaired_error': 1", LOOK]
+        "train-policy", "groups", [RIGHT, WRONG | {"sample": 1}], [NOTHING, "no_repaired_error 1", LOOK]
     ),
     "no pair for dpo": Case(
         "train-policy",
         "groups",
         [RIGHT, GROUP | {"sample": 1}],
-        [NOTHING, "no_repaired_error': 1", LOOK],
+        [NOTHING, "no_repaired_error 1", LOOK],
         settings="--set train.objective.algorithm=dpo",
     ),
     "group of one for dapo": Case(
         "train-policy",
         "groups",
         [WRONG],
-        [NOTHING, "dynamic_sampling': 1", LOOK],
+        [NOTHING, "dynamic_sampling 1", LOOK],
         settings="--set train.objective.algorithm=dapo --set train.gate=none",
     ),
 }
@@ -761,7 +761,9 @@ def test_groups_without_a_contrast_are_made_counted_and_not_trained_on(reward, c
     assert code == 0
     assert f"{counted} " in " ".join(out.split())
     told = [
-        f"out: no group has anything to train on ({{'{'all_correct' if reward else 'no_repaired_error'}': 1}}); raise"
+        "out: no group has anything to train on (all_correct 1); raise rollout.samples_per_problem"
+        if reward
+        else "out: no group has anything to train on (no_repaired_error 1); no response is right: of 1, 0 were cut"
     ]
     refused(
         df,
