@@ -249,7 +249,7 @@ def test_a_budget_too_small_for_a_step_says_so(stage_of, trajectories, tmp_path)
 
 def test_nothing_to_train_on_names_the_reasons(stage_of, trajectories, tmp_path):
     stage = stage_of([[all_correct(trajectories[0]), unrepaired(trajectories[1])]])
-    with pytest.raises(DataError, match=r"no group has anything to train on .*'all_correct': 1.*rollout\.samples_per"):
+    with pytest.raises(DataError, match=r"no group has anything to train on .*all_correct 1.*rollout\.samples_per"):
         execute(stage, tmp_path / "out")
 
 
