@@ -220,7 +220,8 @@ def test_kl_is_to_the_model_without_its_adapters(vlm, copy_of, rows):
         plain_logprobs(own, response_batch(own, [row.prompt], [row.ids]), temperature=TEMPERATURE)[0] for row in rows
     ]
     differences_N = torch.cat(logprobs(vlm, rows)) - torch.cat(live)
-    distance = (differences_N.exp() - 1 - differences_N).mean()
+    # A token's estimate ends at 10 nats, as the peers have it.
+    distance = (differences_N.exp() - 1 - differences_N).clamp(max=10).mean()
     assert distance > 1e-3
     (0.5 * distance).backward()
     expected = gradients(own)
