@@ -223,6 +223,7 @@ def made_up_group(vlm: VisionLanguageModel) -> list[Reading]:
     """Three responses of unequal lengths, two with a common beginning, to a made-up prompt."""
     rng = np.random.default_rng(0)
     prompt = encode_prompt(vlm, made_up_prompt(vlm))
-    allowed = np.setdiff1d(np.arange(len(vlm.tokenizer)), vlm.banned_ids)
+    # An image's token has no place in a response, whether it may be sampled or not.
+    allowed = np.setdiff1d(np.arange(len(vlm.tokenizer)), [*vlm.banned_ids, *vlm.tokenizer.all_special_ids])
     beginning, *endings = (rng.choice(allowed, length).tolist() for length in (5, 7, 3, 9))
     return [Reading(prompt, ids) for ids in (beginning + endings[0], beginning + endings[1], endings[2])]
