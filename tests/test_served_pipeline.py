@@ -134,7 +134,8 @@ def test_without_a_judge_rollouts_are_sampled_and_not_scored(tmp_path, digits):
     stage = Rollout(load_recipe("digits", settings), digits / "problems_train.parquet", digits / "base")
     manifest = execute(stage, tmp_path / "out").manifest
     assert [row["reward"] for row in iterate_rows(tmp_path / "out", ROLLOUTS)] == [None] * 4
-    assert manifest["counts"] == {"unscored": 4, "correct": 0}
+    counted = {"responses": 4, "responses_cut": 4, "responses_without_final_answer": 0}
+    assert manifest["counts"] == counted | {"unscored": 4, "correct": 0}
 
 
 def test_nulls_of_the_judge_are_counted_and_no_reward(recipe_of, server, script, tmp_path, digits):

@@ -147,14 +147,16 @@ def measure_errors(rows: Iterable[Mapping[str, Any]], threshold: float) -> dict[
     correct: dict[str, list[bool]] = defaultdict(list)
     honest: dict[str, list[bool]] = defaultdict(list)
     costs: dict[str, list[float]] = defaultdict(list)
+    looked = False
     for row in rows:
         if row["reward"] is not None:
             right = is_correct(row["reward"], threshold)
             correct[row["problem_id"]].append(right)
             costs[row["problem_id"]].append(row["cost"])
-            if "flagged" in row:
-                honest[row["problem_id"]].append(right and row["flagged"] is not True)
-    audited = {f"Acc@{k}, flagged counted wrong": _accuracy_at(honest, k) for k in (1, 2)} if honest else {}
+            flagged = row.get("flagged")
+            looked = looked or flagged is not None
+            honest[row["problem_id"]].append(right and flagged is not True)
+    audited = {f"Acc@{k}, flagged counted wrong": _accuracy_at(honest, k) for k in (1, 2)} if looked else {}
     return {
         **{f"Acc@{k}": _accuracy_at(correct, k) for k in (1, 2)},
         **audited,

@@ -37,7 +37,7 @@ WORKER = """
 from stages.scoring.answers import AnswerScorer
 def worker():
     scorer = AnswerScorer(workers=1)
-    assert scorer.score_many([r"Answer: $\\\\frac{1}{2}$"], [r"\\\\frac{2}{4}"]) == [1.0]
+    assert scorer.score_many([r"Answer: $\\sqrt{8}$"], [r"2\\sqrt{2}"]) == [1.0]
     globals()["kept"] = scorer
     return scorer._workers[0]._process.pid
 """

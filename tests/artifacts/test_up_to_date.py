@@ -162,6 +162,6 @@ def test_the_plan_of_a_stage_is_what_was_declared(base_dir, digits):
     problems = digits / "problems_test.parquet"
     made = Rollout(recipe, problems, base_dir).plan().record()
     declared = declare_rollout(recipe, problems, base_dir).record()
-    vocabulary = made["recipe"].pop("vocabulary")
-    assert (made, len(vocabulary)) == (declared, 64)
+    vocabulary, policy = (made["recipe"].pop(name) for name in ("vocabulary", "policy"))
+    assert (made, len(vocabulary), policy.keys()) == (declared, 64, {"weights", "prompts"})
     assert ROLLOUTS.name not in declared["inputs"]
