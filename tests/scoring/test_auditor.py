@@ -86,7 +86,7 @@ def test_the_policy_is_not_shown_the_letter_of_a_choice(auditor, case, repair_pr
     problem = repair_problems[0]
     problem = replace(problem, answer="B", extra=problem.extra | {"choices": ["1", "7"]})
     auditor.audit([case(problem, "The digits are 7, 1. So 7 it is. I choose B.", cost=0.1)])
-    (request,) = auditor.policy.engine.requests
+    (request,) = auditor.policy.engine.calls[0]
     assert base_vlm.tokenizer.decode(request.prompt.spliced_ids).rstrip() == "The digits are 7, 1. So 7 it is. I"
 
 
