@@ -142,7 +142,8 @@ class RlRepair:
             if self.usable_repair_set is not None:
                 with loop.sampling():
                     measures += repair_heldout(repairer, loop.auditor, self.usable_repair_set, recipe, step)
-            write_summary(step, measures)
+            if measures:
+                write_summary(step, measures)
             warn_of_flags(step.tally.counts, "repairs")
         with step.ledger.phase("save"):
             trainer.save(step.out, step.out / MODEL)
@@ -198,9 +199,10 @@ class ErrorSource:
         return read_drafts(self.step.out, problems)
 
     def _rows(self, problems: Sequence[Problem], part: int) -> list[dict[str, Any]]:
-        for problem in filter(self.held_out.holds, problems):
-            self.step.drop(problem.problem_id, "held_out", "its error, or one of the same picture, measures the model")
-        problems = [problem for problem in problems if not self.held_out.holds(problem)]
+        held_out = self.held_out.among(problems)
+        for name in sorted(held_out):
+            self.step.drop(name, "held_out", "its error, or one of the same picture, measures the model")
+        problems = [problem for problem in problems if problem.problem_id not in held_out]
         without_need = self._text_only_solvable(problems, part)
         for name in sorted(without_need):
             self.step.drop(name, "text_only_solvable")

@@ -69,6 +69,15 @@ def tiny_vlm():
     return vlm
 
 
+@pytest.fixture
+def unwrapped(tiny_vlm):
+    """A copy of the model as it is loaded, with transformers' own attention."""
+    model = copy.deepcopy(tiny_vlm.model)
+    model.generation_config = tiny_vlm.generation_config
+    model.set_attn_implementation("sdpa")
+    return model
+
+
 @pytest.fixture(scope="session")
 def tiny_internvl(tiny_vlm, tmp_path_factory):
     """A random InternVL with the same tokens."""

@@ -52,8 +52,12 @@ class HeldOut:
         self._ids = {problem.problem_id for problem in problems}
         self._shown = {name for problem in problems for name in _shown(problem)}
 
-    def holds(self, problem: Problem) -> bool:
-        return problem.problem_id in self._ids or not self._shown.isdisjoint(_shown(problem))
+    def among(self, problems: Iterable[Problem]) -> set[str]:
+        """Ids of those that are held out; no picture is decoded where none is."""
+        return {problem.problem_id for problem in problems if self._ids and self._holds(problem)}
+
+    def _holds(self, problem: Problem) -> bool:
+        return problem.problem_id in self._ids or any(name in self._shown for name in _shown(problem))
 
 
 def _shown(problem: Problem) -> Iterator[str]:

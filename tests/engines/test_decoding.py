@@ -3,7 +3,6 @@
 Axes: T tokens of a response, V vocabulary.
 """
 
-import copy
 import logging
 from dataclasses import replace
 from itertools import product
@@ -273,15 +272,6 @@ def test_memory_grows_while_rows_are_in_it(base_vlm, base_prompts, monkeypatch):
     expected = ids_of(decode(base_vlm, requests, sampling))
     monkeypatch.setattr("stages.engines.decoding.FIRST_SLOTS", 1)
     assert ids_of(decode(base_vlm, requests, sampling, rows=3)) == expected
-
-
-@pytest.fixture
-def unwrapped(tiny_vlm):
-    """A copy of the model as it is loaded, with transformers' own attention."""
-    model = copy.deepcopy(tiny_vlm.model)
-    model.generation_config = tiny_vlm.generation_config
-    model.set_attn_implementation("sdpa")
-    return model
 
 
 def test_other_attention_is_left_to_transformers_loop(tiny_vlm, unwrapped, caplog):

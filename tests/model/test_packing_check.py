@@ -15,15 +15,6 @@ from stages.model.loading import wrap_model
 from stages.model.logprobs import LogprobReader, made_up_group
 
 
-@pytest.fixture
-def unwrapped(tiny_vlm):
-    """The model as it is loaded, with transformers' own attention."""
-    model = copy.deepcopy(tiny_vlm.model)
-    model.generation_config = tiny_vlm.generation_config
-    model.set_attn_implementation("sdpa")
-    return model
-
-
 @pytest.fixture(scope="module")
 def mixed(tiny_vlm):
     """Unequal prompts and responses; two share a beginning that is longer than a small window."""

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from stages.artifacts.columns import EPISODES, METRICS, PROBLEMS
 from stages.artifacts.ledger import CostLedger
-from stages.artifacts.problems import ProblemSet, Video, encode_image
+from stages.artifacts.problems import EncodedImages, ProblemSet, Video, encode_image
 from stages.artifacts.stage import execute
 from stages.artifacts.step import Plan, Step, Tally
 from stages.artifacts.store import iterate_rows, write_rows
@@ -242,8 +242,13 @@ def test_problems_whose_errors_are_held_out_are_left_out(base_vlm, problems, ste
         (first.problem_id, "held_out"), (second.problem_id, "held_out"),
     ]  # fmt: skip
     bare = replace(fourth, images=())
-    assert HeldOut([replace(bare, problem_id="x")]).holds(bare)
-    assert not HeldOut([replace(bare, problem_id="x", question="Else?")]).holds(bare)
+    assert HeldOut([replace(bare, problem_id="x")]).among([bare]) == {bare.problem_id}
+    assert HeldOut([replace(bare, problem_id="x", question="Else?")]).among([bare]) == set()
+
+
+def test_no_picture_is_looked_at_where_nothing_is_held_out(problems):
+    unreadable = replace(problems[0], images=EncodedImages([{"bytes": b"no picture", "path": None}], "p"))
+    assert HeldOut([]).among([unreadable]) == set()
 
 
 @pytest.mark.parametrize("miss", [0.0, None])
