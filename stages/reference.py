@@ -1,6 +1,6 @@
-"""Reference tables for the README, generated from the column specs and the typed recipe.
+"""Reference tables, generated from the column specs and the typed recipe.
 
-    python -m stages.reference README.md
+    python -m stages.reference stages/REFERENCE.md
 
 rewrites what stands between the `<!-- artifacts -->` and `<!-- recipe -->` marks.
 """
@@ -64,5 +64,5 @@ def _escape(text: str) -> str:
 
 
 if __name__ == "__main__":
-    readme = Path(sys.argv[1])
-    readme.write_text(with_reference(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    page = Path(sys.argv[1])
+    page.write_text(with_reference(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Every artifact's columns, declared once: validation, the README's tables and the tests come from here."""
+"""Every artifact's columns, declared once: validation, the reference's tables and the tests come from here."""
 
 from __future__ import annotations
 
