@@ -48,7 +48,7 @@ def references(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dict[s
             "rollouts": folder / "rollout", "problems": problems, "repair-model": folder / "rl-repair", "policy": base,
         },
         "train-policy": {"groups": folder / "build-masks", "problems": problems, "policy": base, "save-every": 2},
-        "repair-set sheet": {"problems": problems, "policy": base, "count": 4},
+        "repair-set sheet": {"problems": problems, "policy": base, "count": 10},
         "evaluate": {"problems": problems, "model": base},
     }  # fmt: skip
     done = {}

@@ -95,6 +95,8 @@ def save_model(folder: Path) -> None:
     config = larger.model.config
     config.text_config.update(_TEXT_MODEL)
     config.vision_config.update(_VISION_MODEL)
+    # What the larger model's was switched to; transformers refuses the name in a configuration.
+    config.vision_config._attn_implementation = "sdpa"
     model = type(larger.model)(config)
     model.generation_config = larger.generation_config
     wrap_model(model, larger.processor).save(folder)
