@@ -1,4 +1,4 @@
-# make all     the pipeline on the embedded digits example, then its result table
+# make all     the pipeline on an embedded example, then its result table
 # make ablate  the recipe's variants, compared, in runs/<recipe>-ablation; takes the same variables
 # make test    every test but those that need vLLM
 # make test-vllm  those, on a CPU with AVX2, in an environment of their own
@@ -21,7 +21,9 @@ RECIPE ?= digits
 RUN ?= runs/$(patsubst %.yaml,%,$(notdir $(RECIPE)))
 ROUNDS ?= 3
 SEED ?= 0
-DATA ?= data/digits
+# An embedded example lies in the folder of its recipe's name.
+EXAMPLE := $(if $(wildcard data/$(RECIPE)/base),$(RECIPE))
+DATA ?= data/$(RECIPE)
 # A file, or the folder of df import-problems or df repair-set read.
 data = $(firstword $(wildcard $(DATA)/$(1).parquet $(DATA)/$(1)) $(DATA)/$(1).parquet)
 BASE ?= $(DATA)/base
@@ -54,8 +56,8 @@ SIBLING := $(or $(findstring masks.repairer=sibling,$(SET)),$(shell grep -so 're
 
 UV_LOCK = $(BIN)/uv lock --default-index https://pypi.org/simple --python $(BIN)/python
 
-ifeq ($(RECIPE),digits)
-# The example's model is so small that a second thread only waits for the first.
+ifneq ($(EXAMPLE),)
+# Its model is so small that a second thread only waits for the first.
 export OMP_NUM_THREADS ?= 1
 endif
 
@@ -112,9 +114,9 @@ endif
 CHANGED := $(filter !%,$(TO_DO))
 to_do = $(if $(filter $(1) !$(1),$(TO_DO)),again)
 
-# A recipe of one's own does not train the example's model on the example's data.
+# Another recipe has no data and no model of its own.
 BY_DEFAULT = $(filter file,$(origin $(1)))
-OWN := $(filter-out digits,$(RECIPE))
+OWN := $(if $(EXAMPLE),,$(RECIPE))
 NO_DATA := $(and $(OWN),$(call BY_DEFAULT,DATA),$(call BY_DEFAULT,TRAIN))
 NO_BASE := $(and $(call BY_DEFAULT,BASE),$(or $(and $(OWN),$(call BY_DEFAULT,DATA)),$(if $(wildcard $(BASE)),,none)))
 REFUSAL := $(strip $(if $(or $(NO_DATA),$(NO_BASE)),RECIPE=$(RECIPE): give$(if $(NO_DATA), DATA= (a folder with problems_train, problems_test and repair_set))$(and $(NO_DATA),$(NO_BASE), and)$(if $(NO_BASE), BASE= (the policy to start from: a folder or a hub name))))
@@ -178,7 +180,7 @@ test-gpu: .venv/installed-bench
 	PYTHONPATH=. $(BIN)/python tests/gpu/all.py
 
 soak: .venv/installed
-	PYTHONPATH=data/digits:tests $(BIN)/python tests/soak/load.py
+	PYTHONPATH=.:tests $(BIN)/python tests/soak/load.py
 
 fuzz: .venv-fuzz/installed
 	for target in decide compare; do .venv-fuzz/bin/python tests/scoring/fuzz_answers.py $$target --seconds $(TIME) || exit 1; done

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,6 @@ ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "data" / "digits"
 # Tiny models are fastest on one thread; several wait for each other. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(DIGITS))
 
 import stages.model  # noqa: E402, F401 - torchvision imports behind it alone
 
@@ -61,7 +59,7 @@ def repair_problems():
 @pytest.fixture(scope="session")
 def tiny_vlm():
     """A random Qwen2.5-VL, in evaluation mode; tests that change it take a copy."""
-    from tiny_model import tiny_qwen2_5_vl, train_tokenizer
+    from data.strips.tiny_model import tiny_qwen2_5_vl, train_tokenizer
 
     texts = ["user\nassistant\nWhat is the sum of the digits?", "The digits are 1, 2. 1 + 2 = 3. The answer is 3."]
     vlm = tiny_qwen2_5_vl(train_tokenizer(texts * 20), seed=0)

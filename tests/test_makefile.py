@@ -48,7 +48,9 @@ def make(run: Path, *options: str, dry: bool = True) -> subprocess.CompletedProc
     if not any(option.startswith("ROUNDS=") for option in options):
         command.append("ROUNDS=2")
     # `make test` tells the make below it that it is one, and what it was called with.
-    environment = {name: value for name, value in os.environ.items() if name not in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS")
+    }
     environment["PYTHONPATH"] = str(ROOT)
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
 

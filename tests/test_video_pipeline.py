@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from data.strips.tiny_model import plain_logprobs
 from stages.artifacts.columns import GROUPS, METRICS, PROBLEMS, ROLLOUTS, SCORES
 from stages.artifacts.notes import read_manifest
 from stages.artifacts.problems import ProblemSet, encode_image
@@ -24,7 +25,6 @@ from stages.recipe import load_recipe
 from stages.s3_rollout import Rollout
 from stages.s4_build_masks import BuildMasks
 from stages.s5_train_policy import TrainPolicy
-from tiny_model import plain_logprobs
 
 pytestmark = pytest.mark.timeout(600)
 

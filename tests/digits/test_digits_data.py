@@ -1,25 +1,50 @@
-"""The embedded example: what is committed is what the builder makes, and no handwriting is in two places."""
+"""The embedded examples: what is committed is what their builders make, and no handwriting is in two places."""
 
 import io
+from dataclasses import dataclass
+from pathlib import Path
 
-import build
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from handwriting import CELL, POOLS, _cell, load_pools
+from data.digits import build as short
+from data.strips.handwriting import CELL, POOLS, Handwriting, load_pools
+from data.strips.making import make_problems
+from data.strips.worked import QUESTIONS, Slips, gold_answer, worked_answer
 from stages.artifacts.columns import PROBLEMS
 from stages.core.alignment import edit_cost
 from stages.scoring.answers import score_answer
 from stages.training.heldout import with_end
-from worked import QUESTIONS, Slips, gold_answer, no_slips, worked_answer
 
-FILES = {"problems_train": 2000, "problems_test": 500, "repair_set": 1000}
+DATA = Path(__file__).parents[2] / "data"
+REPAIR_POOLS = {"repair": slice(0, 900), "heldout": slice(900, 1000)}
 
 
-def rows(digits, name):
-    return pq.read_table(digits / f"{name}.parquet").to_pylist()
+@dataclass(frozen=True)
+class Example:
+    folder: Path
+    pools: dict[str, Handwriting]
+    problems: dict[str, str]
+    """Pool of each file of problems."""
+    limit: int
+    """Bytes of the folder."""
+
+    def rows(self, name):
+        return pq.read_table(self.folder / f"{name}.parquet").to_pylist()
+
+
+EXAMPLES = {
+    "digits": Example(
+        DATA / "digits", load_pools(short.SEED), {"problems_train": "train", "problems_test": "test"}, 10_000_000
+    ),
+}
+
+
+@pytest.fixture(params=EXAMPLES.values(), ids=EXAMPLES)
+def example(request):
+    return request.param
 
 
 def cells(row) -> list[bytes]:
@@ -33,68 +58,72 @@ def pixels(row) -> list[tuple[tuple[int, int], bytes]]:
     return [(image.size, image.tobytes()) for image in images]
 
 
-@pytest.mark.parametrize(("name", "least"), FILES.items())
-def test_there_are_enough_problems_of_every_kind(digits, name, least):
-    found = rows(digits, name)
-    assert len(found) >= least
-    assert {row["kind"] for row in found} == set(QUESTIONS)
-    assert all(row["question"] == QUESTIONS[row["kind"]] for row in found)
+def test_every_file_has_every_kind_of_question(example):
+    assert len(example.rows("repair_set")) == 1000
+    for name in [*example.problems, "repair_set"]:
+        found = example.rows(name)
+        assert {row["kind"] for row in found} == set(QUESTIONS)
+        assert all(row["question"] == QUESTIONS[row["kind"]] for row in found)
 
 
-def test_pools_share_no_scan():
-    pools = load_pools(build.SEED)
-    indices = [index for pool in pools.values() for part in pool.indices.values() for index in part.tolist()]
+def test_no_problem_is_in_two_files(example):
+    strips = [tuple(cells(row)) for name in [*example.problems, "repair_set"] for row in example.rows(name)]
+    assert len(set(strips)) == len(strips)
+
+
+def test_pools_share_no_scan(example):
+    indices = [index for pool in example.pools.values() for part in pool.indices.values() for index in part.tolist()]
     assert len(indices) == len(set(indices)) == 1797
 
 
-def test_every_digit_shown_comes_from_its_files_own_pool(digits):
-    pools = load_pools(build.SEED)
+def test_every_digit_shown_comes_from_its_files_own_pool(example):
     own = {
-        name: {_cell(scan).tobytes() for scans in pool.scans.values() for scan in scans} for name, pool in pools.items()
+        name: {pool.cell(scan).tobytes() for scans in pool.scans.values() for scan in scans}
+        for name, pool in example.pools.items()
     }
-    repairs = rows(digits, "repair_set")
-    shown = {
-        "train": rows(digits, "problems_train"),
-        "test": rows(digits, "problems_test"),
-        "repair": repairs[:900],
-        "heldout": repairs[900:],
-    }
-    for name, found in shown.items():
+    shown = [(pool, example.rows(name)) for name, pool in example.problems.items()]
+    shown += [(pool, example.rows("repair_set")[part]) for pool, part in REPAIR_POOLS.items()]
+    for name, found in shown:
         assert {cell for row in found for cell in cells(row)} <= own[name]
         assert not any(own[name] & own[other] for other in POOLS if other != name)
 
 
-def test_the_builder_makes_the_committed_problems_again(digits):
-    rng = build.generators()["test"]
-    made = build.make_problems("test", load_pools(build.SEED)["test"], build.TEST_PROBLEMS, rng)
+@pytest.mark.parametrize(
+    ("name", "count", "builder"),
+    [("digits", short.TEST_PROBLEMS, short)],
+)
+def test_the_builder_makes_the_committed_problems_again(name, count, builder):
+    example = EXAMPLES[name]
+    made = make_problems("test", example.pools["test"], count, builder.LENGTHS, builder.generators()["test"])
     names = [column.name for column in PROBLEMS.columns if column.name != "images" and not column.optional]
-    committed = rows(digits, "problems_test")
+    committed = example.rows("problems_test")
     assert [[row[name] for name in names] for row in made] == [[row[name] for name in names] for row in committed]
     assert [pixels(row) for row in made] == [pixels(row) for row in committed]
 
 
-def test_repairs_are_right_and_errors_are_wrong(digits):
-    for row in rows(digits, "repair_set"):
+def test_repairs_are_right_and_errors_are_wrong(example):
+    for row in example.rows("repair_set"):
         assert score_answer(row["error"], row["answer"]) == 0
         assert score_answer(row["repair"], row["answer"]) == 1
 
 
-def test_errors_are_local(digits, base_vlm):
+def test_errors_are_local(example, base_vlm):
     """What difference feedback is for: an error and its repair share most of their tokens."""
     costs = [
         edit_cost(with_end(base_vlm, row["error"]), with_end(base_vlm, row["repair"]))
-        for row in rows(digits, "repair_set")
+        for row in example.rows("repair_set")
     ]
     assert min(costs) > 0
     assert np.mean(costs) < 0.15
 
 
 @pytest.mark.parametrize("kind", QUESTIONS)
-def test_worked_answers_lead_to_the_right_answer(kind):
+@pytest.mark.parametrize(("right", "lengths"), [(short.right, short.LENGTHS)], ids=EXAMPLES)
+def test_worked_answers_lead_to_the_right_answer(kind, right, lengths):
     rng = np.random.default_rng(0)
     for _ in range(200):
-        digits = rng.integers(0, 10, rng.integers(3, 5)).tolist()
-        assert worked_answer(kind, digits, no_slips()).endswith(f"The answer is {gold_answer(kind, digits)}.")
+        digits = rng.integers(0, 10, rng.integers(lengths[0], lengths[1] + 1)).tolist()
+        assert right(kind, digits).endswith(f"The answer is {gold_answer(kind, digits)}.")
 
 
 def test_a_wrong_reading_stays_in_the_rest_of_the_answer():
@@ -103,7 +132,7 @@ def test_a_wrong_reading_stays_in_the_rest_of_the_answer():
     assert text == "The digits are 8, 7, 9. 8 + 7 = 15. 15 + 9 = 24. The answer is 24."
 
 
-def test_the_base_is_small_and_holds_safetensors_only(digits):
-    files = list((digits / "base").iterdir())
-    assert sum(file.stat().st_size for file in files) <= 6_000_000
+def test_the_base_is_small_and_holds_safetensors_only(example):
+    files = list((example.folder / "base").iterdir())
     assert {file.suffix for file in files} <= {".safetensors", ".json", ".jinja"}
+    assert sum(file.stat().st_size for file in example.folder.rglob("*") if file.is_file()) <= example.limit

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from data.strips.tiny_model import plain_logprobs
 from stages.model.batches import encode_prompt, response_batch
 from stages.model.prompts import policy_prompt
-from tiny_model import plain_logprobs
 
 
 def noisy(width, height, seed):

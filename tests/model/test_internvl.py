@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+from data.strips.tiny_model import plain_logprobs
 from stages.engines.protocol import Request, Sampling, ScoreRequest
 from stages.engines.transformers_engine import TransformersEngine
 from stages.model.batches import encode_prompt, response_batch
@@ -12,7 +13,6 @@ from stages.sections import OptimizerSection, TrainerSection
 from stages.training.losses import SupervisedLoss
 from stages.training.trainer import Trainer, TrainingRow
 from tiny_internvl import SPECIAL
-from tiny_model import plain_logprobs
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.strips.tiny_model import CHAT_TEMPLATE
 from readings import assert_read_as_plain, noisy
 from stages.artifacts.problems import Video
 from stages.engines.decoding import Decoder, Numbered
@@ -24,7 +25,6 @@ from stages.model.loading import wrap_model
 from stages.model.logprobs import LogprobReader
 from stages.model.prompts import policy_prompt, repair_prompt
 from stages.sections import PromptSection
-from tiny_model import CHAT_TEMPLATE
 
 STYLE = SimpleNamespace(instruction="")
 TOKENS_PER_SECOND = 4  # the tiny model's, transformers' default

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from data.strips.tiny_model import tiny_qwen2_5_vl, train_tokenizer
 from stages.artifacts.columns import PROBLEMS
 from stages.artifacts.problems import encode_image
 from stages.artifacts.store import write_tables
@@ -19,7 +20,6 @@ from stages.engines.protocol import Completion, Request, Sampling, ScoreRequest
 from stages.model.loading import VisionLanguageModel, wrap_model
 from stages.model.prompts import Prompt
 from stages.recipe import Recipe, load_recipe
-from tiny_model import tiny_qwen2_5_vl, train_tokenizer
 
 QUESTION = re.compile(r"What is (\d+) \+ (\d+)\?")
 ONE_IN = 4

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.strips.tiny_model import plain_logprobs
 from stages.core.alignment import difference_masks
 from stages.core.objectives import OBJECTIVES, policy_loss
 from stages.model.batches import encode_prompt, response_batch
@@ -18,7 +19,6 @@ from stages.training.groups import with_token_advantages
 from stages.training.losses import PolicyObjective, SupervisedLoss
 from stages.training.preferences import PreferenceObjective
 from stages.training.trainer import Trainer, TrainingRow
-from tiny_model import plain_logprobs
 
 TEMPERATURE = 0.7
 ROLLOUT = RolloutSection(max_new_tokens=32, temperature=TEMPERATURE)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.strips.tiny_model import plain_logprobs
 from stages.artifacts.columns import GROUPS, METRICS
 from stages.artifacts.stage import execute
 from stages.artifacts.store import iterate_rows, write_rows
@@ -20,7 +21,6 @@ from stages.training.groups import rows_to_work_on
 from stages.training.losses import PolicyObjective
 from stages.training.prime import PRM, OutcomeLoss, ProcessRewards
 from stages.training.trainer import MACHINE_METRICS, OPTIMIZER_STATE, Trainer, TrainingRow
-from tiny_model import plain_logprobs
 
 TEMPERATURE = 0.7
 RIGHT, WRONG = 20, 21

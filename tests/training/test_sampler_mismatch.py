@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from data.strips.tiny_model import plain_logprobs
 from stages.core.objectives import OBJECTIVES
 from stages.errors import RecipeError
 from stages.model.batches import encode_prompt, response_batch
@@ -14,7 +15,6 @@ from stages.sections import ObjectiveSection, OptimizerSection, RolloutSection, 
 from stages.training.groups import with_token_advantages
 from stages.training.losses import PolicyObjective, check_objective, mismatch_metrics
 from stages.training.trainer import Trainer, TrainingRow
-from tiny_model import plain_logprobs
 
 ROLLOUT = RolloutSection(max_new_tokens=12, temperature=0.7)
 LENGTHS = (3, 9, 6)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from data.strips.tiny_model import plain_logprobs
 from stages.core.objectives import OBJECTIVES
 from stages.errors import ArtifactError, ModelError
 from stages.model.batches import encode_prompt, response_batch
@@ -17,7 +18,6 @@ from stages.sections import ObjectiveSection, OptimizerSection, RolloutSection, 
 from stages.training.groups import with_token_advantages
 from stages.training.losses import PolicyObjective, SupervisedLoss
 from stages.training.trainer import MACHINE_METRICS, Trainer, TrainingRow, totals_of
-from tiny_model import plain_logprobs
 
 ROLLOUT = RolloutSection(max_new_tokens=12, temperature=0.7)
 LENGTHS = (3, 11, 5, 1, 8)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data.strips.tiny_model import plain_logprobs
 from stages.model.batches import encode_prompt, response_batch
 from stages.model.layout import Reading
 from stages.model.loading import load_model
@@ -16,7 +17,6 @@ from stages.model.prompts import policy_prompt
 from stages.sections import LoraSection, ObjectiveSection, OptimizerSection, RolloutSection, TrainerSection
 from stages.training.losses import PolicyObjective, SupervisedLoss
 from stages.training.trainer import ADAPTERS, OPTIMIZER_STATE, Trainer, TrainingRow
-from tiny_model import plain_logprobs
 
 TEMPERATURE = 0.7
 RANK, ALPHA = 4, 8

@@ -16,25 +16,42 @@ tenth, which is never trained on."""
 
 
 @dataclass(frozen=True)
+class Strip:
+    """Black on white."""
+
+    image: Image.Image
+    digits: list[int]
+    scans: list[int]
+    """Index in scikit-learn of each digit's scan."""
+
+
+@dataclass(frozen=True)
 class Handwriting:
     """One pool: its scans by digit, each (8, 8) with ink from 0 to 16, and their indices in scikit-learn."""
 
     scans: dict[int, np.ndarray]
     indices: dict[int, np.ndarray]
+    resampling: Image.Resampling
+    """How a scan becomes a cell."""
 
-    def strip(self, digits: list[int], rng: np.random.Generator) -> tuple[Image.Image, list[int]]:
-        """Draw a scan for each digit; return the strip, black on white, and the scans' indices."""
+    def strip(self, digits: list[int], rng: np.random.Generator) -> Strip:
+        """Draw a scan for each digit."""
         picks = [int(rng.integers(len(self.scans[digit]))) for digit in digits]
-        cells = [_cell(self.scans[digit][pick]) for digit, pick in zip(digits, picks, strict=True)]
+        cells = [self.cell(self.scans[digit][pick]) for digit, pick in zip(digits, picks, strict=True)]
         used = [int(self.indices[digit][pick]) for digit, pick in zip(digits, picks, strict=True)]
-        return Image.fromarray(np.hstack(cells)), used
+        return Strip(Image.fromarray(np.hstack(cells)), digits, used)
+
+    def cell(self, scan: np.ndarray) -> np.ndarray:
+        """A scan (8, 8) as pixels (28, 28) from 0 to 255."""
+        ink = Image.fromarray((255 - scan * 255 / 16).astype(np.uint8))
+        return np.asarray(ink.resize((CELL, CELL), self.resampling))
 
 
-def load_pools(seed: int) -> dict[str, Handwriting]:
+def load_pools(seed: int, resampling: Image.Resampling = Image.Resampling.BILINEAR) -> dict[str, Handwriting]:
     """Split every digit's scans over the pools."""
     data = load_digits()
     rng = np.random.default_rng(seed)
-    pools: dict[str, Handwriting] = {name: Handwriting({}, {}) for name in POOLS}
+    pools: dict[str, Handwriting] = {name: Handwriting({}, {}, resampling) for name in POOLS}
     for digit in range(10):
         indices = rng.permutation(np.flatnonzero(data.target == digit))
         cuts = (np.cumsum(list(POOLS.values()))[:-1] * len(indices)).round().astype(int)
@@ -42,8 +59,3 @@ def load_pools(seed: int) -> dict[str, Handwriting]:
             pools[name].scans[digit] = data.images[part]
             pools[name].indices[digit] = part
     return pools
-
-
-def _cell(scan: np.ndarray) -> np.ndarray:
-    ink = Image.fromarray((255 - scan * 255 / 16).astype(np.uint8))
-    return np.asarray(ink.resize((CELL, CELL), Image.Resampling.BILINEAR))

@@ -6,6 +6,7 @@ of the answer, as it does in a person's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +45,7 @@ def no_slips() -> Slips:
     return Slips(0.0, 0.0, np.random.default_rng(0))
 
 
-def gold_answer(kind: str, digits: list[int]) -> int:
+def gold_answer(kind: str, digits: Sequence[int]) -> int:
     """The right answer, computed on its own rather than read off a worked answer."""
     return {
         "sum": sum(digits),
@@ -55,11 +56,11 @@ def gold_answer(kind: str, digits: list[int]) -> int:
     }[kind]
 
 
-def reading(digits: list[int]) -> str:
-    return f"The digits are {_listed(digits)}."
+def reading(digits: Sequence[int]) -> str:
+    return f"The digits are {listed(digits)}."
 
 
-def worked_answer(kind: str, digits: list[int], slips: Slips) -> str:
+def worked_answer(kind: str, digits: Sequence[int], slips: Slips) -> str:
     """A worked answer of 30 to 60 tokens that ends in `The answer is N.`"""
     seen = [slips.read(digit) for digit in digits]
     steps, result = _STEPS[kind](seen, slips)
@@ -85,7 +86,7 @@ def _largest(seen: list[int], slips: Slips) -> tuple[str, int]:
     running: list[int] = []
     for digit in seen:
         running.append(slips.step_to(max([digit, *running[-1:]])))
-    return f"Largest so far: {_listed(running)}.", running[-1]
+    return f"Largest so far: {listed(running)}.", running[-1]
 
 
 def _even(seen: list[int], slips: Slips) -> tuple[str, int]:
@@ -101,10 +102,10 @@ def _count(name: str, hits: list[bool], slips: Slips) -> tuple[str, int]:
     for hit in hits:
         count = slips.step_to(count + hit)
         running.append(count)
-    return f"{name} so far: {_listed(running)}.", count
+    return f"{name} so far: {listed(running)}.", count
 
 
-def _listed(numbers: list[int]) -> str:
+def listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
 
 

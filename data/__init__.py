@@ -1,0 +1,1 @@
+"""The embedded examples, as modules: `python -m data.digits.build`."""
