@@ -412,6 +412,11 @@ class TrainSection(Section):
     """`df train-policy` (eq. 10-28)."""
 
     gate: Gate = Field("difference", description="`none` is the plain algorithm on the whole rollout group.")
+    group: Literal["pairs", "all"] = Field(
+        "pairs",
+        description="`pairs`: the repaired errors and their repairs (eq. 16); `all`: every scored rollout and every "
+        "selected repair, with gate 1 where there is no pair (our choice; needs a gate, and no `ppo` or `dpo`).",
+    )
     half_life: Annotated[float, Field(gt=0)] = Field(
         2.0, description="Tokens after which a soft weight halves (our choice)."
     )
@@ -425,6 +430,15 @@ class TrainSection(Section):
     objective: ObjectiveSection = ObjectiveSection()
     optimizer: OptimizerSection = OptimizerSection()
     prime: PrimeSection = PrimeSection()
+
+    @model_validator(mode="after")
+    def _has_one_group(self) -> TrainSection:
+        """What trains on the rollouts alone, or on pairs alone, leaves `group` no choice."""
+        fixed = {"ppo": "the rollouts", "dpo": "pairs"}.get(self.objective.algorithm)
+        if self.group == "all" and (self.gate == "none" or fixed):
+            found = f"objective.algorithm is {self.objective.algorithm}" if fixed else "gate is none"
+            raise ValueError(f"group is all, but {found}, which takes {fixed or 'the rollouts'} alone; set group=pairs")
+        return self
 
 
 class LoraSection(Section):
@@ -466,7 +480,11 @@ class VariantSection(Section):
 
 PAPER_VARIANTS = {
     "difference": {},
-    "no_df": {"set": ["masks.repairer=sibling", "train.gate=none"], "repair_model": "none", "matches": "difference"},
+    "no_df": {
+        "set": ["masks.repairer=sibling", "train.gate=none", "train.group=pairs"],
+        "repair_model": "none",
+        "matches": "difference",
+    },
     "lcs": {"set": ["masks.align=lcs"]},
     "soft": {"set": ["train.gate=soft"]},
     "sft_only": {"repair_model": "sft"},
@@ -479,7 +497,7 @@ PAPER_VARIANTS = {
     **{f"candidates_{k}": {"set": [f"masks.candidates={k}"], "matches": "difference"} for k in (1, 3, 4)},
     "sibling": {"set": ["masks.repairer=sibling"], "repair_model": "none"},
     "prime": {
-        "set": ["masks.repairer=sibling", "train.gate=none", "train.advantage=prime"],
+        "set": ["masks.repairer=sibling", "train.gate=none", "train.group=pairs", "train.advantage=prime"],
         "repair_model": "none",
         "matches": "difference",
     },

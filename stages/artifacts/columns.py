@@ -286,10 +286,10 @@ GROUPS = TableSpec(
         _PROBLEM_ID,
         _GROUP_SAMPLE,
         Column("role", pa.string(), "`correct`, `error` or `repair`"),
-        Column("in_pair", pa.bool_(), "takes part in the difference-feedback group (eq. 16)"),
+        Column("in_pair", pa.bool_(), "takes part in the difference-feedback group of pairs (eq. 16)"),
         Column("ids", IDS, "response token ids"),
         Column("reward", pa.float32(), "task reward R"),
-        Column("mask", MASK, "hard difference mask (eq. 8, 19); all true on an ungated row"),
+        Column("mask", MASK, "hard difference mask (eq. 8, 19); all true on an ungated row in the group of pairs"),
         Column("old_logprobs", FLOATS, "the policy's own log-prob of each token, teacher-forced"),
         _FINISH,
         Column(

@@ -32,11 +32,12 @@ class Trajectory:
 def optimization_group(
     rows: Sequence[Mapping[str, Any]], train: TrainSection, rollout: RolloutSection
 ) -> list[Trajectory]:
-    """One problem's trajectories as the recipe's gate wants them, or none.
+    """One problem's trajectories as the recipe's gate and group want them, or none.
 
-    Difference feedback trains on the errors and their selected repairs (eq. 16), the ungated baseline on the
-    whole rollout group, and PPO on that one with either: its correct rollouts have gate 1, its errors their masks
-    (eq. 24-28), which mark nothing on an error without a repair. DPO takes pairs whatever the gate.
+    Difference feedback trains on the errors and their selected repairs (eq. 16), or, where the group is `all` (our
+    choice), on every rollout beside the repairs, with gate 1 where there is no pair. The ungated baseline trains on
+    the whole rollout group, and PPO on that one with either gate: its correct rollouts have gate 1, its errors their
+    masks (eq. 24-28), which mark nothing on an error without a repair. DPO takes pairs whatever the gate.
     """
     if train.objective.algorithm == "dpo":
         return _preference_pairs(rows, train)
@@ -59,17 +60,16 @@ def left_out(rows: Sequence[Mapping[str, Any]], train: TrainSection) -> str | No
     """
     pairs_only = train.objective.algorithm == "dpo"
     rows_G = [row for pair in _pairs(rows) for row in pair] if pairs_only else _rows_of_gate(rows, train)
-    if rows_G and not (train.objective.algorithm == "dapo" and len({row["role"] == "error" for row in rows_G}) == 1):
-        return None
-    if not pairs_only and (train.gate == "none" or any(row["in_pair"] for row in rows)):
-        return "dynamic_sampling"
-    return "all_correct" if all(row["role"] == "correct" for row in rows) else "no_repaired_error"
+    if not rows_G:
+        return "all_correct" if all(row["role"] == "correct" for row in rows) else "no_repaired_error"
+    is_uniform = len({row["role"] == "error" for row in rows_G}) == 1
+    return "dynamic_sampling" if train.objective.algorithm == "dapo" and is_uniform else None
 
 
 def _rows_of_gate(rows: Sequence[Mapping[str, Any]], train: TrainSection) -> list[Mapping[str, Any]]:
     if train.gate == "none" or has_critic(train.objective.algorithm):
         return [row for row in rows if row["role"] != "repair"]
-    return [row for row in rows if row["in_pair"]]
+    return [row for row in rows if row["in_pair"] or train.group == "all"]
 
 
 def _preference_pairs(rows: Sequence[Mapping[str, Any]], train: TrainSection) -> list[Trajectory]:
@@ -83,7 +83,8 @@ def _pairs(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], M
 
 
 def _trajectory(row: Mapping[str, Any], advantage: float, train: TrainSection) -> Trajectory:
-    gate = "none" if row["role"] == "correct" else train.gate
+    is_free = row["role"] == "correct" or (train.group == "all" and not row["in_pair"])
+    gate = "none" if is_free else train.gate
     return Trajectory(row, advantage, gate_weights(row["mask"], gate, half_life=train.half_life).tolist())
 
 

@@ -27,8 +27,8 @@ UNGATED = row("error", 0.0, [True, True], in_pair=True)
 GROUP = [CORRECT, ERROR, REPAIR, LOST]
 
 
-def group(rows, gate="difference", algorithm="grpo", **objective):
-    section = TrainSection(gate=gate, objective=ObjectiveSection(algorithm=algorithm, **objective))
+def group(rows, gate="difference", algorithm="grpo", of="pairs", **objective):
+    section = TrainSection(gate=gate, group=of, objective=ObjectiveSection(algorithm=algorithm, **objective))
     return optimization_group(rows, section, ROLLOUT)
 
 
@@ -65,6 +65,72 @@ def test_an_error_kept_without_repair_has_gate_one(gate):
     found = group([CORRECT, ERROR, REPAIR, UNGATED], gate)
     assert [trajectory.row for trajectory in found] == [ERROR, REPAIR, UNGATED]
     assert list(found[2].gate_T) == [1, 1]
+
+
+@pytest.mark.parametrize("gate", ["difference", "soft"])
+@pytest.mark.parametrize("algorithm", GROUP_RELATIVE)
+def test_without_a_repair_the_group_of_all_is_the_ungated_one(gate, algorithm):
+    rows = [CORRECT, LOST, CORRECT | {"reward": 0.9}, LOST | {"reward": 0.2}]
+    found = group(rows, gate, algorithm, "all", overlong_buffer=6)
+    assert found == group(rows, "none", algorithm, overlong_buffer=6)
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize("gate", ["difference", "soft"])
+@pytest.mark.parametrize("algorithm", GROUP_RELATIVE)
+def test_of_repaired_errors_without_a_correct_rollout_the_group_of_all_is_the_paper_s(gate, algorithm):
+    rows = [ERROR, REPAIR, ERROR | {"reward": 0.3}, REPAIR | {"mask": [True, False, False]}]
+    found = group(rows, gate, algorithm, "all", overlong_buffer=6)
+    assert found == group(rows, gate, algorithm, overlong_buffer=6)
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize("lost", [LOST, UNGATED])
+@pytest.mark.parametrize("gate", ["difference", "soft"])
+def test_the_group_of_all_gates_its_pairs_alone(gate, lost):
+    """Against a loop over the rows; an error without a repair has gate 1 whatever `masks.no_feasible` was."""
+    rows = [CORRECT, ERROR | {"reward": 0.25}, REPAIR, lost, CORRECT | {"ids": [4, 5], "mask": [False] * 2}]
+    mean = sum(own["reward"] for own in rows) / 5
+    deviation = (sum((own["reward"] - mean) ** 2 for own in rows) / 4) ** 0.5
+    found = group(rows, gate, of="all")
+    assert [trajectory.row for trajectory in found] == rows
+    for own, trajectory in zip(rows, found, strict=True):
+        marked = [t for t, is_marked in enumerate(own["mask"]) if is_marked]
+        token_advantages = []
+        for t in range(len(own["ids"])):
+            weight = 1.0
+            if own["role"] == "repair" or own["reward"] == 0.25:
+                away = min(abs(t - other) for other in marked)
+                weight = 2 ** (-away / 2) if gate == "soft" else float(away == 0)
+            token_advantages.append((own["reward"] - mean) / (deviation + 1e-4) * weight)
+        assert [trajectory.advantage * weight for weight in trajectory.gate_T] == pytest.approx(token_advantages)
+
+
+def test_the_group_of_all_has_no_gradient_without_contrast():
+    assert {trajectory.advantage for trajectory in group([CORRECT, CORRECT], of="all")} == {0}
+    assert {trajectory.advantage for trajectory in group([LOST, LOST, LOST], of="all")} == {0}
+    assert group([LOST, LOST], algorithm="dapo", of="all") == []
+    assert [t.row for t in group([ERROR, REPAIR, LOST], algorithm="dapo", of="all")] == [ERROR, REPAIR, LOST]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["train.gate=none"], "gate is none, which takes the rollouts alone"),
+        (["train.objective.algorithm=ppo"], r"objective\.algorithm is ppo, which takes the rollouts alone"),
+        (["train.objective.algorithm=dpo"], r"objective\.algorithm is dpo, which takes pairs alone"),
+    ],
+)
+def test_what_leaves_the_group_no_choice_is_refused(settings, told):
+    with pytest.raises(RecipeError, match=rf"train: group is all, but {told}; set group=pairs"):
+        load_recipe("digits", ["train.group=all", *settings])
+
+
+def test_every_variant_of_the_paper_s_tables_runs_beside_the_group_of_all():
+    recipe = load_recipe("digits", ["train.group=all"])
+    for name, variant in recipe.ablate.variants.items():
+        of = load_recipe("digits", ["train.group=all", *variant.set]).train
+        assert (of.group == "all") == (of.gate != "none"), name
 
 
 @pytest.mark.parametrize(("gate", "gates"), [("difference", [[0, 1, 0, 0], [0, 1, 0]]), ("none", [[1] * 4, [1] * 3])])

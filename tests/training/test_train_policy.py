@@ -62,6 +62,10 @@ def pair(trajectory):
     return [row(name, error, "error", 0.0, in_pair=True), row(name, repair, "repair", 1.0, in_pair=True)]
 
 
+def half_marked(trajectory):
+    return [row | {"mask": [token % 2 == 0 for token in range(len(row["ids"]))]} for row in pair(trajectory)]
+
+
 def all_correct(trajectory):
     name, (_, right) = trajectory
     return [row(name, right, "correct", 1.0, in_pair=False)] * 2
@@ -138,6 +142,8 @@ SKIPPED = {"all_correct": 1, "no_repaired_error": 1}
         (["train.objective.algorithm=dapo"], SKIPPED | {"dynamic_sampling": 1}, 0, 1),
         (["train.gate=none"], {}, 2, 4),
         (["train.gate=none", "train.objective.algorithm=dapo"], {"dynamic_sampling": 2}, 0, 2),
+        (["train.group=all"], {}, 2, 4),
+        (["train.group=all", "train.objective.algorithm=dapo"], {"dynamic_sampling": 2}, 0, 2),
     ],
 )
 def test_what_is_not_trained_on_is_counted_by_reason(stage_of, trajectories, tmp_path, settings, dropped, equal, used):
@@ -148,6 +154,34 @@ def test_what_is_not_trained_on_is_counted_by_reason(stage_of, trajectories, tmp
     assert (manifest["rows_in"], manifest["rows_out"]) == (4, used)
     assert {reason: count for reason, count in manifest["dropped"].items() if count} == dropped
     assert manifest["counts"]["groups_of_equal_rewards"] == equal
+
+
+@pytest.mark.parametrize(
+    ("make", "other"), [(unrepaired, "train.gate=none"), (half_marked, "train.group=pairs")], ids=["ungated", "paper"]
+)
+def test_the_group_of_all_trains_as_its_limits_do(stage_of, trajectories, tmp_path, make, other):
+    """Without a repair as the plain algorithm, without a correct rollout as the paper's: to the last bit."""
+    groups = [[make(trajectory) for trajectory in trajectories[:4]]]
+    outs = [tmp_path / "all", tmp_path / "limit"]
+    for out, setting in zip(outs, ["train.group=all", other], strict=True):
+        execute(stage_of(groups, setting), out)
+    found, limit = ([row for row in metric_rows(out) if row["metric"] not in MACHINE_METRICS] for out in outs)
+    assert found == limit
+    assert {row["step"] for row in found if row["metric"] == "grad_norm" and row["value"] > 0} == {1, 2}
+    weights, same = (load_model(out / "model").model.state_dict() for out in outs)
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+
+
+def test_the_group_of_all_trains_on_what_the_paper_s_leaves_out(stage_of, trajectories, tmp_path):
+    """The density of errors' gates is that of a half-marked one among whole ones."""
+    groups = [half_marked(trajectories[0]) + unrepaired(trajectories[0]), unrepaired(trajectories[1])]
+    execute(stage_of([groups], "train.group=all"), tmp_path / "out")
+    errors = [row for group in groups for row in group if row["role"] == "error"]
+    opened = [sum(row["mask"]) if row["in_pair"] else len(row["ids"]) for row in errors]
+    (density,) = metrics_of(tmp_path / "out", "gate_density/error").values()
+    assert density == pytest.approx(sum(opened) / sum(len(row["ids"]) for row in errors))
+    assert density < 1
+    assert metrics_of(tmp_path / "out", "gate_density/correct") == {1: 1}
 
 
 @pytest.mark.parametrize("gate", ["difference", "none"])
