@@ -18,6 +18,8 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     ),
     "sft-repair": (
         "df sft-repair --recipe digits --repair-set data/digits/repair_set.parquet --policy data/digits/base --out sft",
+        "df sft-repair --repair-set data/digits/repair_set.parquet --policy data/digits/base --prompt policy "
+        "--out taught",
     ),
     "rl-repair": (
         "df rl-repair --problems data/digits/problems_train.parquet --policy data/digits/base --repair-model sft "

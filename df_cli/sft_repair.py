@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,9 +19,16 @@ def sft_repair(
     model: Annotated[
         Path, typer.Option("--policy", "--model", help="Policy, which the repair model starts from: a checkpoint.")
     ],
+    prompt: Annotated[
+        Literal["repair", "policy"],
+        typer.Option(
+            help="repair: what a repair model is shown; policy: the question alone, which trains a policy on the "
+            "repairs as answers."
+        ),
+    ] = "repair",
     on_bad_row: options.OnBadRow = "fail",
 ) -> Stage:
-    """Train the repair model on annotated repairs (eq. 1)."""
+    """Train the repair model on annotated repairs (eq. 1), or the policy on the repairs as answers."""
     from stages.s1_sft_repair import SftRepair
 
-    return SftRepair(recipe, repair_set, model, on_bad_row)
+    return SftRepair(recipe, repair_set, model, prompt, on_bad_row)

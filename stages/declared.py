@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from stages.artifacts.columns import EPISODES, ERRORS, GROUPS, PREFERENCES, PROBLEMS, REPAIR_SET, ROLLOUTS, TableSpec
 from stages.artifacts.notes import MODEL
@@ -16,6 +16,7 @@ from stages.recipe import Recipe
 from stages.sections import MARK_FIELDS, MASK_OPTIONS, SAMPLING_FIELDS, Algorithm
 
 Inputs = dict[str, Path | Input]
+PromptKind = Literal["repair", "policy"]
 WEIGHTS = (f"{MODEL}/*",)
 """What sampling and scoring read of a training step's output."""
 
@@ -40,12 +41,15 @@ def declare_repair_set(recipe: Recipe, sheet: Path, annotated: Path, policy: Pat
     return Plan("repair-set read", sections, recipe.seed, inputs)
 
 
-def declare_sft_repair(recipe: Recipe, repair_set: Path, model: Path) -> Plan:
-    # Its held-out repairs come from the weights in training, whatever the recipe's engine.
-    batches = {"rows_per_batch", "tokens_per_batch"}
-    sections = recipe.subset(
-        "model", "prompt", "reward", "audit", "sft", "trainer", engine=batches, rollout=SAMPLING_FIELDS
-    )
+def declare_sft_repair(recipe: Recipe, repair_set: Path, model: Path, prompt: PromptKind = "repair") -> Plan:
+    if prompt == "policy":
+        sections = recipe.subset("model", "prompt", "reward", "sft", "trainer") | {"prompts_of": "policy"}
+    else:
+        # Its held-out repairs come from the weights in training, whatever the recipe's engine.
+        batches = {"rows_per_batch", "tokens_per_batch"}
+        sections = recipe.subset(
+            "model", "prompt", "reward", "audit", "sft", "trainer", engine=batches, rollout=SAMPLING_FIELDS
+        )
     inputs = {"repair_set": _table(repair_set, REPAIR_SET), "model": Input(model, WEIGHTS)}
     return Plan("sft-repair", sections, recipe.seed, inputs)
 

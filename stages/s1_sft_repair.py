@@ -1,8 +1,8 @@
-"""Stage one, supervised: repair set -> repair model (eq. 1)."""
+"""Stage one, supervised: repair set -> repair model (eq. 1), or a policy that has learned the repairs as answers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -18,13 +18,15 @@ from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Step
 from stages.batching import batched
-from stages.declared import declare_sft_repair
+from stages.declared import PromptKind, declare_sft_repair
 from stages.engines.loading import embedded_engine, open_codec, open_model
 from stages.errors import DataError
 from stages.model.batches import encode_prompt
+from stages.model.prompts import policy_prompt
 from stages.prefetch import prefetch
 from stages.progress import track
 from stages.recipe import Recipe
+from stages.scoring.accuracy import Measure, mean_over_problems
 from stages.scoring.answering import Answerer
 from stages.scoring.auditor import Auditor, NoAuditor, check_auditor, open_auditor
 from stages.scoring.references import References
@@ -55,6 +57,8 @@ class SftRepair:
     recipe: Recipe
     repair_set: Path
     model: Path
+    prompt: PromptKind = "repair"
+    """`policy` makes a policy: its own prompt, without error and reference, answered by the repair (our choice)."""
     on_bad_row: OnBadRow = "fail"
 
     @cached_property
@@ -66,7 +70,7 @@ class SftRepair:
 
     @cached_property
     def declared(self) -> Plan:
-        return declare_sft_repair(self.recipe, self.repair_set, self.model)
+        return declare_sft_repair(self.recipe, self.repair_set, self.model, self.prompt)
 
     @property
     def inputs(self) -> Mapping[str, Path | Input]:
@@ -74,7 +78,8 @@ class SftRepair:
 
     def plan(self) -> Plan:
         check_reward(self.recipe.reward)
-        check_auditor(self.recipe.audit)
+        if self.prompt == "repair":
+            check_auditor(self.recipe.audit)
         check_trackers(self.recipe.tracking)
         if not split_repair_set(self.usable, self.recipe.sft.heldout_share).train:
             raise DataError(
@@ -108,16 +113,27 @@ class SftRepair:
                         checkpoints.advance()
                         advance(len(rows))
                 checkpoints.finish()
-                auditor = self._auditor(repairer)
-                with trainer.parallel.whole():
-                    write_summary(step, repair_heldout(repairer, auditor, repair_set, recipe, step))
+                write_summary(step, self._heldout(trainer, repairer, split, step))
         with ledger.phase("save"):
-            trainer.save(step.out, step.out / MODEL)
+            if self.prompt == "policy":
+                trainer.save_weights(step.out / MODEL)  # a policy's training goes on with the optimizer beside it
+            else:
+                trainer.save(step.out, step.out / MODEL)
             step.write_table(METRICS, log.rows)
         step.tally.rows_in = len(repair_set)
         step.tally.rows_out = len(split.train)
         step.tally.dropped["held_out"] = len(split.heldout)
         step.finish()
+
+    def _heldout(self, trainer: Trainer, repairer: Repairer, split: Split, step: Step) -> list[Measure]:
+        """What is measured on what was held out: repairs, or of a policy the loss alone."""
+        if self.prompt == "policy":
+            rows = [self._row(repairer, problem, None, False) for problem in self.usable.many(split.heldout)]
+            with step.ledger.phase(EVALUATION):
+                return [heldout_loss(trainer, rows)]
+        auditor = self._auditor(repairer)
+        with trainer.parallel.whole():
+            return repair_heldout(repairer, auditor, self.usable, self.recipe, step)
 
     def _auditor(self, repairer: Repairer) -> Auditor:
         """The repair model starts from the policy, which is opened once more where the auditor asks it."""
@@ -137,7 +153,7 @@ class SftRepair:
         for epoch in range(section.epochs):
             for batch in batched(rng.permutation(split.train).tolist(), section.batch_size):
                 problems = repair_set.many(batch)
-                shown = rng.random(len(problems)) >= section.reference_dropout
+                shown = (rng.random(len(problems)) >= section.reference_dropout) & (self.prompt == "repair")
                 yield [
                     (problem, annotated_reference(references, problem, epoch) if is_shown else None, is_shown)
                     for problem, is_shown in zip(problems, shown.tolist(), strict=True)
@@ -145,5 +161,16 @@ class SftRepair:
 
     def _row(self, repairer: Repairer, problem: Problem, response: str | None, with_reference: bool) -> TrainingRow:
         codec = repairer.engine.codec
-        prompt = repairer.prompt(annotated_draft(codec, problem, response), with_reference=with_reference)
+        if self.prompt == "policy":
+            style = self.recipe.prompt
+            prompt = policy_prompt(codec.processor, style, problem.question, problem.images, problem.video)
+        else:
+            prompt = repairer.prompt(annotated_draft(codec, problem, response), with_reference=with_reference)
         return TrainingRow(encode_prompt(codec, prompt), with_end(codec, problem.extra["repair"]), "repair")
+
+
+def heldout_loss(trainer: Trainer, rows: Sequence[TrainingRow]) -> Measure:
+    """Mean over the rows of eq. 1's negative log-likelihood, in nats a response token of the row."""
+    scored = trainer.with_old_logprobs(rows)
+    losses = [-float(np.mean(row.old_logprobs_T)) for row in scored]
+    return mean_over_problems("held-out repairs as answers", "loss a token", losses)
