@@ -4,6 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from data.strips.tiny_model import plain_logprobs
 from stages.artifacts.columns import METRICS, REPAIR_SET, SUMMARY
 from stages.artifacts.problems import ProblemSet
 from stages.artifacts.stage import execute
@@ -17,7 +18,6 @@ from stages.s3_rollout import Rollout
 from stages.s4_build_masks import BuildMasks
 from stages.s5_train_policy import TrainPolicy
 from stages.training.heldout import with_end
-from tiny_model import plain_logprobs
 
 SETTINGS = [
     *("sft.epochs=2", "sft.batch_size=16", "sft.heldout_share=0.1", "model.dtype=float32", "masks.repairer=sibling"),
