@@ -1,4 +1,4 @@
-# make all     the pipeline on an embedded example, then its result table
+# make all     the pipeline on an embedded example (RECIPE=digits or long_digits), then its result table
 # make ablate  the recipe's variants, compared, in runs/<recipe>-ablation; takes the same variables
 # make test    every test but those that need vLLM
 # make test-vllm  those, on a CPU with AVX2, in an environment of their own

@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from data.digits import build as short
-from data.strips.handwriting import CELL, POOLS, Handwriting, load_pools
+from data.long_digits import build as long
+from data.long_digits.worked import MISTAKEN, CarelessReader, thick_scans
+from data.strips.handwriting import CELL, POOLS, Handwriting, Strip, load_pools
 from data.strips.making import make_problems
 from data.strips.worked import QUESTIONS, Slips, gold_answer, worked_answer
 from stages.artifacts.columns import PROBLEMS
@@ -38,6 +40,12 @@ class Example:
 EXAMPLES = {
     "digits": Example(
         DATA / "digits", load_pools(short.SEED), {"problems_train": "train", "problems_test": "test"}, 10_000_000
+    ),
+    "long_digits": Example(
+        DATA / "long_digits",
+        load_pools(long.SEED, Image.Resampling.NEAREST),
+        {"problems_train": "train", "problems_validation": "train", "problems_test": "test"},
+        6_291_456,
     ),
 }
 
@@ -90,7 +98,7 @@ def test_every_digit_shown_comes_from_its_files_own_pool(example):
 
 @pytest.mark.parametrize(
     ("name", "count", "builder"),
-    [("digits", short.TEST_PROBLEMS, short)],
+    [("digits", short.TEST_PROBLEMS, short), ("long_digits", long.PROBLEMS_OF["test"], long)],
 )
 def test_the_builder_makes_the_committed_problems_again(name, count, builder):
     example = EXAMPLES[name]
@@ -117,8 +125,14 @@ def test_errors_are_local(example, base_vlm):
     assert np.mean(costs) < 0.15
 
 
+def test_long_answers_are_long(base_vlm):
+    lengths = [len(with_end(base_vlm, row["repair"])) for row in EXAMPLES["long_digits"].rows("repair_set")]
+    assert min(lengths) >= 80
+    assert max(lengths) <= 180
+
+
 @pytest.mark.parametrize("kind", QUESTIONS)
-@pytest.mark.parametrize(("right", "lengths"), [(short.right, short.LENGTHS)], ids=EXAMPLES)
+@pytest.mark.parametrize(("right", "lengths"), [(short.right, short.LENGTHS), (long.right, long.LENGTHS)], ids=EXAMPLES)
 def test_worked_answers_lead_to_the_right_answer(kind, right, lengths):
     rng = np.random.default_rng(0)
     for _ in range(200):
@@ -130,6 +144,19 @@ def test_a_wrong_reading_stays_in_the_rest_of_the_answer():
     slips = Slips(reading=1.0, step=0.0, rng=np.random.default_rng(0))
     text = worked_answer("sum", [3, 1, 4], slips)
     assert text == "The digits are 8, 7, 9. 8 + 7 = 15. 15 + 9 = 24. The answer is 24."
+
+
+def test_thick_digits_are_mostly_mistaken_and_others_are_not():
+    pool, reader = EXAMPLES["long_digits"].pools["base"], CarelessReader(0.0, np.random.default_rng(0))
+    for digit, indices in pool.indices.items():
+        strip = Strip(Image.new("L", (1, 1)), [digit] * len(indices), indices.tolist())
+        thick = [index in thick_scans() for index in strip.scans]
+        reads = np.array([reader.read(strip) for _ in range(200)])
+        shares = (reads != digit).mean(axis=0)
+        assert any(thick) == (digit in MISTAKEN)
+        assert set(np.unique(reads).tolist()) <= {digit, MISTAKEN.get(digit, digit)}
+        assert all(0.6 < share < 0.9 for share, is_thick in zip(shares, thick, strict=True) if is_thick)
+        assert all(share == 0 for share, is_thick in zip(shares, thick, strict=True) if not is_thick)
 
 
 def test_the_base_is_small_and_holds_safetensors_only(example):

@@ -1,0 +1,98 @@
+"""Regenerates everything in this folder: long strips, a base policy with systematic errors, the repair set.
+
+    python -m data.long_digits.build [--out DIR] [--digits 8 12]
+
+Deterministic on one machine: one thread, fixed seeds. README.md beside this file says what was made and how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data.long_digits.worked import CarelessReader, right, worked_from
+from data.strips.handwriting import Strip, load_pools
+from data.strips.making import Exercises, Phase, Repairs, answers_of, make_problems, report, train
+from data.strips.worked import Slips
+from stages.artifacts.columns import PROBLEMS, REPAIR_SET
+from stages.artifacts.store import write_rows
+from stages.engines.protocol import Sampling
+from stages.model.loading import load_model
+
+SEED = 27482
+START = Path(__file__).parents[1] / "digits" / "base"
+"""Reads short strips and knows the words; its own slips are trained away first."""
+PROBLEMS_OF = {"train": 1200, "validation": 200, "test": 400}
+"""Files; training and validation are in one pool's handwriting, test in another's."""
+LENGTHS = (8, 12)
+TEMPERATURE = 1.0
+SLIP_READING, SLIP_STEP = 0.02, 0.02
+"""How often the base policy's last diet goes wrong in a reading and in a step, at random."""
+GREEDY = 0.0
+
+
+class Answers:
+    """Slips happen at random; thick digits of four kinds are mostly taken for their lookalikes."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._reader = CarelessReader(SLIP_READING, rng)
+        self._slips = Slips(0.0, SLIP_STEP, rng)
+
+    def right(self, kind: str, digits: Sequence[int]) -> str:
+        return right(kind, digits)
+
+    def careless(self, kind: str, strip: Strip) -> str:
+        return worked_from(kind, self._reader.read(strip), self._slips)
+
+
+def curriculum(exercises: Exercises) -> list[Phase]:
+    """What the base policy sees, in order."""
+    return [
+        Phase("strips", 250, 2e-3, exercises.read),
+        Phase("worked answers", 450, 2e-3, lambda: exercises.worked(with_slips=False)),
+        Phase("worked answers with slips", 150, 1e-3, lambda: exercises.worked(with_slips=True)),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--digits", type=int, nargs=2, default=LENGTHS, metavar=("FEWEST", "MOST"))
+    arguments = parser.parse_args()
+    out, lengths = arguments.out, (arguments.digits[0], arguments.digits[1])
+    max_new_tokens = 18 * lengths[1]  # no right answer takes as many
+    torch.set_num_threads(1)
+    started = time.time()
+    rngs = generators()
+    pools = load_pools(SEED, Image.Resampling.NEAREST)
+    problems = {
+        name: make_problems(name, pools["test" if name == "test" else "train"], count, lengths, rngs[name])
+        for name, count in PROBLEMS_OF.items()
+    }
+    for name, rows in problems.items():
+        write_rows(out / f"problems_{name}.parquet", PROBLEMS, rows)
+    vlm = load_model(START)
+    train(vlm, curriculum(Exercises(vlm, pools["base"], lengths, Answers(rngs["base"]), rngs["base"])), batch_size=32)
+    vlm.save(out / "base")
+    for temperature, n in ((GREEDY, 1), (TEMPERATURE, 8)):
+        answers = answers_of(vlm, problems["test"], n, Sampling(max_new_tokens, temperature, SEED))
+        report(problems["test"], answers, f"base on test, temperature {temperature}")
+    repairs = Repairs(vlm, lengths, right, max_new_tokens, TEMPERATURE, rngs["repair"])
+    write_rows(out / "repair_set.parquet", REPAIR_SET, repairs.repair_set(pools))
+    print(f"built {out} in {time.time() - started:.0f}s")
+
+
+def generators() -> dict[str, np.random.Generator]:
+    """An independent stream for each thing that is made."""
+    names = ["base", *PROBLEMS_OF, "repair"]
+    return dict(zip(names, np.random.default_rng(SEED).spawn(len(names)), strict=True))
+
+
+if __name__ == "__main__":
+    main()

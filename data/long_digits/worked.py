@@ -1,0 +1,114 @@
+"""Worked answers of 80 tokens and more: every digit is taken up again, one after the other.
+
+Errors are of two sorts, as a real policy's are: random slips, and thick digits that are mostly taken for their
+lookalikes, which greedy decoding shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from data.strips.handwriting import Strip
+from data.strips.worked import LOOKALIKE, Slips, listed, no_slips, reading
+
+MISTAKEN = {1: 7, 3: 8, 5: 6, 9: 4}
+"""What a thick digit is mostly taken for."""
+THICK_QUANTILE = 0.58
+"""A scan with more ink than this share of its digit's scans is thick."""
+MISTAKEN_RATE = 0.75
+
+
+@dataclass(frozen=True)
+class CarelessReader:
+    """Takes thick digits of `MISTAKEN` for their lookalikes, and any digit now and then."""
+
+    slip_rate: float
+    rng: np.random.Generator
+    thick: frozenset[int] = field(default_factory=lambda: thick_scans())
+
+    def read(self, strip: Strip) -> list[int]:
+        return [self._one(digit, scan) for digit, scan in zip(strip.digits, strip.scans, strict=True)]
+
+    def _one(self, digit: int, scan: int) -> int:
+        if scan in self.thick and self.rng.random() < MISTAKEN_RATE:
+            return MISTAKEN[digit]
+        return LOOKALIKE[digit] if self.rng.random() < self.slip_rate else digit
+
+
+@cache
+def thick_scans() -> frozenset[int]:
+    """Indices in scikit-learn of the thick scans of the digits in `MISTAKEN`."""
+    data = load_digits()
+    ink = data.images.sum((1, 2))
+    return frozenset(
+        int(index)
+        for digit in MISTAKEN
+        for index in np.flatnonzero(data.target == digit)
+        if ink[index] > np.quantile(ink[data.target == digit], THICK_QUANTILE)
+    )
+
+
+def right(kind: str, digits: Sequence[int]) -> str:
+    """The worked answer without a slip."""
+    return worked_from(kind, digits, no_slips())
+
+
+def worked_from(kind: str, seen: Sequence[int], slips: Slips) -> str:
+    """A worked answer to these digits as they were read, in steps that may slip; it ends in `The answer is N.`"""
+    steps, result = _STEPS[kind](seen, slips)
+    return f"{reading(seen)} {steps} The answer is {result}."
+
+
+def _sum(seen: Sequence[int], slips: Slips) -> tuple[str, int]:
+    total, steps = seen[0], []
+    for digit in seen[1:]:
+        after = slips.step_to(total + digit)
+        steps.append(f"{total} + {digit} = {after}.")
+        total = after
+    return " ".join(steps), total
+
+
+def _difference(seen: Sequence[int], slips: Slips) -> tuple[str, int]:
+    largest, smallest = _running(max, seen, slips), _running(min, seen, slips)
+    high, low = largest[-1], smallest[-1]
+    result = slips.step_to(abs(high - low))
+    return (
+        f"Largest so far: {listed(largest)}. Smallest so far: {listed(smallest)}. {high} - {low} = {result}.",
+        result,
+    )
+
+
+def _largest(seen: Sequence[int], slips: Slips) -> tuple[str, int]:
+    largest = _running(max, seen, slips)
+    return " ".join(f"{digit}: largest {so_far}." for digit, so_far in zip(seen, largest, strict=True)), largest[-1]
+
+
+def _running(choose: Callable[[list[int]], int], seen: Sequence[int], slips: Slips) -> list[int]:
+    running: list[int] = []
+    for digit in seen:
+        running.append(slips.step_to(choose([digit, *running[-1:]])))
+    return running
+
+
+def _even(seen: Sequence[int], slips: Slips) -> tuple[str, int]:
+    return _count("even", seen, [digit % 2 == 0 for digit in seen], slips)
+
+
+def _above(seen: Sequence[int], slips: Slips) -> tuple[str, int]:
+    return _count("larger", seen, [digit > 4 for digit in seen], slips)
+
+
+def _count(name: str, seen: Sequence[int], hits: Sequence[bool], slips: Slips) -> tuple[str, int]:
+    count, steps = 0, []
+    for digit, hit in zip(seen, hits, strict=True):
+        count = slips.step_to(count + hit)
+        steps.append(f"{digit}: {count} {name}.")
+    return " ".join(steps), count
+
+
+_STEPS = {"sum": _sum, "difference": _difference, "largest": _largest, "even": _even, "above": _above}
