@@ -1,9 +1,9 @@
 """The page that shows the method runs, and its step does what it is for."""
 
-import one_round
 import pytest
 import torch
 
+from data.digits import one_round
 from stages.model.batches import encode_prompt
 from stages.model.layout import Reading
 from stages.model.logprobs import LogprobReader
