@@ -317,3 +317,12 @@ def test_shipped_recipes_run_in_folders_of_their_own():
     command = ["make", "--dry-run", "clean"]
     folders = {subprocess.check_output([*command, f"RECIPE={name}"], cwd=ROOT, text=True) for name in names}
     assert len(folders) == len(names) >= 4
+
+
+@pytest.mark.parametrize("base", sorted(ROOT.glob("data/*/base")), ids=lambda base: base.parent.name)
+def test_an_embedded_example_needs_the_name_of_its_recipe_alone(base, tmp_path):
+    found = commands(tmp_path / "run", f"RECIPE={base.parent.name}")
+    data = base.parent.relative_to(ROOT)
+    assert f"--repair-set {data}/repair_set.parquet --policy {data}/base " in found["1-sft-repair"]
+    assert f"--problems {data}/problems_train.parquet " in found["round-1/rollout"]
+    assert f"--problems {data}/problems_test.parquet " in found["evaluate-base"]

@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.strips.handwriting import Strip, load_pools
+from data.strips.handwriting import Handwriting, load_pools
 from data.strips.making import Exercises, Phase, Repairs, answers_of, make_problems, report, tokenizer_texts, train
 from data.strips.tiny_model import tiny_qwen2_5_vl, train_tokenizer
 from data.strips.worked import Slips, no_slips, worked_answer
 from stages.artifacts.columns import PROBLEMS, REPAIR_SET
 from stages.artifacts.store import write_rows
 from stages.engines.protocol import Sampling
+from stages.model.loading import VisionLanguageModel
 
 SEED = 27482
 LENGTHS = (3, 4)
@@ -31,27 +32,21 @@ SLIP_READING, SLIP_STEP = 0.22, 0.19
 """How often the base policy's second diet goes wrong in a reading and in a step."""
 
 
-class Answers:
-    """Slips happen anywhere, at random."""
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        self._slips = Slips(SLIP_READING, SLIP_STEP, rng)
-
-    def right(self, kind: str, digits: Sequence[int]) -> str:
-        return right(kind, digits)
-
-    def careless(self, kind: str, strip: Strip) -> str:
-        return worked_answer(kind, strip.digits, self._slips)
-
-
 def right(kind: str, digits: Sequence[int]) -> str:
+    """The worked answer without a slip."""
     return worked_answer(kind, digits, no_slips())
+
+
+def exercises(vlm: VisionLanguageModel, pool: Handwriting, rng: np.random.Generator) -> Exercises:
+    """Slips happen anywhere, at random."""
+    slips = Slips(SLIP_READING, SLIP_STEP, rng)
+    return Exercises(vlm, pool, LENGTHS, right, lambda kind, strip: worked_answer(kind, strip.digits, slips), rng)
 
 
 def curriculum(exercises: Exercises) -> list[Phase]:
     """What the base policy sees, in order."""
     return [
-        Phase("single digits", 150, 2e-3, lambda: exercises.read(1)),
+        Phase("single digits", 150, 2e-3, lambda: exercises.read((1, 1))),
         Phase("strips", 300, 2e-3, exercises.read),
         Phase("worked answers", 900, 2e-3, lambda: exercises.worked(with_slips=False)),
         Phase("worked answers with slips", 250, 1e-3, lambda: exercises.worked(with_slips=True)),
@@ -76,8 +71,7 @@ def main() -> None:
     for name, rows in (("train", problems), ("test", test)):
         write_rows(out / f"problems_{name}.parquet", PROBLEMS, rows)
     vlm = tiny_qwen2_5_vl(train_tokenizer(tokenizer_texts(rngs["words"], right)), seed=SEED)
-    rng = rngs["base"]
-    train(vlm, curriculum(Exercises(vlm, pools["base"], LENGTHS, Answers(rng), rng)), batch_size=64)
+    train(vlm, curriculum(exercises(vlm, pools["base"], rngs["base"])), batch_size=64)
     vlm.save(out / "base")
     report(test, answers_of(vlm, test, 8, Sampling(MAX_NEW_TOKENS, TEMPERATURE, SEED)), "base on test")
     repairs = Repairs(vlm, LENGTHS, right, MAX_NEW_TOKENS, TEMPERATURE, rngs["repair"])

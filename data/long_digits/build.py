@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +16,13 @@ import torch
 from PIL import Image
 
 from data.long_digits.worked import CarelessReader, right, worked_from
-from data.strips.handwriting import Strip, load_pools
+from data.strips.handwriting import Handwriting, load_pools
 from data.strips.making import Exercises, Phase, Repairs, answers_of, make_problems, report, train
 from data.strips.worked import Slips
 from stages.artifacts.columns import PROBLEMS, REPAIR_SET
 from stages.artifacts.store import write_rows
 from stages.engines.protocol import Sampling
-from stages.model.loading import load_model
+from stages.model.loading import VisionLanguageModel, load_model
 
 SEED = 27482
 START = Path(__file__).parents[1] / "digits" / "base"
@@ -34,21 +33,14 @@ LENGTHS = (8, 12)
 TEMPERATURE = 1.0
 SLIP_READING, SLIP_STEP = 0.02, 0.02
 """How often the base policy's last diet goes wrong in a reading and in a step, at random."""
-GREEDY = 0.0
 
 
-class Answers:
+def exercises(
+    vlm: VisionLanguageModel, pool: Handwriting, lengths: tuple[int, int], rng: np.random.Generator
+) -> Exercises:
     """Slips happen at random; thick digits of four kinds are mostly taken for their lookalikes."""
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        self._reader = CarelessReader(SLIP_READING, rng)
-        self._slips = Slips(0.0, SLIP_STEP, rng)
-
-    def right(self, kind: str, digits: Sequence[int]) -> str:
-        return right(kind, digits)
-
-    def careless(self, kind: str, strip: Strip) -> str:
-        return worked_from(kind, self._reader.read(strip), self._slips)
+    reader, slips = CarelessReader(SLIP_READING, rng), Slips(0.0, SLIP_STEP, rng)
+    return Exercises(vlm, pool, lengths, right, lambda kind, strip: worked_from(kind, reader.read(strip), slips), rng)
 
 
 def curriculum(exercises: Exercises) -> list[Phase]:
@@ -78,9 +70,9 @@ def main() -> None:
     for name, rows in problems.items():
         write_rows(out / f"problems_{name}.parquet", PROBLEMS, rows)
     vlm = load_model(START)
-    train(vlm, curriculum(Exercises(vlm, pools["base"], lengths, Answers(rngs["base"]), rngs["base"])), batch_size=32)
+    train(vlm, curriculum(exercises(vlm, pools["base"], lengths, rngs["base"])), batch_size=32)
     vlm.save(out / "base")
-    for temperature, n in ((GREEDY, 1), (TEMPERATURE, 8)):
+    for temperature, n in ((0.0, 1), (TEMPERATURE, 8)):
         answers = answers_of(vlm, problems["test"], n, Sampling(max_new_tokens, temperature, SEED))
         report(problems["test"], answers, f"base on test, temperature {temperature}")
     repairs = Repairs(vlm, lengths, right, max_new_tokens, TEMPERATURE, rngs["repair"])

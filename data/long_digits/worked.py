@@ -6,15 +6,15 @@ lookalikes, which greedy decoding shares.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from sklearn.datasets import load_digits
 
 from data.strips.handwriting import Strip
-from data.strips.worked import LOOKALIKE, Slips, listed, no_slips, reading
+from data.strips.worked import LOOKALIKE, Slips, listed, no_slips, reading, running, running_count, sum_steps
 
 MISTAKEN = {1: 7, 3: 8, 5: 6, 9: 4}
 """What a thick digit is mostly taken for."""
@@ -29,13 +29,12 @@ class CarelessReader:
 
     slip_rate: float
     rng: np.random.Generator
-    thick: frozenset[int] = field(default_factory=lambda: thick_scans())
 
     def read(self, strip: Strip) -> list[int]:
         return [self._one(digit, scan) for digit, scan in zip(strip.digits, strip.scans, strict=True)]
 
     def _one(self, digit: int, scan: int) -> int:
-        if scan in self.thick and self.rng.random() < MISTAKEN_RATE:
+        if scan in thick_scans() and self.rng.random() < MISTAKEN_RATE:
             return MISTAKEN[digit]
         return LOOKALIKE[digit] if self.rng.random() < self.slip_rate else digit
 
@@ -64,17 +63,8 @@ def worked_from(kind: str, seen: Sequence[int], slips: Slips) -> str:
     return f"{reading(seen)} {steps} The answer is {result}."
 
 
-def _sum(seen: Sequence[int], slips: Slips) -> tuple[str, int]:
-    total, steps = seen[0], []
-    for digit in seen[1:]:
-        after = slips.step_to(total + digit)
-        steps.append(f"{total} + {digit} = {after}.")
-        total = after
-    return " ".join(steps), total
-
-
 def _difference(seen: Sequence[int], slips: Slips) -> tuple[str, int]:
-    largest, smallest = _running(max, seen, slips), _running(min, seen, slips)
+    largest, smallest = running(max, seen, slips), running(min, seen, slips)
     high, low = largest[-1], smallest[-1]
     result = slips.step_to(abs(high - low))
     return (
@@ -84,31 +74,20 @@ def _difference(seen: Sequence[int], slips: Slips) -> tuple[str, int]:
 
 
 def _largest(seen: Sequence[int], slips: Slips) -> tuple[str, int]:
-    largest = _running(max, seen, slips)
+    largest = running(max, seen, slips)
     return " ".join(f"{digit}: largest {so_far}." for digit, so_far in zip(seen, largest, strict=True)), largest[-1]
 
 
-def _running(choose: Callable[[list[int]], int], seen: Sequence[int], slips: Slips) -> list[int]:
-    running: list[int] = []
-    for digit in seen:
-        running.append(slips.step_to(choose([digit, *running[-1:]])))
-    return running
-
-
 def _even(seen: Sequence[int], slips: Slips) -> tuple[str, int]:
-    return _count("even", seen, [digit % 2 == 0 for digit in seen], slips)
+    return _counted("even", seen, running_count([digit % 2 == 0 for digit in seen], slips))
 
 
 def _above(seen: Sequence[int], slips: Slips) -> tuple[str, int]:
-    return _count("larger", seen, [digit > 4 for digit in seen], slips)
+    return _counted("larger", seen, running_count([digit > 4 for digit in seen], slips))
 
 
-def _count(name: str, seen: Sequence[int], hits: Sequence[bool], slips: Slips) -> tuple[str, int]:
-    count, steps = 0, []
-    for digit, hit in zip(seen, hits, strict=True):
-        count = slips.step_to(count + hit)
-        steps.append(f"{digit}: {count} {name}.")
-    return " ".join(steps), count
+def _counted(name: str, seen: Sequence[int], counts: Sequence[int]) -> tuple[str, int]:
+    return " ".join(f"{digit}: {count} {name}." for digit, count in zip(seen, counts, strict=True)), counts[-1]
 
 
-_STEPS = {"sum": _sum, "difference": _difference, "largest": _largest, "even": _even, "above": _above}
+_STEPS = {"sum": sum_steps, "difference": _difference, "largest": _largest, "even": _even, "above": _above}

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,18 +47,6 @@ class Phase:
     example: Callable[[], Example]
 
 
-class Answers(Protocol):
-    """How an example's worked answers are written."""
-
-    def right(self, kind: str, digits: Sequence[int]) -> str:
-        """The worked answer without a slip."""
-        ...
-
-    def careless(self, kind: str, strip: Strip) -> str:
-        """One in which a reading or a step may have gone wrong."""
-        ...
-
-
 @dataclass(frozen=True)
 class Exercises:
     """Random examples of one handwriting."""
@@ -67,36 +55,35 @@ class Exercises:
     pool: Handwriting
     lengths: tuple[int, int]
     """Fewest and most digits of a strip."""
-    answers: Answers
+    right: Callable[[str, Sequence[int]], str]
+    """The worked answer to a kind of question about these digits, without a slip."""
+    careless: Callable[[str, Strip], str]
+    """One in which a reading or a step may have gone wrong."""
     rng: np.random.Generator
 
-    def read(self, length: int | None = None) -> Example:
+    def read(self, lengths: tuple[int, int] | None = None) -> Example:
         """A strip to be read."""
-        strip = self._strip(length)
+        strip = random_strip(self.pool, lengths or self.lengths, self.rng)
         prompt = policy_prompt(self.vlm.processor, PROMPTS, READ, [strip.image.convert("RGB")])
         return Example(prompt, reading(strip.digits))
 
     def worked(self, *, with_slips: bool) -> Example:
         """A question and its worked answer, or proofreading."""
         kind = str(self.rng.choice(list(QUESTIONS)))
-        strip = self._strip(None)
-        images, right = [strip.image.convert("RGB")], self.answers.right(kind, strip.digits)
+        strip = random_strip(self.pool, self.lengths, self.rng)
+        images, right = [strip.image.convert("RGB")], self.right(kind, strip.digits)
         if self.rng.random() >= PROOFREADING:
             prompt = policy_prompt(self.vlm.processor, PROMPTS, QUESTIONS[kind], images)
-            return Example(prompt, self.answers.careless(kind, strip) if with_slips else right)
-        ids = self.vlm.tokenizer(self.answers.careless(kind, strip))["input_ids"]
+            return Example(prompt, self.careless(kind, strip) if with_slips else right)
+        ids = self.vlm.tokenizer(self.careless(kind, strip))["input_ids"]
         reference = str(gold_answer(kind, strip.digits)) if self.rng.random() < REFERENCE_SHOWN else None
         return Example(repair_prompt(self.vlm.processor, PROMPTS, QUESTIONS[kind], images, ids, reference), right)
 
-    def _strip(self, length: int | None) -> Strip:
-        return random_strip(self.pool, (length, length) if length else self.lengths, self.rng)
-
 
 def random_strip(pool: Handwriting, lengths: tuple[int, int], rng: np.random.Generator) -> Strip:
-    """Digits drawn evenly, as many as `lengths` allows."""
-    shortest, longest = lengths
-    length = shortest if shortest == longest else int(rng.integers(shortest, longest + 1))
-    return pool.strip(rng.integers(0, 10, length).tolist(), rng)
+    """Digits drawn evenly, as many as `lengths` (fewest, most) allows."""
+    fewest, most = lengths
+    return pool.strip(rng.integers(0, 10, rng.integers(fewest, most + 1)).tolist(), rng)
 
 
 def train(vlm: VisionLanguageModel, phases: Sequence[Phase], batch_size: int) -> None:
@@ -144,17 +131,16 @@ def make_problems(
     rows: list[Row] = []
     for index in range(count):
         kind = list(QUESTIONS)[index % len(QUESTIONS)]
-        digits = rng.integers(0, 10, rng.integers(lengths[0], lengths[1] + 1)).tolist()
-        image = pool.strip(digits, rng).image
+        strip = random_strip(pool, lengths, rng)
         rows.append(
             {
                 "problem_id": f"{name}-{index:05d}",
                 "question": QUESTIONS[kind],
-                "images": [encode_image(image)],
-                "image": image.convert("RGB"),
-                "answer": str(gold_answer(kind, digits)),
+                "images": [encode_image(strip.image)],
+                "image": strip.image.convert("RGB"),
+                "answer": str(gold_answer(kind, strip.digits)),
                 "kind": kind,
-                "digits": digits,
+                "digits": strip.digits,
             }
         )
     return rows

@@ -6,7 +6,7 @@ of the answer, as it does in a person's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,7 +67,8 @@ def worked_answer(kind: str, digits: Sequence[int], slips: Slips) -> str:
     return f"{reading(seen)} {steps} The answer is {result}."
 
 
-def _sum(seen: list[int], slips: Slips) -> tuple[str, int]:
+def sum_steps(seen: Sequence[int], slips: Slips) -> tuple[str, int]:
+    """One digit added after the other, and the sum that comes out."""
     total, steps = seen[0], []
     for digit in seen[1:]:
         after = slips.step_to(total + digit)
@@ -76,37 +77,45 @@ def _sum(seen: list[int], slips: Slips) -> tuple[str, int]:
     return " ".join(steps), total
 
 
-def _difference(seen: list[int], slips: Slips) -> tuple[str, int]:
+def running(choose: Callable[[list[int]], int], seen: Sequence[int], slips: Slips) -> list[int]:
+    """The largest, or smallest, of the digits so far, at each of them."""
+    values: list[int] = []
+    for digit in seen:
+        values.append(slips.step_to(choose([digit, *values[-1:]])))
+    return values
+
+
+def running_count(hits: Sequence[bool], slips: Slips) -> list[int]:
+    """How many of the digits so far are meant, at each of them."""
+    counts = [0]
+    for hit in hits:
+        counts.append(slips.step_to(counts[-1] + hit))
+    return counts[1:]
+
+
+def _difference(seen: Sequence[int], slips: Slips) -> tuple[str, int]:
     high, low = slips.step_to(max(seen)), slips.step_to(min(seen))
     result = slips.step_to(abs(high - low))
     return f"The largest is {high}. The smallest is {low}. {high} - {low} = {result}.", result
 
 
-def _largest(seen: list[int], slips: Slips) -> tuple[str, int]:
-    running: list[int] = []
-    for digit in seen:
-        running.append(slips.step_to(max([digit, *running[-1:]])))
-    return f"Largest so far: {listed(running)}.", running[-1]
+def _largest(seen: Sequence[int], slips: Slips) -> tuple[str, int]:
+    largest = running(max, seen, slips)
+    return f"Largest so far: {listed(largest)}.", largest[-1]
 
 
-def _even(seen: list[int], slips: Slips) -> tuple[str, int]:
-    return _count("Even", [digit % 2 == 0 for digit in seen], slips)
+def _even(seen: Sequence[int], slips: Slips) -> tuple[str, int]:
+    counts = running_count([digit % 2 == 0 for digit in seen], slips)
+    return f"Even so far: {listed(counts)}.", counts[-1]
 
 
-def _above(seen: list[int], slips: Slips) -> tuple[str, int]:
-    return _count("Larger", [digit > 4 for digit in seen], slips)
-
-
-def _count(name: str, hits: list[bool], slips: Slips) -> tuple[str, int]:
-    running, count = [], 0
-    for hit in hits:
-        count = slips.step_to(count + hit)
-        running.append(count)
-    return f"{name} so far: {listed(running)}.", count
+def _above(seen: Sequence[int], slips: Slips) -> tuple[str, int]:
+    counts = running_count([digit > 4 for digit in seen], slips)
+    return f"Larger so far: {listed(counts)}.", counts[-1]
 
 
 def listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-_STEPS = {"sum": _sum, "difference": _difference, "largest": _largest, "even": _even, "above": _above}
+_STEPS = {"sum": sum_steps, "difference": _difference, "largest": _largest, "even": _even, "above": _above}
