@@ -1,5 +1,7 @@
 # make all     the pipeline on an embedded example (RECIPE=digits or long_digits), then its result table
 # make ablate  the recipe's variants, compared, in runs/<recipe>-ablation; takes the same variables
+# make study   difference feedback beside its rivals at equal cost, each tuned, in runs/<recipe>-study; the same variables, and
+#              VARIANTS="grpo difference" for those alone
 # make test    every test but those that need vLLM
 # make test-vllm  those, on a CPU with AVX2, in an environment of their own
 # make test-faults  every stage killed at hundreds of moments, and started again
@@ -29,6 +31,7 @@ data = $(firstword $(wildcard $(DATA)/$(1).parquet $(DATA)/$(1)) $(DATA)/$(1).pa
 BASE ?= $(DATA)/base
 TRAIN ?= $(call data,problems_train)
 TEST ?= $(call data,problems_test)
+VALIDATION ?= $(call data,problems_validation)
 REPAIR_SET ?= $(call data,repair_set)
 SET ?=
 OVERWRITE ?=
@@ -126,7 +129,7 @@ endif
 REFUSAL := $(or $(REFUSAL),$(if $(filter refused,$(TO_DO)),nothing was run))
 READY := .venv/installed $(if $(REFUSAL),refuse)
 
-.PHONY: all ablate test test-vllm test-faults check lock bench test-gpu soak fuzz clean again refuse
+.PHONY: all ablate study test test-vllm test-faults check lock bench test-gpu soak fuzz clean again refuse
 
 all: $(RUN)/summary.parquet
 
@@ -144,9 +147,15 @@ $(foreach step,$(STEPS),$(eval $(call rule,$(step))))
 
 again: ;
 
+ablation = $(BIN)/df ablate --train $(TRAIN) --test $(TEST) --repair-set $(REPAIR_SET) --base $(BASE) \
+  $(if $(wildcard $(VALIDATION)),--validation $(VALIDATION)) --out $(RUN)-$(1) \
+  $(if $(LAUNCH),--launch '$(LAUNCH)') $(if $(TRAIN_LAUNCH),--train-launch '$(TRAIN_LAUNCH)') --recipe $(RECIPE) $(2) $(SETTINGS)
+
 ablate: | $(READY)
-	$(BIN)/df ablate --train $(TRAIN) --test $(TEST) --repair-set $(REPAIR_SET) --base $(BASE) --out $(RUN)-ablation $(OPTIONS) \
-	  $(if $(LAUNCH),--launch '$(LAUNCH)') $(if $(TRAIN_LAUNCH),--train-launch '$(TRAIN_LAUNCH)')
+	$(call ablation,ablation)
+
+study: | $(READY)
+	$(call ablation,study,--set ablate.variants=rivals --set ablate.baseline=grpo $(VARIANTS:%=--variant %))
 
 test: .venv/installed-dev
 	$(BIN)/pytest

@@ -22,8 +22,12 @@ def ablate(
     out: Annotated[Path, typer.Option("--out", help="Folder of all steps, their logs and the result.")],
     recipe: options.Recipe = None,
     assignments: options.Set = [],  # noqa: B006, typer copies it
+    validation: Annotated[Path | None, typer.Option(help="Problems that ablate.learning_rates are tuned on.")] = None,
+    only: Annotated[
+        list[str], typer.Option("--variant", help="Run this variant alone; may be given several times.")
+    ] = [],  # noqa: B006, typer copies it
     launch: Annotated[
-        str | None, typer.Option(help="Options of `accelerate launch` for every step; one process if not given.")
+        str | None, typer.Option(help="Options of `accelerate launch` for every step; this process if not given.")
     ] = None,
     train_launch: Annotated[
         str | None, typer.Option(help="The same for the steps that train; those of --launch if not given.")
@@ -32,13 +36,15 @@ def ablate(
     """Run the recipe's variants with each seed and compare them; what is there already is not made again."""
     if recipe is None:
         raise RecipeError(f"no --recipe; give a file, or one of {', '.join(shipped_recipes())}")
-    from stages.ablate import COMMAND, Ablation
+    from stages.study.ablation import Ablation
 
-    def words(options: str | None) -> tuple[str, ...]:
-        return COMMAND if options is None else ("accelerate", "launch", *shlex.split(options), "-m", "df_cli")
+    def words(options: str | None) -> tuple[str, ...] | None:
+        return None if options is None else ("accelerate", "launch", *shlex.split(options), "-m", "df_cli")
 
     train_words = words(launch if train_launch is None else train_launch)
-    ablation = Ablation(recipe, assignments, train, test, repair_set, base, out, words(launch), train_words)
+    ablation = Ablation(
+        recipe, assignments, train, test, repair_set, base, out, validation, only, words(launch), train_words
+    )
     rows = ablation.run()
     make_console().print(ablation_table(rows, ", ".join([recipe, *map(shown_assignment, assignments)])))
     print_line(f"written to {out / 'ablation.parquet'}")

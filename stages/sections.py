@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 def _pattern(text: str) -> str:
@@ -469,8 +469,16 @@ class VariantSection(Section):
     """What one variant of an ablation changes."""
 
     set: list[str] = Field([], description="Assignments `section.key=value`.")
-    repair_model: Literal["rl", "sft", "none"] = Field("rl", description="How far its repair model is trained.")
+    repair_model: Literal["rl", "sft", "rl_alone", "none"] = Field(
+        "rl",
+        description="How far its repair model is trained; `rl_alone`: by reinforcement learning from the base, which "
+        "sees reference answers and no repair set (our choice).",
+    )
+    start: Literal["base", "sft"] = Field(
+        "base", description="`sft`: the base trained first on the repairs of the repair set as answers (our choice)."
+    )
     rounds: int | None = Field(None, ge=0, description="Its own number of rounds; 0 trains the repair model alone.")
+    seeds: Positive | None = Field(None, description="Of `ablate.seeds`, the first so many; all if null.")
     matches: str | None = Field(
         None,
         description="An earlier variant whose device-seconds it gets, evaluations left out: it goes on round by round "
@@ -478,42 +486,81 @@ class VariantSection(Section):
     )
 
 
-PAPER_VARIANTS = {
-    "difference": {},
-    "no_df": {
-        "set": ["masks.repairer=sibling", "train.gate=none", "train.group=pairs"],
-        "repair_model": "none",
-        "matches": "difference",
+_UNGATED = {"set": ["masks.repairer=sibling", "train.gate=none", "train.group=pairs"], "repair_model": "none"}
+_TO_ALL = {"set": ["train.group=all"]}
+
+
+def _ungated(*assignments: str, **others: Any) -> dict[str, Any]:
+    """A variant on the rollouts alone: siblings take the repair model's place, and no gate looks at them."""
+    return {**_UNGATED, "set": [*_UNGATED["set"], *assignments], **others}
+
+
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "paper": {
+        "difference": {},
+        "no_df": _ungated(matches="difference"),
+        "lcs": {"set": ["masks.align=lcs"]},
+        "soft": {"set": ["train.gate=soft"]},
+        "sft_only": {"repair_model": "sft"},
+        "no_edit_penalty": {"set": ["repair_rl.edit_penalty=0"]},
+        "no_c1": {"set": ["repair_rl.c1=false"]},
+        **{
+            f"edit_penalty_{value}": {"set": [f"repair_rl.edit_penalty={value}"], "rounds": 0}
+            for value in (0.2, 0.4, 0.6, 0.8)
+        },
+        **{f"candidates_{k}": {"set": [f"masks.candidates={k}"], "matches": "difference"} for k in (1, 3, 4)},
+        "sibling": {"set": ["masks.repairer=sibling"], "repair_model": "none"},
+        "prime": _ungated("train.advantage=prime", matches="difference"),
     },
-    "lcs": {"set": ["masks.align=lcs"]},
-    "soft": {"set": ["train.gate=soft"]},
-    "sft_only": {"repair_model": "sft"},
-    "no_edit_penalty": {"set": ["repair_rl.edit_penalty=0"]},
-    "no_c1": {"set": ["repair_rl.c1=false"]},
-    **{
-        f"edit_penalty_{value}": {"set": [f"repair_rl.edit_penalty={value}"], "rounds": 0}
-        for value in (0.2, 0.4, 0.6, 0.8)
-    },
-    **{f"candidates_{k}": {"set": [f"masks.candidates={k}"], "matches": "difference"} for k in (1, 3, 4)},
-    "sibling": {"set": ["masks.repairer=sibling"], "repair_model": "none"},
-    "prime": {
-        "set": ["masks.repairer=sibling", "train.gate=none", "train.group=pairs", "train.advantage=prime"],
-        "repair_model": "none",
-        "matches": "difference",
+    "rivals": {
+        "grpo": _ungated(),
+        "difference": {"set": ["train.group=pairs"]},
+        "difference_all": _TO_ALL,
+        "sft_then_grpo": _ungated(start="sft"),
+        "sft_then_difference_all": {**_TO_ALL, "start": "sft"},
+        "difference_without_set": {**_TO_ALL, "repair_model": "rl_alone"},
+        "sft_only": {**_TO_ALL, "repair_model": "sft"},
+        "sibling": {"set": ["train.group=pairs", "masks.repairer=sibling"], "repair_model": "none", "seeds": 3},
+        "gspo": _ungated("train.objective.algorithm=gspo", seeds=3),
+        "prime": _ungated("train.advantage=prime", seeds=3),
     },
 }
+"""Sets of variants by name: the paper's tables 3 and 4, and the study of difference feedback beside its rivals."""
 
 
 class AblateSection(Section):
     """`df ablate`."""
 
     rounds: Positive = Field(3, description="Rounds of a variant that does not say otherwise.")
+    device_seconds: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="What each variant may spend instead, evaluations left out: it goes on round by round, and is read "
+        "off where they end inside the last. Null counts rounds.",
+    )
+    evaluations: Positive = Field(1, description="Policies of a run that are evaluated, evenly over its cost.")
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1], min_length=1, description="Every variant runs with each.")
+    learning_rates: list[Annotated[float, Field(gt=0)]] = Field(
+        [],
+        description="Each variant is tuned on these first: it takes the one whose sampled accuracy on the validation "
+        "problems is best. Empty takes `train.optimizer.learning_rate`.",
+    )
+    tuning_seed: int = Field(1000, ge=0, description="Seed of the runs that tune; none of `seeds`.")
+    keep_rounds: bool = Field(True, description="Keep rollouts, groups and policies of a run that is recorded.")
     baseline: str = Field("difference", description="The variant that the others are compared with.")
     variants: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], VariantSection] = Field(
-        {name: VariantSection.model_validate(variant) for name, variant in PAPER_VARIANTS.items()},
-        description="By name, each `{set, repair_model, rounds, matches}`; by default the paper's tables 3 and 4.",
+        {name: VariantSection.model_validate(variant) for name, variant in VARIANTS["paper"].items()},
+        description="By name, each `{set, repair_model, start, rounds, seeds, matches}`; or `paper`, the paper's "
+        "tables 3 and 4, or `rivals`, difference feedback beside other token credit.",
     )
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _set_of_variants(cls, variants: Any) -> Any:
+        if not isinstance(variants, str):
+            return variants
+        if variants not in VARIANTS:
+            raise ValueError(f"no set of variants is called {variants}; there are {', '.join(VARIANTS)}")
+        return VARIANTS[variants]
 
     @model_validator(mode="after")
     def _known_names(self) -> AblateSection:
@@ -524,6 +571,8 @@ class AblateSection(Section):
             earlier.append(name)
         if self.baseline not in earlier:
             raise ValueError(f"baseline {self.baseline} is none of the variants {', '.join(earlier)}")
+        if self.tuning_seed in self.seeds:
+            raise ValueError(f"tuning_seed {self.tuning_seed} is one of seeds; tune with another")
         return self
 
 

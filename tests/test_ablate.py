@@ -2,28 +2,33 @@
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from stages.ablate import Ablation
-from stages.ablation import VariantRun, ablation_rows
-from stages.artifacts.columns import ABLATION, SAMPLES, SCORES
+from stages.artifacts.columns import ABLATION, CURVES, SAMPLES, SCORES
 from stages.artifacts.lock import lock_output
 from stages.artifacts.notes import read_manifest
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.errors import DataError, ModelError, RecipeError
 from stages.interruption import Stopped
 from stages.recipe import RECIPES, load_recipe
+from stages.study.ablation import Ablation, to_evaluate
+from stages.study.chain import Policy
+from stages.study.curves import Point, Run, at, read_runs, repairs_of, rows_of, values_of
+from stages.study.results import result_rows
 
 SMALL = {
     "sft": {"epochs": 1},
@@ -65,7 +70,7 @@ def ablation(tmp_path_factory, digits: Path) -> tuple[Path, list[str], subproces
     return folder / "out", command, done
 
 
-def rows_of(out: Path) -> dict[tuple[str, int | None, str], dict]:
+def rows_of_file(out: Path) -> dict[tuple[str, int | None, str], dict]:
     return {(r["variant"], r["seed"], r["measure"]): r for r in iterate_rows(out / "ablation.parquet", ABLATION)}
 
 
@@ -73,12 +78,12 @@ def rows_of(out: Path) -> dict[tuple[str, int | None, str], dict]:
 def test_a_variant_that_fails_is_named_and_stops_no_other(ablation):
     out, _, done = ablation
     assert done.returncode == 1, done.stderr
-    rows = rows_of(out)
+    rows = rows_of_file(out)
     failed = {variant for variant, _, measure in rows if measure == "failed"}
     assert failed == {"broken", "unlike_broken"}
     assert "no_such_module" in rows["broken", 0, "failed"]["note"]
     assert {variant for variant, _, measure in rows if measure == "sampled accuracy"} == {
-        "base", "difference", "soft", "ungated", "sibling",
+        "base", "difference", "soft", "ungated", "repair_only", "sibling",
     }  # fmt: skip
 
 
@@ -117,7 +122,7 @@ def test_a_stop_reaches_the_step_under_way_and_no_other_begins(number, exit_code
 
 def test_variants_share_the_steps_that_they_have_in_common(ablation):
     out, *_ = ablation
-    rounds = math.ceil(rows_of(out)["ungated", 0, "rounds"]["value"])
+    rounds = math.ceil(rows_of_file(out)["ungated", 0, "rounds"]["value"])
     found = defaultdict(int)
     for folder in (out / "steps").iterdir():
         found[folder.name.rpartition("-")[0]] += 1
@@ -126,13 +131,13 @@ def test_variants_share_the_steps_that_they_have_in_common(ablation):
     assert found["rollout"] == rounds
     assert found["build-masks"] == rounds + 1
     assert found["train-policy"] == rounds + 3
-    # Before the last round of the ungated variant it is the base policy, or one of its own.
+    # The base serves every run's start; before its last round the ungated variant may have a policy of its own.
     assert found["evaluate"] == 5 + (rounds > 1)
 
 
 def test_the_ungated_variant_is_read_off_where_it_has_spent_what_the_baseline_spent(ablation):
     out, *_ = ablation
-    rows = rows_of(out)
+    rows = rows_of_file(out)
     budget, spent = (rows[name, 0, "device-seconds"]["value"] for name in ("difference", "ungated"))
     assert spent == pytest.approx(budget, rel=1e-6)
     rounds = rows["ungated", 0, "rounds"]["value"]
@@ -153,7 +158,7 @@ def test_the_ungated_variant_is_read_off_where_it_has_spent_what_the_baseline_sp
 
 def test_accuracies_are_those_of_the_scores(ablation):
     out, *_ = ablation
-    rows = rows_of(out)
+    rows = rows_of_file(out)
     expected = []
     for folder in (out / "steps").glob("evaluate-*"):
         expected.append(mean(row["reward"] for row in iterate_rows(folder, SCORES) if row["mode"] == "sampled"))
@@ -163,6 +168,7 @@ def test_accuracies_are_those_of_the_scores(ablation):
     mixed = [(1 - share) * first + share * last for first in before for last in expected]
     assert min(abs(found["ungated"] - value) for value in mixed) < 1e-6
     assert all(min(abs(found[v] - value) for value in expected) < 1e-6 for v in found.keys() - {"ungated"})
+    assert found["repair_only"] == found["base"]
     for name in ("difference", "soft", "ungated", "sibling"):
         gain = rows[name, None, "sampled accuracy"]["value"] - rows["base", None, "sampled accuracy"]["value"]
         assert rows[name, None, "sampled gain over base"]["value"] == pytest.approx(gain)
@@ -188,20 +194,24 @@ def write_scores(folder: Path, correct: dict[str, list[int]]) -> Path:
     return folder
 
 
+def run_of(name: str, seed: int, scores: Path, **others) -> Run:
+    return Run(name, seed, "test", points=[Point(1, 9.0, 8, values_of(scores, 1.0))], **others)
+
+
 def test_differences_are_paired_by_problem_and_by_the_seeds_that_both_have(tmp_path):
     scores = {
         ("base", 0): {"a": [1, 0], "b": [0, 0]},
         ("base", 1): {"a": [0, 0], "b": [1, 1]},
-        ("ours", 0): {"a": [1, 1], "b": [1, 0]},
+        ("ours", 0): {"b": [1, 0], "a": [1, 1]},
         ("ours", 1): {"a": [1, 1], "b": [1, 1]},
         ("other", 1): {"a": [0, 1], "b": [0, 0]},
     }
     runs = [
-        VariantRun(name, seed, write_scores(tmp_path / f"{name}{seed}", correct))
+        run_of(name, seed, write_scores(tmp_path / f"{name}{seed}", correct))
         for (name, seed), correct in scores.items()
     ]
-    runs.append(VariantRun("other", 0, error="it broke"))
-    rows = {(r["variant"], r["seed"], r["measure"]): r for r in ablation_rows(runs, "ours", 1.0)}
+    runs.append(Run("other", 0, "test", error="it broke"))
+    rows = {(r["variant"], r["seed"], r["measure"]): r for r in result_rows(runs, "ours")}
     assert rows["ours", None, "sampled accuracy"]["value"] == pytest.approx((1 + 1 + 0.5 + 1) / 4)
     # Problem a: 1 - .5 and 1 - 0; b: .5 - 0 and 1 - 1.
     assert rows["ours", None, "sampled gain over base"]["value"] == pytest.approx((0.75 + 0.25) / 2)
@@ -211,21 +221,56 @@ def test_differences_are_paired_by_problem_and_by_the_seeds_that_both_have(tmp_p
     assert ("ours", None, "sampled difference to ours") not in rows
 
 
-def test_a_matched_run_is_read_off_inside_its_last_round(tmp_path):
+def test_a_run_is_read_off_where_its_budget_ends(tmp_path):
     """A quarter of the round that takes a from 0 to 1 and b from 1/2 to 0; the gain is over the base's own draws."""
-    base = write_scores(tmp_path / "base", {"a": [0, 0], "b": [1, 0]})
-    after = write_scores(tmp_path / "after", {"a": [1, 1], "b": [0, 0]})
+    base = values_of(write_scores(tmp_path / "base", {"a": [0, 0], "b": [1, 0]}), 1.0)
+    after = values_of(write_scores(tmp_path / "after", {"a": [1, 1], "b": [0, 0]}), 1.0)
+    points = [Point(0, 8.0, 0, base), Point(1, 16.0, 384, after)]
     runs = [
-        VariantRun("base", 0, base),
-        VariantRun("ours", 0, after, rounds=0.25, device_seconds=10.0, scores_before=base, share=0.25),
-        VariantRun("whole", 0, after, rounds=1, device_seconds=16.0),
+        Run("base", 0, "test", points=points[:1]),
+        Run("ours", 0, "test", points=points, budget=10.0),
+        Run("whole", 0, "test", points=points),
     ]
-    rows = {(r["variant"], r["seed"], r["measure"]): r for r in ablation_rows(runs, "ours", 1.0)}
+    rows = {(r["variant"], r["seed"], r["measure"]): r for r in result_rows(runs, "ours")}
     assert rows["ours", None, "sampled accuracy"]["value"] == pytest.approx((0.25 + 0.375) / 2)
     assert rows["ours", None, "greedy gain over base"]["value"] == pytest.approx((0.25 - 0.125) / 2)
     assert rows["whole", None, "sampled difference to ours"]["value"] == pytest.approx((0.75 - 0.375) / 2)
-    assert rows["ours", 0, "rounds"]["value"] == 0.25
-    assert rows["ours", 0, "device-seconds"]["value"] == 10.0
+    found = {name: rows["ours", 0, name]["value"] for name in ("rounds", "device-seconds", "rollouts")}
+    assert found == {"rounds": 0.25, "device-seconds": 10.0, "rollouts": 96.0}
+    assert at(points, 3.0) is points[0]
+    assert at(points, 17.0) is points[1]
+
+
+def test_policies_are_evaluated_evenly_over_the_cost_and_on_both_sides_of_its_end():
+    def costs(spent, budget, evaluations):
+        policies = [Policy(Path(str(number)), number, cost, 0) for number, cost in enumerate(spent)]
+        return [policy.device_seconds for policy in to_evaluate(policies, budget, evaluations)]
+
+    assert costs([20, 30, 40, 50, 60, 70], None, 2) == [20, 40, 70]
+    assert costs([20, 30, 40, 50, 60, 70], 65, 2) == [20, 40, 60, 70]
+    assert costs([20, 30, 40, 50, 60, 70], 70, 1) == [20, 70]
+    assert costs([20], 10, 3) == [20]
+    assert costs([0], None, 1) == [0]
+
+
+def test_runs_are_read_as_they_were_recorded(tmp_path):
+    values = [{"sampled": np.array([0.5, 1.0]), "greedy": np.array([0.0, 1.0])} for _ in range(2)]
+    points = [Point(number, 10.0 * number, 64.0 * number, values[number]) for number in range(2)]
+    repairs = {"Acc@1": np.array([0.25, 0.5, 1.0])}
+    runs = [
+        Run("ours", 0, "test", 1e-4, "k1", 12.0, points, repairs),
+        Run("ours", 1, "validation", None, "k2", None, points[:1]),
+    ]
+    write_rows(tmp_path / "curves.parquet", CURVES, rows_of([*runs, Run("broken", 0, "test", error="no")]))
+    for found, run in zip(read_runs(tmp_path / "curves.parquet"), runs, strict=True):
+        assert replace(found, points=(), repairs={}) == replace(run, points=(), repairs={})
+        assert {name: list(v) for name, v in found.repairs.items()} == {n: list(v) for n, v in run.repairs.items()}
+        for point, expected in zip(found.points, run.points, strict=True):
+            assert replace(point, values={}) == replace(expected, values={})
+            assert {mode: list(v) for mode, v in point.values.items()} == {
+                "sampled": [0.5, 1.0], "greedy": [0.0, 1.0],
+            }  # fmt: skip
+    assert read_runs(tmp_path / "none.parquet") == []
 
 
 def test_repair_models_are_measured_by_error_over_seeds(tmp_path):
@@ -239,9 +284,81 @@ def test_repair_models_are_measured_by_error_over_seeds(tmp_path):
             for k, reward in enumerate(rewards)
         ]
         write_rows(folder / "samples.parquet", SAMPLES, rows)
-        runs.append(VariantRun("ours", seed, repair_model=folder))
-    found = {row["measure"]: row["value"] for row in ablation_rows(runs, "ours", 1.0) if row["seed"] is None}
-    assert found == pytest.approx({"repair Acc@1": 0.75, "repair Acc@2": 1.0, "repair edit cost": 0.05})
+        scores = write_scores(tmp_path / f"scores{seed}", {"p": [1]})
+        runs.append(run_of("ours", seed, scores, repairs=repairs_of(folder, 1.0)))
+    found = {row["measure"]: row["value"] for row in result_rows(runs, "ours") if row["seed"] is None}
+    repairs = {name: value for name, value in found.items() if name.startswith("repair")}
+    assert repairs == pytest.approx({"repair Acc@1": 0.75, "repair Acc@2": 1.0, "repair edit cost": 0.05})
+    assert repairs_of(tmp_path, 1.0) == {}
+
+
+def rewritten(ablation: tuple, **changes) -> list[str]:
+    """The fixture's command with other values of its options."""
+    _, command, _ = ablation
+    command = list(command)
+    for option, value in changes.items():
+        command += [f"--{option}", str(value)]
+    return command
+
+
+@pytest.fixture(scope="module")
+def tuned(ablation, tmp_path_factory) -> tuple[Path, list[str]]:
+    """Siblings at two learning rates, within a budget that takes a round or more, nothing kept of the rounds."""
+    out = tmp_path_factory.mktemp("tuned") / "out"
+    settings = ["learning_rates=[3.0e-5, 1.0e-9]", "device_seconds=2", "evaluations=2", "keep_rounds=false"]
+    command = rewritten(ablation, out=out, validation=ablation[0].parent / "train.parquet", variant="sibling")
+    command += [word for setting in settings for word in ("--set", f"ablate.{setting}")]
+    subprocess.run(command, check=True)
+    return out, command
+
+
+def test_the_learning_rate_is_tuned_on_validation_problems(tuned):
+    out, _ = tuned
+    runs = read_runs(out / "curves.parquet")
+    tuning = {run.learning_rate: run.result.values["sampled"].mean() for run in runs if run.problems == "validation"}
+    assert tuning.keys() == {3e-5, 1e-9}
+    assert {run.seed for run in runs if run.problems == "validation"} == {1000}
+    best = max(sorted(tuning), key=tuning.get)
+    (tested,) = [run for run in runs if run.problems == "test" and run.variant == "sibling"]
+    assert tested.learning_rate == best
+    assert rows_of_file(out)["sibling", 0, "learning rate"]["value"] == best
+    assert tested.result.device_seconds == pytest.approx(2.0)
+    assert [point.round for point in tested.points] == sorted({point.round for point in tested.points})
+    assert tested.points[0].device_seconds < 2.0 <= tested.points[-1].device_seconds
+    assert tested.points[-1].rollouts == 16 * 8 * tested.points[-1].round
+
+
+def test_a_recorded_run_needs_its_steps_no_more(tuned):
+    out, command = tuned
+    assert {folder.name.rpartition("-")[0] for folder in (out / "steps").iterdir()} == {"evaluate"}
+    before = (out / "ablation.parquet").read_bytes()
+    shutil.rmtree(out / "steps")
+    subprocess.run(command, check=True)
+    assert not (out / "steps").exists()
+    assert (out / "ablation.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variant": "nothing"}, "--variant nothing: no such variant; there are broken, difference, repair_only, "),
+        ({"variant": "ungated"}, "--variant ungated: it matches difference; give --variant difference too"),
+        ({"set": "ablate.learning_rates=[1.0e-4]"}, "ablate.learning_rates are tuned on problems of their own; give "),
+    ],
+)
+def test_what_cannot_be_run_is_told_before_the_first_step(ablation, tmp_path, changes, message):
+    done = subprocess.run(rewritten(ablation, out=tmp_path / "out", **changes), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_set_of_variants_goes_by_its_name():
+    rivals = load_recipe("digits", ["ablate.variants=rivals"]).ablate.variants
+    assert {"grpo", "difference", "sft_then_grpo", "difference_without_set", "prime"} <= rivals.keys()
+    for variant in rivals.values():
+        load_recipe("digits", variant.set)
+    assert load_recipe("digits", ["ablate.variants=paper"]) == load_recipe("digits")
 
 
 @pytest.mark.parametrize("name", load_recipe("digits").ablate.variants)
@@ -261,6 +378,8 @@ def test_the_papers_variants_are_recipes_that_differ_from_the_baseline(name):
     [
         ("ablate.baseline=nothing", "baseline nothing is none of the variants"),
         ("ablate.variants={a: {matches: b}, b: {}}", "a matches b, which is no variant before it"),
+        ("ablate.variants=others", "no set of variants is called others; there are paper, rivals"),
+        ("ablate.tuning_seed=1", "tuning_seed 1 is one of seeds"),
     ],
 )
 def test_names_that_no_variant_has_are_refused(assignment, message):

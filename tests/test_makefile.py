@@ -43,8 +43,8 @@ TABLES = {
 TRAINS = ("sft-repair", "rl-repair", "train-policy")
 
 
-def make(run: Path, *options: str, dry: bool = True) -> subprocess.CompletedProcess[str]:
-    command = ["make", *(["--dry-run"] if dry else []), "-o", ".venv/installed", "all", f"RUN={run}", *options]
+def make(run: Path, *options: str, dry: bool = True, target: str = "all") -> subprocess.CompletedProcess[str]:
+    command = ["make", *(["--dry-run"] if dry else []), "-o", ".venv/installed", target, f"RUN={run}", *options]
     if not any(option.startswith("ROUNDS=") for option in options):
         command.append("ROUNDS=2")
     # `make test` tells the make below it that it is one, and what it was called with.
@@ -326,3 +326,17 @@ def test_an_embedded_example_needs_the_name_of_its_recipe_alone(base, tmp_path):
     assert f"--repair-set {data}/repair_set.parquet --policy {data}/base " in found["1-sft-repair"]
     assert f"--problems {data}/problems_train.parquet " in found["round-1/rollout"]
     assert f"--problems {data}/problems_test.parquet " in found["evaluate-base"]
+
+
+def test_a_study_is_tuned_on_the_examples_validation_problems(tmp_path):
+    run = tmp_path / "run"
+    done = make(run, "RECIPE=long_digits", "VARIANTS=grpo difference", "SET=rollout.problems=64", target="study")
+    words = shlex.split(done.stdout)
+    options = [(option, value) for option, value in pairwise(words) if option.startswith("--")]
+    assert ("--validation", "data/long_digits/problems_validation.parquet") in options
+    assert ("--out", f"{run}-study") in options
+    assert [value for option, value in options if option == "--variant"] == ["grpo", "difference"]
+    assert [value for option, value in options if option == "--set"] == [
+        "ablate.variants=rivals", "ablate.baseline=grpo", "rollout.problems=64",
+    ]  # fmt: skip
+    assert "--validation" not in make(run, target="ablate").stdout

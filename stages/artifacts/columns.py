@@ -456,6 +456,24 @@ SUMMARY = TableSpec(
     ),
 )
 
+CURVES = TableSpec(
+    "curves",
+    "df ablate",
+    "df ablate, you",
+    (
+        Column("key", pa.string(), "digest of all that the run depends on: one that is here is not run again"),
+        Column("variant", pa.string(), "its name in the recipe, or `base`: the base policy"),
+        Column("seed", pa.int32(), "of the run"),
+        Column("problems", pa.string(), "`test`, or `validation`: what the learning rate is tuned on"),
+        Column("learning_rate", pa.float64(), "of the policy", null="the recipe's"),
+        Column("budget", pa.float64(), "device-seconds at which the run is read", null="at its end"),
+        Column("round", pa.float64(), "rounds done by then"),
+        Column("device_seconds", pa.float64(), "spent by then, evaluations left out (eq. 29)"),
+        Column("rollouts", pa.float64(), "responses sampled from the policy by then, to train it"),
+        Column("measure", pa.string(), "`sampled` or `greedy` accuracy, or a measure of the repair model"),
+        Column("values", pa.list_(pa.float32()), "of each problem, or held-out error, in the order of ids"),
+    ),
+)
 ABLATION = TableSpec(
     "ablation",
     "df ablate",

@@ -4,22 +4,42 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
+
+import psutil
 
 Phase = Literal["load", "generate", "score", "reward", "train", "save", "evaluate"]
 EVALUATION: Phase = "evaluate"
 """How good a model is, beside the work that its training needs."""
 
 
-class CostLedger:
-    """Wall seconds times devices, by phase, from when the step was opened; imports come before."""
+def cpu_seconds() -> float:
+    """Spent so far by this process and those that it started.
 
-    def __init__(self, devices: int = 1) -> None:
+    Where a CPU is the device, these are its seconds: other work on the machine is not this step's (our choice).
+    """
+    own = psutil.Process()
+    seconds = 0.0
+    for process in (own, *own.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):  # it ended in between: its parent has its seconds
+            times = process.cpu_times()
+            seconds += times.user + times.system + times.children_user + times.children_system
+    return seconds
+
+
+class CostLedger:
+    """Seconds times devices, by phase, from when the step was opened; imports come before.
+
+    Seconds are of the wall, which a GPU spends whether it works or waits, or of another `clock`.
+    """
+
+    def __init__(self, devices: int = 1, clock: Callable[[], float] = time.perf_counter) -> None:
         self.devices = devices
         self.device_seconds: dict[str, float] = defaultdict(float)
-        self._opened = time.perf_counter()
+        self._clock = clock
+        self._opened = clock()
         self._in_phases = 0.0
         self._inside = False
 
@@ -32,20 +52,20 @@ class CostLedger:
         if self._inside:
             yield
             return
-        started = time.perf_counter()
+        started = self._clock()
         self._inside = True
         try:
             yield
         finally:
             self._inside = False
-            elapsed = time.perf_counter() - started
+            elapsed = self._clock() - started
             self._in_phases += elapsed
             self.device_seconds[name] += elapsed * self.devices
 
     def close(self) -> None:
         """Book what no phase has (reading, alignment, prompts, writing) as `other`."""
         self.device_seconds["other"] += self._unbooked()
-        self._opened, self._in_phases = time.perf_counter(), 0.0
+        self._opened, self._in_phases = self._clock(), 0.0
 
     @property
     def spent(self) -> float:
@@ -53,7 +73,7 @@ class CostLedger:
         return sum(self.device_seconds.values()) + self._unbooked()
 
     def _unbooked(self) -> float:
-        elapsed = time.perf_counter() - self._opened
+        elapsed = self._clock() - self._opened
         return max(elapsed - self._in_phases, 0.0) * self.devices
 
 

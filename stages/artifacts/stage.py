@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ import torch
 
 from stages import processes
 from stages.artifacts.integrity import check_input
+from stages.artifacts.ledger import CostLedger, cpu_seconds
 from stages.artifacts.lock import lock_output
 from stages.artifacts.plan import Input, Plan, path_of, reads_of
 from stages.artifacts.step import Step
@@ -103,9 +105,11 @@ def _open(out: Path, plan: Plan, overwrite: bool, held: ExitStack) -> Step:
     if finished is not None:
         return finished
     held.enter_context(lock_output(out))
-    return Step.open(out, plan, overwrite=overwrite, devices=_devices())
+    return Step.open(out, plan, overwrite=overwrite, ledger=_ledger())
 
 
-def _devices() -> int:
-    """GPUs that the step runs on: one a process, or all that one process sees."""
-    return processes.count() if processes.count() > 1 else max(1, torch.cuda.device_count())
+def _ledger() -> CostLedger:
+    """Of the GPUs that the step runs on, one a process or all that one process sees; without any, of the CPU."""
+    gpus = torch.cuda.device_count()
+    devices = processes.count() if processes.count() > 1 else max(1, gpus)
+    return CostLedger(devices, time.perf_counter if gpus else cpu_seconds)

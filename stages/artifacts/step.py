@@ -89,7 +89,7 @@ class Step:
         return step
 
     @classmethod
-    def open(cls, out: Path, plan: Plan, *, overwrite: bool = False, devices: int = 1) -> Step:
+    def open(cls, out: Path, plan: Plan, *, overwrite: bool = False, ledger: CostLedger | None = None) -> Step:
         """Start the step, go on with one that was stopped, or find it complete (`manifest` is then set).
 
         `overwrite` replaces an output that is complete or was made from something else; a stopped run of the same
@@ -100,7 +100,7 @@ class Step:
         """
         _refuse_inputs_inside(out, plan)
         record = plan.record()
-        step = cls(out, record, CostLedger(devices))
+        step = cls(out, record, ledger or CostLedger())
         step._bad_rows = plan.dropped
         step.count_anew()
         existing = read_plan(out)
@@ -133,7 +133,7 @@ class Step:
         if damaged:
             with writing(out):
                 _clear(out)
-            return cls.open(out, plan, devices=devices)
+            return cls.open(out, plan, ledger=ledger)
         return step
 
     def has_shard(self, spec: TableSpec, index: int) -> bool:

@@ -44,6 +44,26 @@ def mean_over_problems(section: str, measure: str, values_P: ArrayLike) -> Measu
     return Measure(section, measure, float(values.mean()), float(interval.low), float(interval.high), len(values))
 
 
+def mean_over_seeds_and_problems(section: str, measure: str, values_SP: ArrayLike) -> Measure:
+    """Mean of one value per seed and problem, with a bootstrap interval over both: seeds and problems are drawn again
+    independently of each other (pigeonhole bootstrap, arXiv 0712.1111), which is wide rather than narrow.
+
+    One seed is a bootstrap over problems alone. Differences of two models on the same seeds and problems make it the
+    paired bootstrap. n counts problems.
+    """
+    values = np.asarray(values_SP, np.float64)
+    if len(values) == 1 or values.shape[1] == 0:
+        return mean_over_problems(section, measure, values.mean(axis=0) if len(values) else [])
+    rng = np.random.default_rng(0)
+    seeds, problems = values.shape
+    drawn_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES) / seeds
+    drawn_problems = rng.multinomial(problems, np.full(problems, 1 / problems), RESAMPLES) / problems
+    means = np.einsum("rs,sp,rp->r", drawn_seeds, values, drawn_problems, optimize=True)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Measure(section, measure, float(values.mean()), float(low), float(high), problems)
+
+
 def accuracy_at(correct_PK: Sequence[Sequence[bool]], k: int) -> list[float]:
     """Acc@k of each case: the chance that k of its K draws, taken without replacement, hold a correct one.
 

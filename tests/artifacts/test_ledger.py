@@ -1,10 +1,12 @@
 """Device-seconds: every second of a step is booked once, in its phase or as other."""
 
+import subprocess
+import sys
 import time
 
 import pytest
 
-from stages.artifacts.ledger import CostLedger, training_cost
+from stages.artifacts.ledger import CostLedger, cpu_seconds, training_cost
 
 
 def test_what_no_phase_has_is_booked_as_other_at_the_close():
@@ -66,3 +68,20 @@ def test_a_phase_after_an_evaluation_that_failed_is_booked():
     with ledger.phase("train"):
         pass
     assert ledger.device_seconds.keys() == {"evaluate", "train"}
+
+
+BUSY = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True)\nimport sys; sys.stdin.read()"
+
+
+def test_on_a_cpu_work_is_booked_and_waiting_is_not():
+    """A child that works counts while it lives and when it has ended; time asleep does not."""
+    ledger = CostLedger(clock=cpu_seconds)
+    with ledger.phase("score"):
+        time.sleep(0.5)
+    command = [sys.executable, "-c", BUSY]
+    with ledger.phase("reward"), subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        while_it_lives = ledger.spent
+    assert ledger.device_seconds["score"] < 0.25
+    assert 0.5 <= while_it_lives < 5
+    assert 0.5 <= ledger.device_seconds["reward"] < 5

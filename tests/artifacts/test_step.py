@@ -15,6 +15,7 @@ import pytest
 from stages.artifacts.bad_rows import BadRow
 from stages.artifacts.columns import DROPPED, METRICS
 from stages.artifacts.fingerprint import fingerprint
+from stages.artifacts.ledger import CostLedger
 from stages.artifacts.notes import MANIFEST, PLAN, model_folder, read_manifest
 from stages.artifacts.stage import execute
 from stages.artifacts.step import CHECKPOINTS, PENDING, PROGRESS, Plan, Step
@@ -89,7 +90,7 @@ def test_the_manifest_comes_last(tmp_path, source):
 
 
 def test_the_manifest_says_what_was_done(tmp_path, source):
-    step = Step.open(tmp_path / "out", plan(source), devices=4)
+    step = Step.open(tmp_path / "out", plan(source), ledger=CostLedger(4))
     write_shard(step, 0)
     step.finish()
     manifest = step.manifest

@@ -1,0 +1,1 @@
+"""Variants of one recipe, trained from the same base at the same cost, and compared."""

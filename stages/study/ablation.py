@@ -1,0 +1,266 @@
+"""Variants of one recipe, each trained from the same base policy -> ablation (the paper's tables 3 and 4), curves."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.artifacts.columns import ABLATION, CURVES
+from stages.artifacts.digests import DIGESTS
+from stages.artifacts.fingerprint import fingerprint
+from stages.artifacts.lock import lock_output
+from stages.artifacts.stage import planned
+from stages.artifacts.store import write_rows
+from stages.artifacts.writing import writing
+from stages.errors import DifferenceFeedbackError, RecipeError, StepError
+from stages.interruption import Requests
+from stages.recipe import Recipe, load_recipe
+from stages.sections import VariantSection
+from stages.study.chain import Chain, Inputs, Policy
+from stages.study.curves import Point, Run, read_runs, repairs_of, rows_of, values_of
+from stages.study.results import BASE, result_rows
+from stages.study.steps import STAGES, Steps, digest_of
+
+logger = logging.getLogger(__name__)
+
+RATE = "train.optimizer.learning_rate"
+TEST, VALIDATION = "test", "validation"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """`df ablate`."""
+
+    recipe: str
+    assignments: Sequence[str]
+    train: Path
+    test: Path
+    repair_set: Path
+    base: Path
+    out: Path
+    validation: Path | None = None
+    """Problems that learning rates are tuned on."""
+    only: Sequence[str] = ()
+    """Variants to run; all if empty."""
+    launch: Sequence[str] | None = None
+    """What the command of a step begins with; None makes the steps in this process."""
+    train_launch: Sequence[str] | None = None
+    """The same for the steps that train."""
+
+    def run(self) -> list[dict[str, Any]]:
+        """Every variant with every seed, as far as it is not there; writes and returns the rows of `ablation`.
+
+        A run is recorded in `curves` when it ends, and is not made again where it is recorded. A variant that fails
+        is noted in its rows, and the others go on.
+
+        Raises:
+            RecipeError: the recipe or a variant of it is not valid.
+            DataError, ModelError: an input cannot be used.
+            ArtifactError: another ablation writes to `out`.
+            Stopped: it was asked to stop, and so was the step under way.
+        """
+        recipe = load_recipe(self.recipe, self.assignments)
+        variants = self._variants(recipe)
+        for variant in variants.values():
+            self.recipe_with(variant.set)
+        self._check_inputs(recipe, variants)
+        requests = Requests()
+        with lock_output(self.out), requests.heard():
+            os.environ.setdefault(DIGESTS, str(self.out / "digests.jsonl"))  # each file is hashed once
+            steps = Steps(self.out, self.recipe, self.launch, self.train_launch, requests)
+            runs = list(Runs(self, recipe, steps).of_every(variants))
+            rows = result_rows(runs, recipe.ablate.baseline)
+            write_rows(self.out / f"{ABLATION.name}.parquet", ABLATION, rows)
+        return rows
+
+    def _variants(self, recipe: Recipe) -> dict[str, VariantSection]:
+        """Those to run.
+
+        Raises:
+            RecipeError: a name is none of a variant, or one matches another that does not run.
+        """
+        variants = {name: v for name, v in recipe.ablate.variants.items() if not self.only or name in self.only}
+        if unknown := set(self.only) - variants.keys():
+            known = ", ".join(recipe.ablate.variants)
+            raise RecipeError(f"--variant {min(unknown)}: no such variant; there are {known}")
+        for name, variant in variants.items():
+            if variant.matches is not None and variant.matches not in variants:
+                raise RecipeError(
+                    f"--variant {name}: it matches {variant.matches}; give --variant {variant.matches} too"
+                )
+        return variants
+
+    def _check_inputs(self, recipe: Recipe, variants: Mapping[str, VariantSection]) -> None:
+        """Each is looked at by a step that reads it, before the first step runs."""
+        if recipe.ablate.learning_rates and self.validation is None:
+            raise RecipeError("ablate.learning_rates are tuned on problems of their own; give --validation")
+        planned(STAGES["rollout"](recipe, problems=self.train, policy=self.base))
+        for problems in (self.test, self.validation):
+            if problems is not None:
+                planned(STAGES["evaluate"](recipe, problems=problems, model=self.base))
+        if any(variant.repair_model != "none" or variant.start == "sft" for variant in variants.values()):
+            planned(STAGES["sft-repair"](recipe, repair_set=self.repair_set, model=self.base))
+
+    def recipe_with(self, assignments: Sequence[str]) -> Recipe:
+        """The recipe with these assignments after its own."""
+        return load_recipe(self.recipe, [*self.assignments, *assignments])
+
+
+class Runs:
+    """The runs of a study: those that tune first, then variant by variant with each seed."""
+
+    def __init__(self, ablation: Ablation, recipe: Recipe, steps: Steps) -> None:
+        self.of = ablation
+        self.section = recipe.ablate
+        self.threshold = recipe.reward.threshold
+        self.steps = steps
+        self.file = ablation.out / f"{CURVES.name}.parquet"
+        self.known = {run.key: run for run in read_runs(self.file)}
+
+    def of_every(self, variants: Mapping[str, VariantSection]) -> Iterator[Run]:
+        """The base policy and every variant, seed by seed."""
+        rates = {name: self._tuned(name, variant) for name, variant in variants.items()}
+        base = VariantSection(repair_model="none", rounds=0)
+        for number, seed in enumerate(self.section.seeds):
+            done = {BASE: self._run(BASE, base, seed, TEST, None, {})}
+            for name, variant in variants.items():
+                if variant.seeds is None or number < variant.seeds:
+                    try:
+                        done[name] = self._run(name, variant, seed, TEST, rates[name](), done)
+                    except DifferenceFeedbackError as error:
+                        logger.warning("%s, seed %d: %s", name, seed, error)
+                        done[name] = Run(name, seed, TEST, error=str(error))
+            yield from done.values()
+
+    def _tuned(self, name: str, variant: VariantSection) -> Callable[[], float | None]:
+        """Gives the variant's learning rate, or why it has none."""
+        try:
+            rate = self._best_rate(name, variant)
+        except DifferenceFeedbackError as error:
+            return _raising(error)
+        return lambda: rate
+
+    def _best_rate(self, name: str, variant: VariantSection) -> float | None:
+        """Of sampled accuracy; the lowest of those that are equally good. None where there is nothing to tune."""
+        if not self.section.learning_rates:
+            return None
+        seed = self.section.tuning_seed
+        runs = {
+            rate: self._run(name, variant, seed, VALIDATION, rate, {}) for rate in sorted(self.section.learning_rates)
+        }
+        accuracy = {rate: float(np.mean(run.result.values["sampled"])) for rate, run in runs.items()}
+        best = max(accuracy, key=lambda rate: accuracy[rate])
+        logger.info("%s: learning rate %g of %s", name, best, accuracy)
+        return best
+
+    def _run(
+        self,
+        name: str,
+        variant: VariantSection,
+        seed: int,
+        problems: str,
+        rate: float | None,
+        done: Mapping[str, Run],
+    ) -> Run:
+        """The run, from the record or made and recorded."""
+        settings = [*variant.set, *([] if rate is None else [f"{RATE}={rate}"])]
+        budget = self.section.device_seconds
+        if variant.matches is not None:
+            budget = _spent_by(done[variant.matches])
+        if variant.rounds is not None:
+            budget = None
+        rounds = self.section.rounds if variant.rounds is None else variant.rounds
+        key = self._key(variant, settings, seed, problems, (budget, rounds))
+        if key not in self.known:
+            logger.info("%s, seed %d, learning rate %s", name, seed, "of the recipe" if rate is None else f"{rate:g}")
+            made = self._make(variant, settings, seed, problems, rounds, budget)
+            self.known[key] = replace(made, variant=name, learning_rate=rate, key=key)
+            with writing(self.file):
+                write_rows(self.file, CURVES, rows_of(self.known.values()))
+        return replace(self.known[key], variant=name)
+
+    def _make(
+        self,
+        variant: VariantSection,
+        settings: Sequence[str],
+        seed: int,
+        problems: str,
+        rounds: int,
+        budget: float | None,
+    ) -> Run:
+        chain = Chain(self.steps, [*self.of.assignments, *settings], self._inputs(), seed)
+        repair_model = chain.repair_model(variant.repair_model)
+        policies = [chain.start(variant.start)]
+        while len(policies) <= rounds if budget is None else policies[-1].device_seconds < budget:
+            policies.append(chain.round(policies[-1], repair_model))
+        points = [
+            Point(
+                policy.round,
+                policy.device_seconds,
+                policy.rollouts,
+                values_of(chain.scores(policy.folder, self._problems(problems)), self.threshold),
+            )
+            for policy in to_evaluate(policies, budget, self.section.evaluations)
+        ]
+        repairs = {} if repair_model is None else repairs_of(repair_model, self.threshold)
+        if not self.section.keep_rounds:
+            self.steps.remove(chain.rounds)
+        return Run("", seed, problems, budget=budget, points=points, repairs=repairs)
+
+    def _key(self, variant: VariantSection, settings: Sequence[str], seed: int, problems: str, length: Any) -> str:
+        """Of all that a run depends on, wherever its files lie."""
+        recipe = self.of.recipe_with(settings).model_dump(
+            mode="json", exclude_defaults=True, exclude={"ablate", "tracking", "seed"}
+        )  # a field that later versions add does not make the record another's
+        files = {"problems": self._problems(problems), **self._inputs()._asdict()}
+        if variant.repair_model in ("none", "rl_alone") and variant.start == "base":
+            del files["repair_set"]
+        own = {
+            "recipe": recipe,
+            "repair_model": variant.repair_model,
+            "start": variant.start,
+            "length": length,
+            "evaluations": self.section.evaluations,
+            "seed": seed,
+        }
+        return digest_of(own | {"inputs": {name: {"sha256": fingerprint(path)} for name, path in files.items()}})
+
+    def _inputs(self) -> Inputs:
+        return Inputs(self.of.train, self.of.repair_set, self.of.base)
+
+    def _problems(self, name: str) -> Path:
+        problems = self.of.test if name == TEST else self.of.validation
+        assert problems is not None
+        return problems
+
+
+def to_evaluate(policies: Sequence[Policy], budget: float | None, evaluations: int) -> list[Policy]:
+    """The start, and the first policy at each of `evaluations` marks, evenly over the cost; where the budget ends
+    inside the last round, the policy before it too.
+    """
+    end = policies[-1].device_seconds if budget is None else budget
+    marks = [end * (number + 1) / evaluations for number in range(evaluations)]
+    chosen = {0, len(policies) - 1}
+    chosen |= {next(i for i, policy in enumerate(policies) if policy.device_seconds >= mark) for mark in marks}
+    if len(policies) > 1 and policies[-1].device_seconds > end:
+        chosen.add(len(policies) - 2)
+    return [policies[index] for index in sorted(chosen)]
+
+
+def _spent_by(run: Run) -> float:
+    if run.error is not None:
+        raise StepError(f"{run.variant} failed, whose device-seconds this variant is to match")
+    return run.result.device_seconds
+
+
+def _raising(error: DifferenceFeedbackError) -> Callable[[], float | None]:
+    def rate() -> float | None:
+        raise error
+
+    return rate

@@ -1,0 +1,129 @@
+"""What a run came to along its way: its accuracies, problem by problem, over what it had cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stages.artifacts.columns import CURVES, SAMPLES, SCORES
+from stages.artifacts.store import iterate_rows
+from stages.scoring.score_summary import correct_by_problem
+from stages.training.heldout import measure_errors
+
+MODES = ("sampled", "greedy")
+REPAIR = "repair "
+"""Begins the measures of a repair model."""
+Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A policy's accuracies, or a mixture of two neighbours' on the line between them."""
+
+    round: float
+    device_seconds: float
+    rollouts: float
+    values: Mapping[str, Values]
+    """By measure: of each problem, in the order of ids, the share of draws that is correct."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One variant with one seed and learning rate, measured on one set of problems."""
+
+    variant: str
+    seed: int
+    problems: str
+    """`test` or `validation`."""
+    learning_rate: float | None = None
+    """None where the recipe's was taken."""
+    key: str = ""
+    """Of all that it depends on."""
+    budget: float | None = None
+    """Device-seconds that it is read at; None at its last point."""
+    points: Sequence[Point] = ()
+    repairs: Mapping[str, Values] = field(default_factory=dict)
+    """Of its repair model: by measure, each held-out error's value, in the order of ids."""
+    error: str | None = None
+
+    @property
+    def result(self) -> Point:
+        """Where its budget ends, or its last point."""
+        return self.points[-1] if self.budget is None else at(self.points, self.budget)
+
+
+def at(points: Sequence[Point], device_seconds: float) -> Point:
+    """The point of this cost, on the line between the two beside it."""
+    after = next((index for index, point in enumerate(points) if point.device_seconds >= device_seconds), None)
+    if after is None or after == 0:
+        return points[-1 if after is None else 0]
+    first, last = points[after - 1], points[after]
+    share = (device_seconds - first.device_seconds) / (last.device_seconds - first.device_seconds)
+    values = {name: (1 - share) * first.values[name] + share * last.values[name] for name in first.values}
+    rollouts = (1 - share) * first.rollouts + share * last.rollouts
+    return Point((1 - share) * first.round + share * last.round, device_seconds, rollouts, values)
+
+
+def values_of(scores: Path, threshold: float) -> dict[str, Values]:
+    """Accuracies of an output of `df evaluate`."""
+    rows = list(iterate_rows(scores, SCORES))
+    found = {mode: correct_by_problem(rows, mode, threshold) for mode in MODES}
+    return {
+        mode: np.array([np.mean(correct[problem]) for problem in sorted(correct)]) for mode, correct in found.items()
+    }
+
+
+def repairs_of(repair_model: Path, threshold: float) -> dict[str, Values]:
+    """Measures of the held-out repairs of a repair model's training; none where it had no repair set."""
+    samples = repair_model / f"{SAMPLES.name}.parquet"
+    if not samples.is_file():
+        return {}
+    measures = measure_errors(iterate_rows(samples, SAMPLES), threshold)
+    return {name: np.array([by_error[error] for error in sorted(by_error)]) for name, by_error in measures.items()}
+
+
+def rows_of(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """Rows of `curves`."""
+    return [row for run in runs if run.error is None for row in _rows_of(run)]
+
+
+def _rows_of(run: Run) -> list[dict[str, Any]]:
+    own = {name: getattr(run, name) for name in ("key", "variant", "seed", "problems", "learning_rate", "budget")}
+    start = {"round": 0.0, "device_seconds": 0.0, "rollouts": 0.0}
+    repairs = [own | start | {"measure": REPAIR + name, "values": values} for name, values in run.repairs.items()]
+    costs = ("round", "device_seconds", "rollouts")
+    return repairs + [
+        own | {name: getattr(point, name) for name in costs} | {"measure": name, "values": values}
+        for point in run.points
+        for name, values in point.values.items()
+    ]
+
+
+def read_runs(file: Path) -> list[Run]:
+    """Those in a file of `curves`; none where there is no file."""
+    rows = list(iterate_rows(file, CURVES)) if file.is_file() else []
+    return [_run(list(group)) for _, group in groupby(rows, key=lambda row: row["key"])]
+
+
+def _run(rows: Sequence[Mapping[str, Any]]) -> Run:
+    own = {name: rows[0][name] for name in ("key", "variant", "seed", "problems", "learning_rate", "budget")}
+    values = {row["measure"]: np.array(row["values"], np.float64) for row in rows}
+    repairs = {name.removeprefix(REPAIR): found for name, found in values.items() if name.startswith(REPAIR)}
+    of_policies = [row for row in rows if not row["measure"].startswith(REPAIR)]
+    points = [
+        Point(
+            number,
+            measured[0]["device_seconds"],
+            measured[0]["rollouts"],
+            {row["measure"]: np.array(row["values"], np.float64) for row in measured},
+        )
+        for number, group in groupby(of_policies, key=lambda row: row["round"])
+        for measured in [list(group)]
+    ]
+    return Run(**own, points=points, repairs=repairs)

@@ -1,0 +1,133 @@
+"""Steps that runs share: each in a folder named by all that its output depends on, made once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from stages.artifacts.notes import MANIFEST
+from stages.artifacts.stage import execute
+from stages.artifacts.writing import writing
+from stages.errors import StepError
+from stages.evaluate import Evaluate
+from stages.interruption import Requests, Stopped
+from stages.recipe import load_recipe
+from stages.s1_sft_repair import SftRepair
+from stages.s2_rl_repair import RlRepair
+from stages.s3_rollout import Rollout
+from stages.s4_build_masks import BuildMasks
+from stages.s5_train_policy import TrainPolicy
+
+STAGES: Mapping[str, Callable[..., Any]] = {
+    "sft-repair": SftRepair,
+    "rl-repair": RlRepair,
+    "rollout": Rollout,
+    "build-masks": BuildMasks,
+    "train-policy": TrainPolicy,
+    "evaluate": Evaluate,
+}
+TRAINING = {"sft-repair", "rl-repair", "train-policy"}
+STEPS, LOGS = "steps", "logs"
+STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM)}
+"""Exit statuses of a step that was asked to stop."""
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Where the steps of a study lie, and how one is made: in this process, or by a command."""
+
+    out: Path
+    recipe: str
+    launch: Sequence[str] | None
+    """What the command of a step begins with; None makes it in this process."""
+    train_launch: Sequence[str] | None
+    """The same for the steps that train."""
+    requests: Requests
+
+    def make(self, name: str, assignments: Sequence[str], seed: int, **inputs: Path | str | None) -> Path:
+        """The step's folder, complete; an input that is None is one that it does without.
+
+        Raises:
+            StepError: its command failed.
+            DifferenceFeedbackError: whatever is wrong with its inputs or recipe.
+            Stopped: it was asked to stop.
+        """
+        recipe = load_recipe(self.recipe, assignments).model_copy(update={"seed": seed})
+        stage = STAGES[name](recipe, **inputs)
+        folder = self.out / STEPS / f"{name}-{digest_of(stage.declared.record())}"
+        if (folder / MANIFEST).is_file():
+            return folder
+        self._check_wanted(name)
+        launch = self.train_launch if name in TRAINING else self.launch
+        try:
+            if launch is None:
+                execute(stage, folder, requests=self.requests)
+            else:
+                self._command([*launch, name], assignments, seed, folder, inputs)
+        except Stopped as stop:
+            raise self._stopped(name, stop.exit_code) from stop
+        return folder
+
+    def remove(self, folders: Iterable[Path]) -> None:
+        """Make room; a run that is recorded needs its rounds no more."""
+        for folder in folders:
+            with writing(folder):
+                shutil.rmtree(folder)
+
+    def _check_wanted(self, name: str) -> None:
+        if (stop := self.requests.to_stop()) is not None:
+            raise self._stopped(name, stop[1])
+
+    def _stopped(self, name: str, exit_code: int) -> Stopped:
+        message = f"{self.out}: stopped in {name}, what was done is saved; give the same command again"
+        return Stopped(message, exit_code)
+
+    def _command(
+        self,
+        words: list[str],
+        assignments: Sequence[str],
+        seed: int,
+        folder: Path,
+        inputs: Mapping[str, Path | str | None],
+    ) -> None:
+        name = words[-1]
+        words += ["--recipe", self.recipe, "--seed", str(seed), "--out", str(folder)]
+        words += [word for assignment in assignments for word in ("--set", assignment)]
+        given = {option: value for option, value in inputs.items() if value is not None}
+        words += [word for option, value in given.items() for word in (f"--{option.replace('_', '-')}", str(value))]
+        log = self.out / LOGS / f"{folder.name}.log"
+        with writing(log):
+            log.parent.mkdir(exist_ok=True)
+            output = log.open("ab")
+        with output:
+            status = self._status(words, output)
+        if status in STOPPED:
+            raise Stopped(name, status)
+        if status:
+            raise StepError(f"{name} ended with exit status {status}; {log} tells why")
+
+    def _status(self, command: Sequence[str], output: IO[bytes]) -> int:
+        """The exit status of a command, which is asked to stop when this process is."""
+        with subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
+            while process.poll() is None and self.requests.to_stop() is None:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(POLL_S)
+            if process.poll() is None:
+                process.terminate()
+        stop = self.requests.to_stop()
+        return process.returncode if stop is None else stop[1]
+
+
+def digest_of(record: Mapping[str, Any]) -> str:
+    """Of a plan, wherever its inputs lie."""
+    contents = {name: entry["sha256"] for name, entry in record["inputs"].items()}
+    return hashlib.sha256(json.dumps({**record, "inputs": contents}, sort_keys=True).encode()).hexdigest()[:16]
