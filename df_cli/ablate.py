@@ -47,6 +47,6 @@ def ablate(
     )
     rows = ablation.run()
     make_console().print(ablation_table(rows, ", ".join([recipe, *map(shown_assignment, assignments)])))
-    print_line(f"written to {out / 'ablation.parquet'}")
+    print_line(f"written to {out / 'ablation.parquet'}, drawn in {out / 'curves.svg'}")
     if any(row["measure"] == "failed" for row in rows):
         raise typer.Exit(1)

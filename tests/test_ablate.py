@@ -12,6 +12,7 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
+from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -28,6 +29,7 @@ from stages.recipe import RECIPES, load_recipe
 from stages.study.ablation import Ablation, to_evaluate
 from stages.study.chain import Policy
 from stages.study.curves import Point, Run, at, read_runs, repairs_of, rows_of, values_of
+from stages.study.figure import line
 from stages.study.results import result_rows
 
 SMALL = {
@@ -81,6 +83,10 @@ def test_a_variant_that_fails_is_named_and_stops_no_other(ablation):
     rows = rows_of_file(out)
     failed = {variant for variant, _, measure in rows if measure == "failed"}
     assert failed == {"broken", "unlike_broken"}
+    drawn = ElementTree.parse(out / "curves.svg")
+    legend = {text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text") if text.text}
+    assert {f"{name} (n = 1)" for name in ("difference", "soft", "ungated", "sibling")} <= legend
+    assert not {text for text in legend if text.startswith(("broken", "base", "repair_only"))}
     assert "no_such_module" in rows["broken", 0, "failed"]["note"]
     assert {variant for variant, _, measure in rows if measure == "sampled accuracy"} == {
         "base", "difference", "soft", "ungated", "repair_only", "sibling",
@@ -251,6 +257,24 @@ def test_policies_are_evaluated_evenly_over_the_cost_and_on_both_sides_of_its_en
     assert costs([20, 30, 40, 50, 60, 70], 70, 1) == [20, 70]
     assert costs([20], 10, 3) == [20]
     assert costs([0], None, 1) == [0]
+
+
+def test_a_line_goes_from_where_every_seed_has_started_to_where_one_ends():
+    """Seed 0 rises by .1 in 10 device-seconds, seed 1 by .2 in 20, and is read at 25, inside its last round."""
+
+    def run(seed, costs, accuracies, budget=None):
+        found = [{"sampled": np.array([value])} for value in accuracies]
+        points = [Point(n, cost, 10 * n, value) for n, (cost, value) in enumerate(zip(costs, found, strict=True))]
+        return Run("ours", seed, "test", points=points, budget=budget)
+
+    runs = [run(0, [10, 20, 30], [0.1, 0.2, 0.3]), run(1, [5, 15, 35], [0.0, 0.1, 0.3], budget=25)]
+    grid, accuracy = line(runs, "sampled", "device_seconds")
+    assert (grid[0], grid[-1]) == (10, 25)
+    assert accuracy[:, 0] == pytest.approx([0.1, 0.05])
+    assert accuracy[:, -1] == pytest.approx([0.25, 0.2])
+    grid, accuracy = line(runs, "sampled", "rollouts")
+    assert (grid[0], grid[-1]) == (0, 15)
+    assert accuracy[:, -1] == pytest.approx([0.25, 0.2])
 
 
 def test_runs_are_read_as_they_were_recorded(tmp_path):

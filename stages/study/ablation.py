@@ -24,6 +24,7 @@ from stages.recipe import Recipe, load_recipe
 from stages.sections import VariantSection
 from stages.study.chain import Chain, Inputs, Policy
 from stages.study.curves import Point, Run, read_runs, repairs_of, rows_of, values_of
+from stages.study.figure import draw
 from stages.study.results import BASE, result_rows
 from stages.study.steps import STAGES, Steps, digest_of
 
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 RATE = "train.optimizer.learning_rate"
 TEST, VALIDATION = "test", "validation"
+FIGURE = "curves.svg"
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Ablation:
     """The same for the steps that train."""
 
     def run(self) -> list[dict[str, Any]]:
-        """Every variant with every seed, as far as it is not there; writes and returns the rows of `ablation`.
+        """Every variant with every seed, as far as it is not there; writes, draws and returns the rows of `ablation`.
 
         A run is recorded in `curves` when it ends, and is not made again where it is recorded. A variant that fails
         is noted in its rows, and the others go on.
@@ -77,6 +79,7 @@ class Ablation:
             runs = list(Runs(self, recipe, steps).of_every(variants))
             rows = result_rows(runs, recipe.ablate.baseline)
             write_rows(self.out / f"{ABLATION.name}.parquet", ABLATION, rows)
+            draw(runs, self.out / FIGURE)
         return rows
 
     def _variants(self, recipe: Recipe) -> dict[str, VariantSection]:

@@ -1,0 +1,76 @@
+"""A study's curves: accuracy over device-seconds and over rollouts, a line a variant with its band over seeds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from stages.artifacts.writing import PARTIAL, replace, writing
+from stages.study.curves import MODES, Point, Run, Values
+from stages.study.results import BASE
+
+COSTS = {"device_seconds": "device-seconds", "rollouts": "rollouts"}
+GRID = 60
+"""Costs at which a line is drawn."""
+
+
+def draw(runs: Sequence[Run], file: Path) -> None:
+    """Write an SVG of the runs on test problems; nothing where none was trained.
+
+    A line is the mean over seeds, from where the last of them starts to where the first of them ends; its band is one
+    standard error of that mean.
+    """
+    by_variant: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        if run.variant != BASE and run.error is None and len(run.points) > 1:
+            by_variant[run.variant].append(run)
+    if not by_variant:
+        return
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "df", "font.size": 9, "axes.spines.top": False}):
+        figure = Figure(figsize=(11, 7), layout="constrained")
+        panels = figure.subplots(len(MODES), len(COSTS), sharey="row", squeeze=False)
+        for row, mode in zip(panels, MODES, strict=True):
+            for panel, cost in zip(row, COSTS, strict=True):
+                _panel(panel, by_variant, mode, cost)
+            row[0].set_ylabel(f"{mode} accuracy")
+        handles, labels = panels[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center", frameon=False)
+        with writing(file):
+            written = file.with_name(file.name + PARTIAL)
+            figure.savefig(written, format="svg", metadata={"Date": None})
+        replace(written, file)
+
+
+def _panel(panel: Axes, by_variant: Mapping[str, Sequence[Run]], mode: str, cost: str) -> None:
+    colors = mpl.colormaps["tab20"].colors  # type: ignore[attr-defined]
+    for number, (variant, runs) in enumerate(by_variant.items()):
+        grid, values_SX = line(runs, mode, cost)
+        mean = values_SX.mean(axis=0)
+        color = colors[number % len(colors)]
+        panel.plot(grid, mean, color=color, label=f"{variant} (n = {len(runs)})")
+        if len(runs) > 1:
+            error = values_SX.std(axis=0, ddof=1) / len(runs) ** 0.5
+            panel.fill_between(grid, mean - error, mean + error, color=color, alpha=0.2, linewidth=0)
+    panel.set_xlabel(COSTS[cost])
+    panel.set_xlim(left=0)
+    panel.grid(alpha=0.3)
+
+
+def line(runs: Sequence[Run], mode: str, cost: str) -> tuple[Values, Values]:
+    """Costs (X,), and each run's accuracy there (S, X), on the line between the points beside it."""
+    costs = [[getattr(point, cost) for point in _within(run)] for run in runs]
+    grid = np.linspace(max(found[0] for found in costs), min(found[-1] for found in costs), GRID)
+    accuracies = [[point.values[mode].mean() for point in _within(run)] for run in runs]
+    return grid, np.stack([np.interp(grid, *found) for found in zip(costs, accuracies, strict=True)])
+
+
+def _within(run: Run) -> list[Point]:
+    """Its points up to where its budget ends."""
+    result = run.result
+    return [point for point in run.points if point.device_seconds < result.device_seconds] + [result]
