@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.long_digits.worked import CarelessReader, right, worked_from
+from data.long_digits.worked import Carelessness, CarelessReader, right, worked_from
 from data.strips.handwriting import Handwriting, load_pools
 from data.strips.making import Exercises, Phase, Repairs, answers_of, make_problems, report, train
 from data.strips.worked import Slips
@@ -32,23 +32,29 @@ PROBLEMS_OF = {"train": 1200, "validation": 200, "test": 400}
 LENGTHS = (8, 12)
 TEMPERATURE = 1.0
 SLIP_READING, SLIP_STEP = 0.02, 0.02
-"""How often the base policy's last diet goes wrong in a reading and in a step, at random."""
+"""How often a careless worked answer goes wrong in a reading and in a step, at random."""
+DRAFTS, DIET = Carelessness(0.58, 0.75), Carelessness(0.52, 0.78)
+"""Of the drafts that are proofread beside right answers, and of the base policy's last diet."""
 
 
 def exercises(
-    vlm: VisionLanguageModel, pool: Handwriting, lengths: tuple[int, int], rng: np.random.Generator
+    vlm: VisionLanguageModel,
+    pool: Handwriting,
+    lengths: tuple[int, int],
+    careless: Carelessness,
+    rng: np.random.Generator,
 ) -> Exercises:
     """Slips happen at random; thick digits of four kinds are mostly taken for their lookalikes."""
-    reader, slips = CarelessReader(SLIP_READING, rng), Slips(0.0, SLIP_STEP, rng)
+    reader, slips = CarelessReader(careless, SLIP_READING, rng), Slips(0.0, SLIP_STEP, rng)
     return Exercises(vlm, pool, lengths, right, lambda kind, strip: worked_from(kind, reader.read(strip), slips), rng)
 
 
-def curriculum(exercises: Exercises) -> list[Phase]:
+def curriculum(first: Exercises, last: Exercises) -> list[Phase]:
     """What the base policy sees, in order."""
     return [
-        Phase("strips", 250, 2e-3, exercises.read),
-        Phase("worked answers", 450, 2e-3, lambda: exercises.worked(with_slips=False)),
-        Phase("worked answers with slips", 150, 1e-3, lambda: exercises.worked(with_slips=True)),
+        Phase("strips", 250, 2e-3, first.read),
+        Phase("worked answers", 450, 2e-3, lambda: first.worked(with_slips=False)),
+        Phase("worked answers with slips", 150, 1e-3, lambda: last.worked(with_slips=True)),
     ]
 
 
@@ -70,7 +76,8 @@ def main() -> None:
     for name, rows in problems.items():
         write_rows(out / f"problems_{name}.parquet", PROBLEMS, rows)
     vlm = load_model(START)
-    train(vlm, curriculum(exercises(vlm, pools["base"], lengths, rngs["base"])), batch_size=32)
+    first, last = (exercises(vlm, pools["base"], lengths, careless, rngs["base"]) for careless in (DRAFTS, DIET))
+    train(vlm, curriculum(first, last), batch_size=32)
     vlm.save(out / "base")
     for temperature, n in ((0.0, 1), (TEMPERATURE, 8)):
         answers = answers_of(vlm, problems["test"], n, Sampling(max_new_tokens, temperature, SEED))

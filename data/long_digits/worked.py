@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -18,15 +19,22 @@ from data.strips.worked import LOOKALIKE, Slips, listed, no_slips, reading, runn
 
 MISTAKEN = {1: 7, 3: 8, 5: 6, 9: 4}
 """What a thick digit is mostly taken for."""
-THICK_QUANTILE = 0.58
-"""A scan with more ink than this share of its digit's scans is thick."""
-MISTAKEN_RATE = 0.75
+
+
+class Carelessness(NamedTuple):
+    """How far thick digits are mistaken."""
+
+    thick_quantile: float
+    """A scan with more ink than this share of its digit's scans is thick."""
+    mistaken_rate: float
+    """How often a thick digit of `MISTAKEN` is taken for its lookalike."""
 
 
 @dataclass(frozen=True)
 class CarelessReader:
     """Takes thick digits of `MISTAKEN` for their lookalikes, and any digit now and then."""
 
+    careless: Carelessness
     slip_rate: float
     rng: np.random.Generator
 
@@ -34,13 +42,13 @@ class CarelessReader:
         return [self._one(digit, scan) for digit, scan in zip(strip.digits, strip.scans, strict=True)]
 
     def _one(self, digit: int, scan: int) -> int:
-        if scan in thick_scans() and self.rng.random() < MISTAKEN_RATE:
+        if scan in thick_scans(self.careless.thick_quantile) and self.rng.random() < self.careless.mistaken_rate:
             return MISTAKEN[digit]
         return LOOKALIKE[digit] if self.rng.random() < self.slip_rate else digit
 
 
 @cache
-def thick_scans() -> frozenset[int]:
+def thick_scans(quantile: float) -> frozenset[int]:
     """Indices in scikit-learn of the thick scans of the digits in `MISTAKEN`."""
     data = load_digits()
     ink = data.images.sum((1, 2))
@@ -48,7 +56,7 @@ def thick_scans() -> frozenset[int]:
         int(index)
         for digit in MISTAKEN
         for index in np.flatnonzero(data.target == digit)
-        if ink[index] > np.quantile(ink[data.target == digit], THICK_QUANTILE)
+        if ink[index] > np.quantile(ink[data.target == digit], quantile)
     )
 
 
