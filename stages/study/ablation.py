@@ -218,14 +218,18 @@ class Runs:
 
     def _key(self, variant: VariantSection, settings: Sequence[str], seed: int, problems: str, length: Any) -> str:
         """Of all that a run depends on, wherever its files lie."""
-        recipe = self.of.recipe_with(settings).model_dump(
-            mode="json", exclude_defaults=True, exclude={"ablate", "tracking", "seed"}
-        )  # a field that later versions add does not make the record another's
+        recipe = self.of.recipe_with(settings)
+        learns_repairs, learns_by_rl = variant.repair_model in ("sft", "rl"), variant.repair_model in ("rl", "rl_alone")
+        reads_set = learns_repairs or variant.start == "sft"
+        unread = {"ablate", "tracking", "seed"} | (set() if reads_set else {"sft"})
+        unread |= set() if learns_by_rl else {"repair_rl"}
         files = {"problems": self._problems(problems), **self._inputs()._asdict()}
-        if variant.repair_model in ("none", "rl_alone") and variant.start == "base":
+        if not reads_set:
             del files["repair_set"]
         own = {
-            "recipe": recipe,
+            # A field that later versions add does not make the record another's.
+            "recipe": recipe.model_dump(mode="json", exclude_defaults=True, exclude=unread),
+            "blank": recipe.repair_rl.blank,
             "repair_model": variant.repair_model,
             "start": variant.start,
             "length": length,
