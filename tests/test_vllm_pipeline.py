@@ -60,7 +60,7 @@ def test_sampler_logprobs_are_those_of_score(out, base_vlm, recipe, digits):
     ]
     scores = TransformersEngine(base_vlm).score(requests, temperature=recipe.rollout.temperature)
     for row, score in zip(rows, scores, strict=True):
-        assert row["sampler_logprobs"] == pytest.approx(score, abs=1e-4)
+        assert row["sampler_logprobs"] == pytest.approx(score.logprobs, abs=1e-4)
     correct = sum(row["reward"] == 1 for row in rows)
     assert 0 < correct < 32
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from stages.errors import ModelError
 from stages.model.codec import Codec
@@ -49,6 +49,14 @@ class ScoreRequest:
     ids: Sequence[int]
 
 
+class TokenScores(NamedTuple):
+    """Of one response, a value a token, all in nats."""
+
+    logprobs: list[float]
+    entropies: list[float]
+    """Of the distribution that each token is drawn from."""
+
+
 def overflows(model: str) -> ModelError:
     """A model's finite weights have led to logits that are not: there is no distribution to sample from."""
     return ModelError(
@@ -76,7 +84,7 @@ class Generator(Protocol):
         """
         ...
 
-    def score(self, requests: Sequence[ScoreRequest], *, temperature: float) -> list[list[float]]:
+    def score(self, requests: Sequence[ScoreRequest], *, temperature: float) -> list[TokenScores]:
         """Teacher-forced log-probs of given responses, of the distribution that `generate` samples from."""
         ...
 

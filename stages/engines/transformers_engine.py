@@ -12,7 +12,7 @@ from stages import processes
 from stages.engines.decoding import Decoder, Numbered
 from stages.engines.decoding_check import agrees
 from stages.engines.plain_generate import PlainGenerate
-from stages.engines.protocol import Completion, Request, Sampling, ScoreRequest
+from stages.engines.protocol import Completion, Request, Sampling, ScoreRequest, TokenScores
 from stages.model.batches import EncodedPrompt, encode_prompt
 from stages.model.codec import Codec
 from stages.model.layout import Reading
@@ -58,7 +58,7 @@ class TransformersEngine:
         numbered = [Numbered(number, request) for number, request in enumerate(requests)]
         return processes.spread(numbered, lambda share: self._generate(share, sampling))
 
-    def score(self, requests: Sequence[ScoreRequest], *, temperature: float) -> list[list[float]]:
+    def score(self, requests: Sequence[ScoreRequest], *, temperature: float) -> list[TokenScores]:
         return processes.spread(requests, lambda share: self._score(share, temperature))
 
     def follow(self, save: Callable[[Path], None], folder: Path) -> None:
@@ -69,15 +69,16 @@ class TransformersEngine:
         return self._decoder.generate(requests, sampling)
 
     @torch.inference_mode()
-    def _score(self, requests: Sequence[ScoreRequest], temperature: float) -> list[list[float]]:
+    def _score(self, requests: Sequence[ScoreRequest], temperature: float) -> list[TokenScores]:
         encoded = self._encode([request.prompt for request in requests])
         readings = [Reading(prompt, request.ids) for prompt, request in zip(encoded, requests, strict=True)]
-        scores: list[list[float]] = [[] for _ in requests]
+        scores: dict[int, TokenScores] = {}
         for members in self._reader.micro_batches(readings, self.tokens_per_batch):
-            logprobs = self._reader.read([readings[i] for i in members], temperature=temperature)
-            for i, logprobs_T in zip(members, logprobs.logprobs_BT.tolist(), strict=True):
-                scores[i] = logprobs_T[: len(requests[i].ids)]
-        return scores
+            read = self._reader.read([readings[i] for i in members], temperature=temperature)
+            values = zip(read.logprobs_BT.tolist(), read.entropy_BT.tolist(), strict=True)
+            for i, values_T in zip(members, values, strict=True):
+                scores[i] = TokenScores(*(value_T[: len(requests[i].ids)] for value_T in values_T))
+        return [scores[i] for i in range(len(requests))]
 
     def _encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
         """Encode each prompt once, however many rows of the batch it makes."""

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from stages import processes
-from stages.engines.protocol import Completion, Generator, Request, Sampling, ScoreRequest, overflows
+from stages.engines.protocol import Completion, Generator, Request, Sampling, ScoreRequest, TokenScores, overflows
 from stages.errors import ModelError, RecipeError
 from stages.model.batches import encode_prompt, fits
 from stages.model.codec import Codec
@@ -92,7 +92,7 @@ class VllmEngine:
         numbered = [_Numbered(index, request) for index, request in enumerate(requests)]
         return processes.spread(numbered, lambda share: self._generate(share, sampling))
 
-    def score(self, requests: Sequence[ScoreRequest], *, temperature: float) -> list[list[float]]:
+    def score(self, requests: Sequence[ScoreRequest], *, temperature: float) -> list[TokenScores]:
         """vLLM's own log-probs of given tokens know neither a temperature nor ids that are banned."""
         return self._scorer.score(requests, temperature=temperature)
 

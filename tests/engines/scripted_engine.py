@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import torch
 
-from stages.engines.protocol import Completion
+from stages.engines.protocol import Completion, TokenScores
 from stages.model.batches import encode_prompt, fits
 from stages.model.head import sampled_logits
 
@@ -34,12 +34,13 @@ class ScriptedEngine:
         return [self._group(place, request, sampling) for place, request in enumerate(requests)]
 
     def score(self, requests, *, temperature):
-        return [
-            self._logprobs(self.logits(request.prompt, len(request.ids)), temperature)[
-                range(len(request.ids)), list(request.ids)
-            ].tolist()
-            for request in requests
-        ]
+        return [self._scores(request, temperature) for request in requests]
+
+    def _scores(self, request, temperature):
+        length = len(request.ids)
+        logprobs_TV = self._logprobs(self.logits(request.prompt, length), temperature)
+        entropies_T = torch.special.entr(logprobs_TV.exp()).sum(-1)
+        return TokenScores(logprobs_TV[range(length), list(request.ids)].tolist(), entropies_T.tolist())
 
     def _group(self, place, request, sampling):
         if not fits(self.codec, encode_prompt(self.codec, request.prompt), sampling.max_new_tokens):

@@ -1,5 +1,6 @@
 """What every engine owes its callers. A further engine is one more entry of ENGINES."""
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -84,10 +85,16 @@ def plain_logits(engine, vlm, prompt, ids):
     return logits_SV[-len(ids) - 1 : -1]
 
 
-def plain_logprobs(engine, vlm, prompt, ids, temperature):
+def plain_distributions(engine, vlm, prompt, ids, temperature):
+    """Log-probs (T, V)."""
     logits_TV = plain_logits(engine, vlm, prompt, ids) / temperature
     logits_TV[:, list(vlm.banned_ids)] = float("-inf")
-    return [log_softmax[token].item() for log_softmax, token in zip(logits_TV.log_softmax(-1), ids, strict=True)]
+    return logits_TV.log_softmax(-1)
+
+
+def plain_logprobs(engine, vlm, prompt, ids, temperature):
+    distributions_TV = plain_distributions(engine, vlm, prompt, ids, temperature)
+    return [log_softmax[token].item() for log_softmax, token in zip(distributions_TV, ids, strict=True)]
 
 
 def flat(groups):
@@ -117,7 +124,20 @@ def test_score_gives_the_sampler_s_logprobs(open_engine, asked, temperature):
     ]
     scores = engine.score(requests, temperature=temperature)
     for score, request, group in zip(scores, requests, groups, strict=True):
-        assert score == pytest.approx(group[0].logprobs[: len(request.ids)], abs=1e-4)
+        assert score.logprobs == pytest.approx(group[0].logprobs[: len(request.ids)], abs=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_score_gives_the_entropy_before_each_token(open_engine, asked, temperature):
+    vlm, prompts = asked
+    engine = open_engine(vlm, 3)
+    requests = [ScoreRequest(prompt, (30, 31, 32, 33)[: 1 + place % 4]) for place, prompt in enumerate(prompts)]
+    for request, score in zip(requests, engine.score(requests, temperature=temperature), strict=True):
+        expected = [
+            -sum(math.exp(logprob) * logprob for logprob in logprobs_V.tolist() if logprob > -math.inf)
+            for logprobs_V in plain_distributions(engine, vlm, request.prompt, request.ids, temperature)
+        ]
+        assert score.entropies == pytest.approx(expected, abs=1e-3)
 
 
 def test_each_prompt_sees_its_own_image(open_engine, tiny_vlm, problems, recipe):
@@ -126,7 +146,8 @@ def test_each_prompt_sees_its_own_image(open_engine, tiny_vlm, problems, recipe)
 
     def score(images, others):
         prompts = [policy_prompt(tiny_vlm.processor, recipe.prompt, "What?", images) for images in (images, others)]
-        return torch.tensor(open_engine(tiny_vlm, 2).score([ScoreRequest(p, ids) for p in prompts], temperature=1.0))
+        scores = open_engine(tiny_vlm, 2).score([ScoreRequest(p, ids) for p in prompts], temperature=1.0)
+        return torch.tensor([score.logprobs for score in scores])
 
     own, swapped = score(first.images, second.images), score(second.images, first.images)
     torch.testing.assert_close(own, swapped.flip(0), atol=1e-4, rtol=0)
@@ -236,7 +257,7 @@ def test_batching_changes_no_result(open_engine, base_vlm, problems, recipe, row
         c.ids for c in flat(reference.generate(requests, greedy))
     ]
     for own, other in zip(engine.score(scored, temperature=0.7), reference.score(scored, temperature=0.7), strict=True):
-        assert own == pytest.approx(other, abs=1e-4)
+        assert own.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
 def test_no_requests_give_no_results(open_engine, tiny_vlm):

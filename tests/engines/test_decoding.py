@@ -94,7 +94,7 @@ def exact_distribution(vlm, prompt, allowed, length, temperature):
     stopped = [(*ids, end) for size in range(length) for ids in product(others, repeat=size)]
     responses = [*stopped, *product(others, repeat=length)]
     scores = TransformersEngine(vlm).score([ScoreRequest(prompt, ids) for ids in responses], temperature=temperature)
-    return dict(zip(responses, np.exp([sum(score) for score in scores]), strict=True))
+    return dict(zip(responses, np.exp([sum(score.logprobs) for score in scores]), strict=True))
 
 
 @pytest.mark.parametrize("draft", ["right", "wrong", "empty", "longer", "shorter"])
@@ -182,7 +182,7 @@ def test_logprobs_of_drafted_responses_are_those_of_teacher_forcing(base_vlm, ba
     asked_for = [(request.prompt, c) for request, group in zip(requests, groups, strict=True) for c in group]
     scores = TransformersEngine(base_vlm).score([ScoreRequest(p, c.ids) for p, c in asked_for], temperature=0.7)
     for (_, completion), score in zip(asked_for, scores, strict=True):
-        assert completion.logprobs == pytest.approx(score, abs=1e-4)
+        assert completion.logprobs == pytest.approx(score.logprobs, abs=1e-4)
 
 
 def test_a_response_ends_inside_a_block_at_an_end_token_and_at_the_limit(base_vlm, base_prompts):

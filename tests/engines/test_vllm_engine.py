@@ -35,7 +35,7 @@ def test_its_raw_logprobs_are_those_of_score_where_nothing_is_banned(start_vllm,
     scores = free.score([ScoreRequest(prompt, ids) for prompt in prompts], temperature=1.0)
     for output, score in zip(raw, scores, strict=True):
         found = [step[token].logprob for step, token in zip(output.prompt_logprobs[-len(ids) :], ids, strict=True)]
-        assert found == pytest.approx(score, abs=1e-4)
+        assert found == pytest.approx(score.logprobs, abs=1e-4)
 
 
 def test_a_running_engine_takes_new_weights_and_forgets_what_the_old_ones_made(
@@ -55,7 +55,7 @@ def test_a_running_engine_takes_new_weights_and_forgets_what_the_old_ones_made(
     asked = [ScoreRequest(prompt, c.ids) for prompt, group in zip(prompts, after, strict=True) for c in group]
     expected = TransformersEngine(trained).score(asked, temperature=0.7)
     for completion, score in zip((c for group in after for c in group), expected, strict=True):
-        assert completion.logprobs == pytest.approx(score, abs=1e-4)
+        assert completion.logprobs == pytest.approx(score.logprobs, abs=1e-4)
 
 
 def test_an_engine_in_a_process_of_its_own_outlives_ctrl_c(start_vllm, tiny_vlm, prompts, monkeypatch):
@@ -110,4 +110,4 @@ def test_more_prompts_than_one_step_takes(start_vllm, tiny_vlm, prompts):
     groups = engine.generate(requests, Sampling(3, seed=1))
     asked = [ScoreRequest(r.prompt, group[0].ids) for r, group in zip(requests, groups, strict=True)]
     for group, score in zip(groups, TransformersEngine(tiny_vlm).score(asked, temperature=1.0), strict=True):
-        assert group[0].logprobs == pytest.approx(score, abs=1e-4)
+        assert group[0].logprobs == pytest.approx(score.logprobs, abs=1e-4)

@@ -64,7 +64,11 @@ def _sampler(dtype: str) -> Iterator[Line]:
     again = engine.generate([Request(p, 4) for p in prompts], Sampling(72, TEMPERATURE))
     flat = [(prompt, completion) for prompt, four in zip(prompts, sampled, strict=True) for completion in four]
     scored = engine.score([ScoreRequest(prompt, c.ids) for prompt, c in flat], temperature=TEMPERATURE)
-    off = [abs(a - b) for (_, c), own in zip(flat, scored, strict=True) for a, b in zip(c.logprobs, own, strict=True)]
+    off = [
+        abs(a - b)
+        for (_, c), own in zip(flat, scored, strict=True)
+        for a, b in zip(c.logprobs, own.logprobs, strict=True)
+    ]
     tokens = sum(len(completion.ids) for _, completion in flat)
     yield Line(dtype, f"sampler against teacher forcing, largest of {tokens} tokens", max(off), "nats",
                max(off) <= LOGPROB_TOLERANCE[dtype])  # fmt: skip

@@ -52,7 +52,11 @@ def _scores(vlm: VisionLanguageModel) -> Iterator[Line]:
         for completion in group
     ]
     scores = engine.score([ScoreRequest(prompt, c.ids) for prompt, c in flat], temperature=0.7)
-    off = [abs(a - b) for (_, c), own in zip(flat, scores, strict=True) for a, b in zip(c.logprobs, own, strict=True)]
+    off = [
+        abs(a - b)
+        for (_, c), own in zip(flat, scores, strict=True)
+        for a, b in zip(c.logprobs, own.logprobs, strict=True)
+    ]
     own_loop = isinstance(engine._decoder, Decoder)
     yield Line(PART, "our loop is taken", float(own_loop), "", own_loop)
     yield Line(PART, "packed rows are taken", float(engine._reader.packed), "", engine._reader.packed)

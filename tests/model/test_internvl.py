@@ -54,7 +54,7 @@ def test_logprobs_are_those_of_a_plain_forward(tiny_internvl, prompts):
             logits_TV[:, list(vlm.banned_ids)] = float("-inf")
             expected = logits_TV.log_softmax(-1).gather(1, ids.T)[:, 0].tolist()
             assert completion.logprobs == pytest.approx(expected, abs=1e-4)
-            assert score == pytest.approx(expected, abs=1e-4)
+            assert score.logprobs == pytest.approx(expected, abs=1e-4)
 
 
 def test_swapped_images_change_the_logprobs(tiny_internvl, problems, recipe):

@@ -16,7 +16,7 @@ from stages.artifacts.problems import encode_image
 from stages.artifacts.store import write_tables
 from stages.batching import batched
 from stages.engines.loading import embedded_engine, open_model
-from stages.engines.protocol import Completion, Request, Sampling, ScoreRequest
+from stages.engines.protocol import Completion, Request, Sampling, ScoreRequest, TokenScores
 from stages.model.loading import VisionLanguageModel, wrap_model
 from stages.model.prompts import Prompt
 from stages.recipe import Recipe, load_recipe
@@ -119,7 +119,7 @@ class SumEngine:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         return [[self._completion(request.prompt, k, sampling) for k in range(request.n)] for request in requests]
 
-    def score(self, requests: Sequence[ScoreRequest], *, temperature: float) -> list[list[float]]:
+    def score(self, requests: Sequence[ScoreRequest], *, temperature: float) -> list[TokenScores]:
         return self._scorer.score(requests, temperature=temperature)
 
     def follow(self, save: Callable[[Path], None], folder: Path) -> None:

@@ -74,7 +74,7 @@ def test_a_pair_has_its_masks_and_the_policy_s_own_logprobs(build, repair_proble
         assert (error["mask"], repair["mask"]) == (masks.error_T.tolist(), masks.repair_T.tolist())
         prompt = policy.prompt(problems[repair["problem_id"]])
         (scores,) = policy.engine.score([ScoreRequest(prompt, repair["ids"])], temperature=1.3)
-        assert repair["old_logprobs"] == pytest.approx(scores, abs=1e-4)
+        assert repair["old_logprobs"] == pytest.approx(scores.logprobs, abs=1e-4)
 
 
 def test_a_flagged_repair_is_never_selected(build):

@@ -38,7 +38,8 @@ def trajectories(base_vlm, repair_problems, recipe):
     requests = [ScoreRequest(prompt, own) for prompt, pair in zip(prompts, ids, strict=True) for own in pair]
     scores = iter(engine.score(requests, temperature=recipe.rollout.temperature))
     return [
-        (problem.problem_id, [(own, next(scores)) for own in pair]) for problem, pair in zip(chosen, ids, strict=True)
+        (problem.problem_id, [(own, next(scores).logprobs) for own in pair])
+        for problem, pair in zip(chosen, ids, strict=True)
     ]
 
 
