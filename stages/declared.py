@@ -90,6 +90,8 @@ def declare_build_masks(recipe: Recipe, repair_model: Path | None, policy: Path,
     """`data` is `rollouts` and `problems`, or `preferences`."""
     specs = {"rollouts": ROLLOUTS, "problems": PROBLEMS, "preferences": PREFERENCES}
     sections = recipe.subset("model", "engine", "prompt", "reward", "audit", "masks", rollout=SAMPLING_FIELDS)
+    if recipe.train.scores is not None:
+        sections |= {"scores": recipe.train.scores}
     inputs = {name: _table(path, specs[name]) for name, path in data.items()}
     inputs |= {} if repair_model is None else {"repair_model": Input(repair_model, WEIGHTS)}
     return Plan("build-masks", sections, recipe.seed, inputs | {"policy": Input(policy, WEIGHTS)})

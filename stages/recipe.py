@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from stages.errors import RecipeError
 from stages.sections import (
+    ROLLOUT_GATES,
     AblateSection,
     AuditSection,
     EngineSection,
@@ -146,7 +147,7 @@ def recipe_with(values: dict[str, Any], path: Path, assignments: Sequence[str] =
 def _check_nothing_is_skipped(recipe: Recipe, path: Path) -> None:
     """DF-PPO leaves out no problem for having no correct rollout (eq. 24-28), so its errors have to be repaired."""
     train, masks = recipe.train, recipe.masks
-    if train.objective.algorithm == "ppo" and train.gate != "none" and masks.on_no_correct == "skip":
+    if train.objective.algorithm == "ppo" and train.gate not in ROLLOUT_GATES and masks.on_no_correct == "skip":
         raise RecipeError(
             f"{path}: train.objective.algorithm is ppo with train.gate {train.gate}, but masks.on_no_correct is skip, "
             "which leaves problems without a correct rollout unrepaired; set masks.on_no_correct to repair"

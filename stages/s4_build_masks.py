@@ -38,6 +38,7 @@ from stages.scoring.group_builder import GroupBuilder
 from stages.scoring.repairs import Repairer
 from stages.scoring.rewards import check_reward, open_reward, score_all
 from stages.scoring.usable import ProblemCheck
+from stages.sections import SCORE_COLUMNS
 from stages.seeds import Purpose
 from stages.training.heldout import with_end
 
@@ -256,4 +257,6 @@ def _write_shard(builder: GroupBuilder, index: int, rollouts: Sequence[Row]) -> 
     repairs, groups = builder.build(rollouts, recipe_sampling(builder.recipe, Purpose.CANDIDATES, index))
     if index == 0 and processes.is_main():
         write_text(step.out / PAGE, builder.page(groups))
-    step.write_shards(index, {REPAIRS: repairs, GROUPS: groups})
+    # Without the scores that nothing asks for, a file is the one that it was before there were any.
+    unasked = set(SCORE_COLUMNS.values()) - {builder.recipe.train.scores}
+    step.write_shards(index, {REPAIRS: repairs, GROUPS.without(unasked): groups})

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.compute as pc
 
 from stages import processes
 from stages.artifacts.bad_rows import OnBadRow
@@ -38,7 +39,14 @@ from stages.scoring.usable import ProblemCheck
 from stages.seeds import Purpose, derive_seed
 from stages.told import counted
 from stages.training.checkpoints import SAVE_EVERY, Checkpoints
-from stages.training.groups import Trajectory, left_out, optimization_group, rows_to_work_on, with_token_advantages
+from stages.training.groups import (
+    Trajectory,
+    left_out,
+    optimization_group,
+    rows_to_work_on,
+    with_batch_gates,
+    with_token_advantages,
+)
 from stages.training.losses import (
     PolicyObjective,
     check_first_step,
@@ -88,6 +96,7 @@ class TrainPolicy:
         check_prime(self.recipe.train)
         check_trackers(self.recipe.tracking)
         bad = self.usable.bad
+        self._check_scores()
         self._check_trainable()
         return replace(self.declared, dropped=bad)
 
@@ -184,6 +193,19 @@ class TrainPolicy:
             )
         raise self._nothing_to_train_on(step.tally.dropped)
 
+    def _check_scores(self) -> None:
+        """Raises DataError where the groups lack what the recipe's gate is made of."""
+        name, gate = self.recipe.train.scores, self.recipe.train.gate
+        if name is None:
+            return
+        for shard in parquet_files(self.groups, GROUPS):
+            for table in map(GROUPS.with_optional, read_tables(shard, PROBLEMS_AT_ONCE, ["role", name])):
+                if pc.any(pc.and_(pc.is_null(table[name]), pc.not_equal(table["role"], "repair"))).as_py():
+                    raise DataError(
+                        f"{shard}: rollouts without {name}, which train.gate {gate} is made of; run df build-masks "
+                        f"again with train.gate={gate}"
+                    )
+
     def _check_trainable(self) -> None:
         """Raises DataError where no group has anything to train on."""
         reasons: Counter[str] = Counter()
@@ -247,8 +269,8 @@ class GroupSource:
                 return
 
     def training_rows(self, groups: Sequence[Sequence[Trajectory]]) -> list[TrainingRow]:
-        """The trajectories of these groups with the policy's prompt."""
-        return [row for group in groups for row in self._rows(group)]
+        """The trajectories of the groups of one optimizer step with their gates and the policy's prompt."""
+        return [row for group in with_batch_gates(groups, self.recipe.train) for row in self._rows(group)]
 
     def _rows(self, group: Sequence[Trajectory]) -> list[TrainingRow]:
         problem = self.problems[group[0].row["problem_id"]]

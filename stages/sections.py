@@ -22,7 +22,11 @@ Positive = Annotated[int, Field(ge=1)]
 Temperature = Annotated[float, Field(gt=0, le=10)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 Algorithm = Literal["grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo", "ppo", "dpo"]
-Gate = Literal["difference", "soft", "none"]
+Gate = Literal["difference", "soft", "entropy", "none"]
+ROLLOUT_GATES = ("entropy", "none")
+"""Gates on the whole rollout group, which use no repair."""
+SCORE_COLUMNS = {"entropy": "entropies"}
+"""Of a gate or an advantage, the column of `groups` that it is made of."""
 ReferenceKind = Literal["answer", "preferred", "sibling"]
 
 
@@ -411,7 +415,12 @@ class PrimeSection(Section):
 class TrainSection(Section):
     """`df train-policy` (eq. 10-28)."""
 
-    gate: Gate = Field("difference", description="`none` is the plain algorithm on the whole rollout group.")
+    gate: Gate = Field(
+        "difference",
+        description="`difference`, `soft`: the masks. On the whole rollout group, with scores that `df build-masks` "
+        "adds under this gate: `entropy`, the fifth of a step's tokens with the highest entropy. `none` is the plain "
+        "algorithm on that group.",
+    )
     group: Literal["pairs", "all"] = Field(
         "pairs",
         description="`pairs`: the repaired errors and their repairs (eq. 16); `all`: every scored rollout and every "
@@ -435,10 +444,20 @@ class TrainSection(Section):
     def _has_one_group(self) -> TrainSection:
         """What trains on the rollouts alone, or on pairs alone, leaves `group` no choice."""
         fixed = {"ppo": "the rollouts", "dpo": "pairs"}.get(self.objective.algorithm)
-        if self.group == "all" and (self.gate == "none" or fixed):
-            found = f"objective.algorithm is {self.objective.algorithm}" if fixed else "gate is none"
+        if self.group == "all" and (self.gate in ROLLOUT_GATES or fixed):
+            found = f"objective.algorithm is {self.objective.algorithm}" if fixed else f"gate is {self.gate}"
             raise ValueError(f"group is all, but {found}, which takes {fixed or 'the rollouts'} alone; set group=pairs")
+        if self.scores is not None and self.objective.algorithm == "dpo":
+            raise ValueError(
+                f"gate is {self.gate}, which takes the rollouts alone, but objective.algorithm is dpo, which takes "
+                "pairs alone; set gate=difference, or another algorithm"
+            )
         return self
+
+    @property
+    def scores(self) -> str | None:
+        """The column of `groups` that `df build-masks` adds for this section; None where it needs none."""
+        return SCORE_COLUMNS.get(self.gate)
 
 
 class LoraSection(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -42,6 +43,10 @@ class TableSpec:
     producer: str
     consumers: str
     columns: tuple[Column, ...]
+
+    def without(self, names: Collection[str]) -> TableSpec:
+        """The artifact as a file has it that lacks these columns."""
+        return replace(self, columns=tuple(column for column in self.columns if column.name not in names))
 
     def schema(self) -> pa.Schema:
         """Arrow schema, with the `datasets` features of image columns in its metadata."""
@@ -297,6 +302,13 @@ GROUPS = TableSpec(
             FLOATS,
             "those of `rollouts`",
             null="the policy did not sample it: another model's repair, or preference data; a file may lack the column",
+            optional=True,
+        ),
+        Column(
+            "entropies",
+            FLOATS,
+            "entropy in nats of the policy's distribution at each token",
+            null="a repair; a file has the column only where the recipe's gate is `entropy`",
             optional=True,
         ),
     ),

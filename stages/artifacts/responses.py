@@ -20,7 +20,8 @@ from stages.artifacts.store import iterate_tables, parquet_files
 from stages.errors import DataError
 
 ROLES = ("correct", "error", "repair")
-_FLOATS = ("sampler_logprobs", "old_logprobs")
+_LOGPROBS = ("sampler_logprobs", "old_logprobs")
+_SCORES = ("entropies",)
 ROUNDING = 1e-3
 """How far above 0 a log-prob may be (our choice)."""
 
@@ -57,7 +58,8 @@ def check_responses(path: Path, spec: TableSpec, known: Callable[[str], bool], l
 
     Bad rows: `unknown_problem`; `split_group`, rows of a problem in two places; `duplicate_sample`; `stray_repair`,
     which does not follow its error; `unknown_role`; `negative_sample`; `lengths_disagree`; `no_tokens`;
-    `unknown_token`; `vision_token`; `response_too_long`; `not_finite`, a log-prob or a reward; `logprob_above_zero`.
+    `unknown_token`; `vision_token`; `response_too_long`; `not_finite`, a log-prob, a score or a reward;
+    `logprob_above_zero`.
 
     Raises:
         DataError: as `iterate_rows`, or there are no rows.
@@ -126,7 +128,7 @@ def _faults(table: pa.Table, limits: Limits) -> Iterator[tuple[int, Fault]]:
     ids_T, lengths_R = _flat(table["ids"])
     for row in np.flatnonzero(lengths_R == 0).tolist():
         yield row, Fault("no_tokens", "it has no token ids; drop the row")
-    for name in (*_FLOATS, "mask"):
+    for name in (*_LOGPROBS, *_SCORES, "mask"):
         if name in table.column_names:
             yield from _faults_of_list(name, table[name], lengths_R)
     rows_T = np.repeat(np.arange(len(table)), lengths_R)
@@ -150,11 +152,11 @@ def _faults_of_list(name: str, column: pa.ChunkedArray, lengths_R: NDArray[Any])
     for row in np.flatnonzero((found_R != lengths_R) & ~pc.is_null(column).to_numpy()).tolist():
         told = f"{lengths_R[row]} token ids, {found_R[row]} {name}; write it again"
         yield row, Fault("lengths_disagree", told)
-    if name in _FLOATS:
+    if name in (*_LOGPROBS, *_SCORES):
         rows_T = np.repeat(np.arange(len(found_R)), found_R)
         for entry in np.flatnonzero(~np.isfinite(values_T)).tolist():
             yield int(rows_T[entry]), Fault("not_finite", f"{name} holds {values_T[entry]}; write it again")
-        for entry in np.flatnonzero(values_T > ROUNDING).tolist():
+        for entry in np.flatnonzero(values_T > ROUNDING).tolist() if name in _LOGPROBS else ():
             told = f"{name} holds {values_T[entry]}, a probability above 1; write it again"
             yield int(rows_T[entry]), Fault("logprob_above_zero", told)
 

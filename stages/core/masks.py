@@ -50,7 +50,7 @@ def step_ids(texts_T: Sequence[str], step_end: StepEnd) -> NDArray[np.int64]:
 def gate_weights(mask_T: ArrayLike, gate: Gate, *, half_life: float = 2.0) -> NDArray[np.float32]:
     """Eq. 10's gate in [0, 1]: the mask itself, its soft form (eq. 9), or 1 everywhere.
 
-    Raises ValueError on an unknown gate.
+    Gates that no mask makes are in `token_credit`. Raises ValueError on an unknown gate.
     """
     match gate:
         case "difference":

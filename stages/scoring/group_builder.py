@@ -68,7 +68,7 @@ class GroupBuilder:
                 chosen[best.draft.problem.problem_id, best.draft.sample] = best
         repaired = {(draft.problem.problem_id, draft.sample) for draft in drafts}
         group_rows = [row for rows in groups for row in self._group(rows, chosen, repaired)]
-        self._add_logprobs(group_rows)
+        self._add_scores(group_rows)
         tally.rows_out += len(group_rows)
         return repair_rows, group_rows
 
@@ -269,8 +269,11 @@ class GroupBuilder:
         sampler_logprobs = row.get("sampler_logprobs")  # preference data has none
         return kept | {"role": role, "mask": mask, "in_pair": in_pair, "sampler_logprobs": sampler_logprobs}
 
-    def _add_logprobs(self, rows: Sequence[Row]) -> None:
-        """The policy's own log-probs of every trajectory: the sampler of a repair was another model (eq. 18)."""
+    def _add_scores(self, rows: Sequence[Row]) -> None:
+        """The policy's own log-probs of every trajectory: the sampler of a repair was another model (eq. 18).
+
+        Rollouts get what the recipe's gate is made of beside them.
+        """
         ids = dict.fromkeys(row["problem_id"] for row in rows)
         prompts = {name: self.policy.prompt(self.problems[name]) for name in ids}
         trajectories = [(row["problem_id"], tuple(row["ids"])) for row in rows]
@@ -278,9 +281,11 @@ class GroupBuilder:
         requests = [ScoreRequest(prompts[name], ids) for name, ids in unique]
         with self.step.ledger.phase("score"):
             scores = self.policy.engine.score(requests, temperature=self.recipe.rollout.temperature)
-        logprobs = dict(zip(unique, scores, strict=True))
+        by_trajectory = dict(zip(unique, scores, strict=True))
         for row, trajectory in zip(rows, trajectories, strict=True):
-            row["old_logprobs"] = logprobs[trajectory]
+            row["old_logprobs"] = by_trajectory[trajectory].logprobs
+            if self.recipe.train.scores == "entropies" and row["role"] != "repair":
+                row["entropies"] = by_trajectory[trajectory].entropies
             self._check_finite(row)
 
     def _check_finite(self, row: Row) -> None:

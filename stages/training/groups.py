@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -15,8 +17,9 @@ from stages.batching import batched
 from stages.core.advantages import group_advantages, overlong_penalty
 from stages.core.masks import gate_weights
 from stages.core.objectives import has_critic
+from stages.core.token_credit import entropy_gates
 from stages.core.values import CriticSettings, gae, whiten
-from stages.sections import ObjectiveSection, RolloutSection, TrainSection
+from stages.sections import ROLLOUT_GATES, Gate, ObjectiveSection, RolloutSection, TrainSection
 from stages.training.trainer import Totals, TrainingRow, totals_of
 
 
@@ -36,8 +39,9 @@ def optimization_group(
 
     Difference feedback trains on the errors and their selected repairs (eq. 16), or, where the group is `all` (our
     choice), on every rollout beside the repairs, with gate 1 where there is no pair. The ungated baseline trains on
-    the whole rollout group, and PPO on that one with either gate: its correct rollouts have gate 1, its errors their
-    masks (eq. 24-28), which mark nothing on an error without a repair. DPO takes pairs whatever the gate.
+    the whole rollout group, as gates without repairs do, and PPO on that one with either gate: its correct rollouts
+    have gate 1, its errors their masks (eq. 24-28), which mark nothing on an error without a repair. DPO takes pairs
+    whatever the gate. A gate that takes a whole step to tell is 1 here: see `with_batch_gates`.
     """
     if train.objective.algorithm == "dpo":
         return _preference_pairs(rows, train)
@@ -67,7 +71,7 @@ def left_out(rows: Sequence[Mapping[str, Any]], train: TrainSection) -> str | No
 
 
 def _rows_of_gate(rows: Sequence[Mapping[str, Any]], train: TrainSection) -> list[Mapping[str, Any]]:
-    if train.gate == "none" or has_critic(train.objective.algorithm):
+    if train.gate in ROLLOUT_GATES or has_critic(train.objective.algorithm):
         return [row for row in rows if row["role"] != "repair"]
     return [row for row in rows if row["in_pair"] or train.group == "all"]
 
@@ -84,8 +88,22 @@ def _pairs(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], M
 
 def _trajectory(row: Mapping[str, Any], advantage: float, train: TrainSection) -> Trajectory:
     is_free = row["role"] == "correct" or (train.group == "all" and not row["in_pair"])
-    gate = "none" if is_free else train.gate
-    return Trajectory(row, advantage, gate_weights(row["mask"], gate, half_life=train.half_life).tolist())
+    return Trajectory(row, advantage, _gate(row, "none" if is_free else train.gate, train).tolist())
+
+
+def _gate(row: Mapping[str, Any], gate: Gate, train: TrainSection) -> NDArray[np.float32]:
+    return gate_weights(row["mask"], "none" if gate == "entropy" else gate, half_life=train.half_life)
+
+
+def with_batch_gates(groups: Sequence[Sequence[Trajectory]], train: TrainSection) -> list[list[Trajectory]]:
+    """All groups of one optimizer step, whatever process works on them, with the gate that is told from them together.
+
+    That is `entropy`'s; under another gate the trajectories stay as they are.
+    """
+    if train.gate != "entropy":
+        return [list(group) for group in groups]
+    gates = iter(entropy_gates([t.row["entropies"] for group in groups for t in group]))
+    return [[replace(t, gate_T=next(gates).tolist()) for t in group] for group in groups]
 
 
 def advantages_of(

@@ -64,6 +64,7 @@ FROZEN = {
         ("old_logprobs", FLOATS),
         ("finish_reason", "string"),
         ("sampler_logprobs", FLOATS),
+        ("entropies", FLOATS),
     ],
     "drafts": [
         ("problem_id", "string"),
@@ -157,7 +158,7 @@ NULLABLE = {
     "preferences": {"kind", "video", "fps", "choices"},
     "rollouts": {"reward"},
     "repairs": {"reward", "flagged", "category", "evidence"},
-    "groups": {"sampler_logprobs"},
+    "groups": {"sampler_logprobs", "entropies"},
     "drafts": {"right_response", "right_texts"},
     "episodes": {"reward", "gate_c1", "gate_audit", "category", "evidence", "repair_reward"},
     "dropped": {"detail"},
@@ -211,7 +212,7 @@ def test_optional_columns_may_be_missing_and_are_null_then(tmp_path):
     optional = {"problems": of_problems, "errors": of_problems, "repair_set": of_problems}
     optional |= {"preferences": ["kind", *video, "choices"]}
     optional |= {
-        "groups": ["sampler_logprobs"],
+        "groups": ["sampler_logprobs", "entropies"],
         "repairs": ["evidence"],
         "episodes": ["evidence"],
         "dropped": ["detail"],
