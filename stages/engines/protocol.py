@@ -47,6 +47,8 @@ class ScoreRequest:
 
     prompt: Prompt
     ids: Sequence[int]
+    against: Prompt | None = None
+    """One of as many tokens that the distributions are compared with; none if None."""
 
 
 class TokenScores(NamedTuple):
@@ -55,6 +57,8 @@ class TokenScores(NamedTuple):
     logprobs: list[float]
     entropies: list[float]
     """Of the distribution that each token is drawn from."""
+    divergences: list[float]
+    """KL(that || the one behind the request's `against`); 0 where there is none."""
 
 
 def overflows(model: str) -> ModelError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -70,15 +70,31 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _score(self, requests: Sequence[ScoreRequest], temperature: float) -> list[TokenScores]:
-        encoded = self._encode([request.prompt for request in requests])
-        readings = [Reading(prompt, request.ids) for prompt, request in zip(encoded, requests, strict=True)]
+        prompts = [request.prompt for request in requests]
+        encoded = self._encode([*prompts, *(r.against or r.prompt for r in requests)])
+        own, other = (
+            [Reading(prompt, request.ids) for prompt, request in zip(part, requests, strict=True)]
+            for part in (encoded[: len(requests)], encoded[len(requests) :])
+        )
         scores: dict[int, TokenScores] = {}
-        for members in self._reader.micro_batches(readings, self.tokens_per_batch):
-            read = self._reader.read([readings[i] for i in members], temperature=temperature)
-            values = zip(read.logprobs_BT.tolist(), read.entropy_BT.tolist(), strict=True)
-            for i, values_T in zip(members, values, strict=True):
-                scores[i] = TokenScores(*(value_T[: len(requests[i].ids)] for value_T in values_T))
+        for members in self._reader.micro_batches(own, self.tokens_per_batch):
+            for i, values in zip(members, self._read(own, other, members, temperature), strict=True):
+                scores[i] = TokenScores(*(value_T[: len(requests[i].ids)] for value_T in values))
         return [scores[i] for i in range(len(requests))]
+
+    def _read(
+        self, own: Sequence[Reading], other: Sequence[Reading], members: Sequence[int], temperature: float
+    ) -> Iterator[tuple[list[float], ...]]:
+        """Of each member what `TokenScores` has, padded; a second pass only where a prompt has another beside it."""
+        readings, others = [own[i] for i in members], [other[i] for i in members]
+        compared = [mine.prompt is not its.prompt for mine, its in zip(readings, others, strict=True)]
+        if any(compared):
+            read, divergences_BT = self._reader.read_against(readings, others, temperature=temperature)
+            divergences_BT[~torch.tensor(compared)] = 0
+        else:
+            read = self._reader.read(readings, temperature=temperature)
+            divergences_BT = torch.zeros_like(read.logprobs_BT)
+        return zip(read.logprobs_BT.tolist(), read.entropy_BT.tolist(), divergences_BT.tolist(), strict=True)
 
     def _encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
         """Encode each prompt once, however many rows of the batch it makes."""

@@ -58,6 +58,32 @@ def token_logprobs(
     )
 
 
+@torch.no_grad()
+def token_divergences(
+    hidden_NH: Tensor,
+    other_NH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    *,
+    banned_ids: tuple[int, ...],
+    temperature: float,
+) -> Tensor:
+    """KL(p || q) of the sampled distributions p of `hidden` and q of `other`, summed over the vocabulary.
+
+    (N,), float32, in nats, without a gradient; chunk by chunk as in `token_logprobs`.
+    """
+    banned = _on_device(banned_ids, hidden_NH.device)
+    divergences_N = torch.empty(len(hidden_NH), device=hidden_NH.device)
+    for chunk in _chunks(hidden_NH):
+        logp_NV, logq_NV = (
+            sampled_logits(linear(states_NH[chunk], weight_VH, bias_V), banned_ids, temperature).log_softmax(-1)
+            for states_NH in (hidden_NH, other_NH)
+        )
+        apart_NV = (logp_NV - logq_NV).index_fill_(-1, banned, 0.0)
+        divergences_N[chunk] = (logp_NV.exp_() * apart_NV).sum(-1).clamp_min(0)
+    return divergences_N
+
+
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(

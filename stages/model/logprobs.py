@@ -19,7 +19,7 @@ from stages.errors import ModelError
 from stages.model.batches import encode_prompt
 from stages.model.codec import Codec
 from stages.model.critic import ValueHead
-from stages.model.head import sampled_logits, token_logprobs
+from stages.model.head import sampled_logits, token_divergences, token_logprobs
 from stages.model.layout import (
     Layout,
     Reading,
@@ -68,13 +68,32 @@ class TokenLogprobs(nn.Module):
         # Which modules a framework shards as one.
         self._no_split_modules = vlm.model._no_split_modules
 
-    def forward(self, layout: Layout, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probs, entropies and values of the tokens that are read, all (N,)."""
+    def forward(self, layout: Layout, temperature: float, other: Layout | None = None) -> tuple[Tensor, ...]:
+        """Log-probs, entropies and values of the tokens that are read, all (N,).
+
+        With `other`, the same responses behind other prompts, the KL(own || other) before each of them too.
+        """
         with self.precision():
-            hidden_NH = self.model.base_model(**layout.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+            hidden_NH = self._hidden(layout)
             logprobs_U, entropy_U = self._read(hidden_NH, layout, temperature)
+            divergences = [] if other is None else [self._divergences(hidden_NH, layout, other, temperature)]
         values_U = torch.zeros_like(entropy_U) if self.critic is None else self.critic(hidden_NH[layout.source_U])
-        return logprobs_U[layout.where_N], entropy_U[layout.where_N], values_U[layout.where_N]
+        return logprobs_U[layout.where_N], entropy_U[layout.where_N], values_U[layout.where_N], *divergences
+
+    def _hidden(self, layout: Layout) -> Tensor:
+        states: Tensor = self.model.base_model(**layout.inputs, use_cache=False).last_hidden_state
+        return states.flatten(0, 1)
+
+    def _divergences(self, hidden_NH: Tensor, layout: Layout, other: Layout, temperature: float) -> Tensor:
+        head = self.model.get_output_embeddings()
+        return token_divergences(
+            hidden_NH[layout.source_U[layout.where_N]],
+            self._hidden(other)[other.source_U[other.where_N]],
+            head.weight,
+            head.bias,
+            banned_ids=self.banned_ids,
+            temperature=temperature,
+        )
 
     def _read(self, hidden_NH: Tensor, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
         graph_U = layout.graph_U
@@ -129,6 +148,16 @@ class LogprobReader:
         """Teacher-forced log-probs at `temperature`; `layout` is that of the readings where it is at hand."""
         return _read(self.module, readings, layout or self.layout(readings), temperature)
 
+    @torch.no_grad()
+    def read_against(
+        self, readings: Sequence[Reading], others: Sequence[Reading], *, temperature: float
+    ) -> tuple[ResponseLogprobs, Tensor]:
+        """The same, and in nats KL(own || other) before each token, (B, T); `others` read it behind other prompts."""
+        layout = self.layout(readings)
+        read_BT = _tokens_read(readings).to(layout.where_N.device)
+        *read, divergences_BT = _by_response(self.module(layout, temperature, self.layout(others)), read_BT)
+        return ResponseLogprobs(*read, read_BT), divergences_BT
+
 
 @dataclass(frozen=True)
 class PlainReading:
@@ -165,15 +194,22 @@ def _every_token(module: nn.Module, readings: Sequence[Reading], layout: Layout)
 
 
 def _read(module: nn.Module, readings: Sequence[Reading], layout: Layout, temperature: float) -> ResponseLogprobs:
+    read_BT = _tokens_read(readings).to(layout.where_N.device)
+    return ResponseLogprobs(*_by_response(module(layout, temperature), read_BT), read_BT)
+
+
+def _tokens_read(readings: Sequence[Reading]) -> Tensor:
+    """Bool (B, T), on the CPU."""
     read_BT = torch.zeros(len(readings), max(len(r.ids) for r in readings), dtype=torch.bool)
     for row, reading in enumerate(readings):
         read_BT[row, torch.from_numpy(reading.tokens_read)] = True
-    read_BT = read_BT.to(layout.where_N.device)
+    return read_BT
+
+
+def _by_response(values: Sequence[Tensor], read_BT: Tensor) -> list[Tensor]:
+    """Each of the values (N,) as (B, T)."""
     zeros_BT = torch.zeros(read_BT.shape, device=read_BT.device)
-    logprobs_BT, entropy_BT, values_BT = (
-        zeros_BT.masked_scatter(read_BT, read_N) for read_N in module(layout, temperature)
-    )
-    return ResponseLogprobs(logprobs_BT, entropy_BT, values_BT, read_BT)
+    return [zeros_BT.masked_scatter(read_BT, read_N) for read_N in values]
 
 
 class _Check:

@@ -40,7 +40,11 @@ class ScriptedEngine:
         length = len(request.ids)
         logprobs_TV = self._logprobs(self.logits(request.prompt, length), temperature)
         entropies_T = torch.special.entr(logprobs_TV.exp()).sum(-1)
-        return TokenScores(logprobs_TV[range(length), list(request.ids)].tolist(), entropies_T.tolist())
+        others_TV = self._logprobs(self.logits(request.against or request.prompt, length), temperature)
+        allowed = logprobs_TV > -torch.inf
+        apart_TV = torch.where(allowed, logprobs_TV.exp() * (logprobs_TV - others_TV), 0)
+        logprobs_T = logprobs_TV[range(length), list(request.ids)]
+        return TokenScores(logprobs_T.tolist(), entropies_T.tolist(), apart_TV.sum(-1).tolist())
 
     def _group(self, place, request, sampling):
         if not fits(self.codec, encode_prompt(self.codec, request.prompt), sampling.max_new_tokens):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from noise import noisy
 from scripted_engine import ScriptedEngine
@@ -138,6 +139,35 @@ def test_score_gives_the_entropy_before_each_token(open_engine, asked, temperatu
             for logprobs_V in plain_distributions(engine, vlm, request.prompt, request.ids, temperature)
         ]
         assert score.entropies == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_score_gives_the_divergence_from_another_image(open_engine, tiny_vlm, problems, recipe, temperature):
+    """KL summed token by token; exactly 0 where there is nothing to compare with."""
+    prompts = [policy_prompt(tiny_vlm.processor, recipe.prompt, "What?", problem.images) for problem in problems[:3]]
+    blank = policy_prompt(tiny_vlm.processor, recipe.prompt, "What?", [Image.new("RGB", problems[0].images[0].size)])
+    asked = [
+        (prompts[0], (30, 31, 32, 33), blank),
+        (prompts[0], (30, 31), blank),
+        (prompts[1], (32, 31, 30), None),
+        (prompts[2], (33,), None),
+    ]
+    scores = open_engine(tiny_vlm, 2).score([ScoreRequest(*each) for each in asked], temperature=temperature)
+    for (prompt, ids, against), score in zip(asked, scores, strict=True):
+        assert len(score.divergences) == len(score.logprobs) == len(ids)
+        if against is None:
+            assert set(score.divergences) == {0.0}
+            continue
+        own_TV, other_TV = (
+            plain_distributions(open_engine(tiny_vlm, 2), tiny_vlm, each, ids, temperature).tolist()
+            for each in (prompt, against)
+        )
+        expected = [
+            sum(math.exp(p) * (p - q) for p, q in zip(own_V, other_V, strict=True) if p > -math.inf)
+            for own_V, other_V in zip(own_TV, other_TV, strict=True)
+        ]
+        assert min(expected) > 1e-4
+        assert score.divergences == pytest.approx(expected, rel=1e-2, abs=1e-5)
 
 
 def test_each_prompt_sees_its_own_image(open_engine, tiny_vlm, problems, recipe):
