@@ -92,6 +92,8 @@ def declare_build_masks(recipe: Recipe, repair_model: Path | None, policy: Path,
     sections = recipe.subset("model", "engine", "prompt", "reward", "audit", "masks", rollout=SAMPLING_FIELDS)
     if recipe.train.scores is not None:
         sections |= {"scores": recipe.train.scores}
+    if recipe.train.gate == "perception":
+        sections |= recipe.subset(repair_rl={"blank"})
     inputs = {name: _table(path, specs[name]) for name, path in data.items()}
     inputs |= {} if repair_model is None else {"repair_model": Input(repair_model, WEIGHTS)}
     return Plan("build-masks", sections, recipe.seed, inputs | {"policy": Input(policy, WEIGHTS)})

@@ -194,16 +194,18 @@ class TrainPolicy:
         raise self._nothing_to_train_on(step.tally.dropped)
 
     def _check_scores(self) -> None:
-        """Raises DataError where the groups lack what the recipe's gate is made of."""
-        name, gate = self.recipe.train.scores, self.recipe.train.gate
+        """Raises DataError where the groups lack what the recipe's gate or advantage is made of."""
+        section = self.recipe.train
+        name, asks = section.scores, "gate" if section.gate != "none" else "advantage"
         if name is None:
             return
+        value = getattr(section, asks)
         for shard in parquet_files(self.groups, GROUPS):
             for table in map(GROUPS.with_optional, read_tables(shard, PROBLEMS_AT_ONCE, ["role", name])):
                 if pc.any(pc.and_(pc.is_null(table[name]), pc.not_equal(table["role"], "repair"))).as_py():
                     raise DataError(
-                        f"{shard}: rollouts without {name}, which train.gate {gate} is made of; run df build-masks "
-                        f"again with train.gate={gate}"
+                        f"{shard}: rollouts without {name}, which train.{asks} {value} is made of; run df build-masks "
+                        f"again with train.{asks}={value}"
                     )
 
     def _check_trainable(self) -> None:
@@ -286,6 +288,7 @@ class GroupSource:
                 t.gate_T,
                 t.row["old_logprobs"],
                 t.row.get(VALUES.name, ()),
+                t.advantage_T,
                 sampler_logprobs_T=self._sampler_logprobs(t.row),
             )
             for t in group

@@ -22,10 +22,10 @@ Positive = Annotated[int, Field(ge=1)]
 Temperature = Annotated[float, Field(gt=0, le=10)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 Algorithm = Literal["grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo", "ppo", "dpo"]
-Gate = Literal["difference", "soft", "entropy", "none"]
-ROLLOUT_GATES = ("entropy", "none")
+Gate = Literal["difference", "soft", "entropy", "perception", "none"]
+ROLLOUT_GATES = ("entropy", "perception", "none")
 """Gates on the whole rollout group, which use no repair."""
-SCORE_COLUMNS = {"entropy": "entropies"}
+SCORE_COLUMNS = {"entropy": "entropies", "perception": "image_kls", "answer_gap": "answer_gaps"}
 """Of a gate or an advantage, the column of `groups` that it is made of."""
 ReferenceKind = Literal["answer", "preferred", "sibling"]
 
@@ -418,8 +418,9 @@ class TrainSection(Section):
     gate: Gate = Field(
         "difference",
         description="`difference`, `soft`: the masks. On the whole rollout group, with scores that `df build-masks` "
-        "adds under this gate: `entropy`, the fifth of a step's tokens with the highest entropy. `none` is the plain "
-        "algorithm on that group.",
+        "adds under this gate: `entropy`, the fifth of a step's tokens with the highest entropy; `perception`, the two "
+        "fifths of each response whose distributions are farthest from those behind `repair_rl.blank`. `none` is the "
+        "plain algorithm on that group.",
     )
     group: Literal["pairs", "all"] = Field(
         "pairs",
@@ -429,10 +430,14 @@ class TrainSection(Section):
     half_life: Annotated[float, Field(gt=0)] = Field(
         2.0, description="Tokens after which a soft weight halves (our choice)."
     )
-    advantage: Literal["group", "prime"] = Field(
+    advantage: Literal["group", "prime", "answer_gap"] = Field(
         "group",
-        description="`group`: one a response, of the group's rewards; `prime`: one a token, of implicit process "
-        "rewards (needs gate `none`).",
+        description="`group`: one a response, of the group's rewards. One a token, with gate `none`: `prime`, of "
+        "implicit process rewards; `answer_gap`, the group's, weighed by how much likelier the policy finds the token "
+        "when it is shown the answer, by `prompt.reference_instruction`.",
+    )
+    answer_gap_weight: Share = Field(
+        0.5, description="λ: share of an `answer_gap` advantage that is weighed; the rest stays as it is."
     )
     epochs: Positive = Field(1, description="Passes over the groups.")
     problems_per_step: Positive = Field(16, description="Groups an optimizer step.")
@@ -447,17 +452,32 @@ class TrainSection(Section):
         if self.group == "all" and (self.gate in ROLLOUT_GATES or fixed):
             found = f"objective.algorithm is {self.objective.algorithm}" if fixed else f"gate is {self.gate}"
             raise ValueError(f"group is all, but {found}, which takes {fixed or 'the rollouts'} alone; set group=pairs")
-        if self.scores is not None and self.objective.algorithm == "dpo":
+        if self.gate in SCORE_COLUMNS and self.objective.algorithm == "dpo":
             raise ValueError(
                 f"gate is {self.gate}, which takes the rollouts alone, but objective.algorithm is dpo, which takes "
                 "pairs alone; set gate=difference, or another algorithm"
             )
         return self
 
+    @model_validator(mode="after")
+    def _weighs_plain_advantages(self) -> TrainSection:
+        if self.advantage != "answer_gap":
+            return self
+        if self.gate != "none":
+            raise ValueError(
+                f"advantage is answer_gap, but gate is {self.gate}: it weighs the whole rollout group; set gate=none"
+            )
+        if self.objective.algorithm in ("dpo", "ppo"):
+            raise ValueError(
+                f"advantage is answer_gap, which {self.objective.algorithm} has no use for; set "
+                "objective.algorithm=grpo"
+            )
+        return self
+
     @property
     def scores(self) -> str | None:
         """The column of `groups` that `df build-masks` adds for this section; None where it needs none."""
-        return SCORE_COLUMNS.get(self.gate)
+        return SCORE_COLUMNS.get(self.gate) or SCORE_COLUMNS.get(self.advantage)
 
 
 class LoraSection(Section):

@@ -283,6 +283,12 @@ REPAIRS = TableSpec(
     ),
 )
 
+
+def _scores_column(name: str, meaning: str, asked_by: str) -> Column:
+    null = f"a repair; a file has the column only where the recipe asks for `{asked_by}`"
+    return Column(name, FLOATS, meaning, null, optional=True)
+
+
 GROUPS = TableSpec(
     "groups",
     "df build-masks",
@@ -304,12 +310,16 @@ GROUPS = TableSpec(
             null="the policy did not sample it: another model's repair, or preference data; a file may lack the column",
             optional=True,
         ),
-        Column(
-            "entropies",
-            FLOATS,
-            "entropy in nats of the policy's distribution at each token",
-            null="a repair; a file has the column only where the recipe's gate is `entropy`",
-            optional=True,
+        _scores_column("entropies", "entropy in nats of the policy's distribution at each token", "entropy"),
+        _scores_column(
+            "image_kls",
+            "KL in nats of the policy's distribution at each token, with the image, to the one without",
+            "perception",
+        ),
+        _scores_column(
+            "answer_gaps",
+            "log-prob of each token where the policy is shown the answer, less `old_logprobs`, in nats",
+            "answer_gap",
         ),
     ),
 )

@@ -21,7 +21,7 @@ from stages.errors import DataError
 
 ROLES = ("correct", "error", "repair")
 _LOGPROBS = ("sampler_logprobs", "old_logprobs")
-_SCORES = ("entropies",)
+_SCORES = ("entropies", "image_kls", "answer_gaps")
 ROUNDING = 1e-3
 """How far above 0 a log-prob may be (our choice)."""
 

@@ -87,6 +87,23 @@ def policy_prompt(
     return Prompt(text, tuple(images), video=video)
 
 
+def answer_prompt(
+    processor: Any,
+    style: PromptSection,
+    question: str,
+    images: Sequence[Image.Image],
+    answer: str,
+    video: Video | None = None,
+) -> Prompt:
+    """`(x, y*)`: the policy's prompt with the reference answer behind the question, in the recipe's words for it.
+
+    Raises:
+        ModelError: as `policy_prompt`.
+    """
+    shown = style.reference_instruction.replace("{reference}", answer)
+    return policy_prompt(processor, style, _join(question, shown), images, video)
+
+
 def repair_prompt(
     processor: Any,
     style: PromptSection,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby, pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -15,12 +15,13 @@ from stages.artifacts.overlay import MarkedToken, PairView, overlay_page
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Step
 from stages.core.selection import Selection, is_correct, select_repair
-from stages.engines.protocol import Completion, Sampling, ScoreRequest
+from stages.engines.protocol import Completion, Sampling, ScoreRequest, TokenScores
 from stages.errors import DataError, ModelError
-from stages.model.prompts import can_be_reference
+from stages.model.prompts import Prompt, answer_prompt, can_be_reference
 from stages.recipe import Recipe
 from stages.scoring.answering import Answerer
 from stages.scoring.auditor import AuditCase, Auditor, Verdict, count_verdicts, is_audited
+from stages.scoring.image_removal import without_image
 from stages.scoring.lost_answers import Response, count_lost
 from stages.scoring.marks import hard_masks
 from stages.scoring.references import References
@@ -28,6 +29,8 @@ from stages.scoring.repairs import Attempt, Draft, Repairer, Sibling, right_resp
 from stages.seeds import Purpose, derive_seed
 
 Row = dict[str, Any]
+Trajectory: TypeAlias = tuple[str, tuple[int, ...]]
+"""A problem's id and the token ids of a response to it."""
 PAGE_PROBLEMS = 20
 
 
@@ -272,21 +275,72 @@ class GroupBuilder:
     def _add_scores(self, rows: Sequence[Row]) -> None:
         """The policy's own log-probs of every trajectory: the sampler of a repair was another model (eq. 18).
 
-        Rollouts get what the recipe's gate is made of beside them.
+        Rollouts get what the recipe's gate or advantage is made of beside them.
         """
-        ids = dict.fromkeys(row["problem_id"] for row in rows)
-        prompts = {name: self.policy.prompt(self.problems[name]) for name in ids}
         trajectories = [(row["problem_id"], tuple(row["ids"])) for row in rows]
-        unique = list(dict.fromkeys(trajectories))  # a correct rollout may repair several errors of its group
-        requests = [ScoreRequest(prompts[name], ids) for name, ids in unique]
+        # A correct rollout may repair several errors of its group.
+        rollouts = dict.fromkeys(t for row, t in zip(rows, trajectories, strict=True) if row["role"] != "repair")
+        scores = self._scores(list(dict.fromkeys(trajectories)), rollouts)
+        column = self.recipe.train.scores
+        asked = self._asked(scores, rollouts)
+        for row, trajectory in zip(rows, trajectories, strict=True):
+            row["old_logprobs"] = scores[trajectory].logprobs
+            if column is not None and row["role"] != "repair":
+                row[column] = asked[trajectory]
+            self._check_finite(row)
+
+    def _scores(
+        self, trajectories: Sequence[Trajectory], rollouts: Collection[Trajectory]
+    ) -> dict[Trajectory, TokenScores]:
+        problems = {name: self.problems[name] for name, _ in trajectories}
+        prompts = {name: self.policy.prompt(problem) for name, problem in problems.items()}
+        blank: dict[str, Prompt] = {}
+        if self.recipe.train.gate == "perception":
+            by = self.recipe.repair_rl.blank
+            blank = {name: self.policy.prompt(without_image(p, by)) for name, p in problems.items() if p.is_visual}
+        return self._score(
+            [
+                ScoreRequest(prompts[name], ids, blank.get(name) if (name, ids) in rollouts else None)
+                for name, ids in trajectories
+            ],
+            trajectories,
+        )
+
+    def _asked(
+        self, scores: Mapping[Trajectory, TokenScores], rollouts: Collection[Trajectory]
+    ) -> dict[Trajectory, list[float]]:
+        """What the recipe's gate or advantage is made of; empty where it asks for nothing."""
+        match self.recipe.train.scores:
+            case "entropies":
+                return {rollout: scores[rollout].entropies for rollout in rollouts}
+            case "image_kls":
+                return {rollout: scores[rollout].divergences for rollout in rollouts}
+            case "answer_gaps":
+                return self._answer_gaps(scores, rollouts)
+        return {}
+
+    def _answer_gaps(
+        self, scores: Mapping[Trajectory, TokenScores], rollouts: Collection[Trajectory]
+    ) -> dict[Trajectory, list[float]]:
+        """In the numerics of both passes alike: a trainer's log-probs would be off by its own rounding."""
+        problems = {name: self.problems[name] for name, _ in rollouts}
+        processor, style = self.policy.engine.codec.processor, self.policy.style
+        prompts = {
+            name: answer_prompt(processor, style, p.question, p.images, p.answer, p.video)
+            for name, p in problems.items()
+        }
+        taught = self._score([ScoreRequest(prompts[name], ids) for name, ids in rollouts], list(rollouts))
+        return {
+            rollout: [t - s for t, s in zip(teacher.logprobs, scores[rollout].logprobs, strict=True)]
+            for rollout, teacher in taught.items()
+        }
+
+    def _score(
+        self, requests: Sequence[ScoreRequest], trajectories: Sequence[Trajectory]
+    ) -> dict[Trajectory, TokenScores]:
         with self.step.ledger.phase("score"):
             scores = self.policy.engine.score(requests, temperature=self.recipe.rollout.temperature)
-        by_trajectory = dict(zip(unique, scores, strict=True))
-        for row, trajectory in zip(rows, trajectories, strict=True):
-            row["old_logprobs"] = by_trajectory[trajectory].logprobs
-            if self.recipe.train.scores == "entropies" and row["role"] != "repair":
-                row["entropies"] = by_trajectory[trajectory].entropies
-            self._check_finite(row)
+        return dict(zip(trajectories, scores, strict=True))
 
     def _check_finite(self, row: Row) -> None:
         """Raises DataError where the row has a token that is never sampled, ModelError where the policy overflows."""

@@ -17,9 +17,9 @@ from stages.batching import batched
 from stages.core.advantages import group_advantages, overlong_penalty
 from stages.core.masks import gate_weights
 from stages.core.objectives import has_critic
-from stages.core.token_credit import entropy_gates
+from stages.core.token_credit import answer_gap_advantages, entropy_gates, perception_gate
 from stages.core.values import CriticSettings, gae, whiten
-from stages.sections import ROLLOUT_GATES, Gate, ObjectiveSection, RolloutSection, TrainSection
+from stages.sections import ROLLOUT_GATES, ObjectiveSection, RolloutSection, TrainSection
 from stages.training.trainer import Totals, TrainingRow, totals_of
 
 
@@ -30,6 +30,8 @@ class Trajectory:
     row: Mapping[str, Any]
     advantage: float
     gate_T: list[float]
+    advantage_T: list[float] | None = None
+    """In place of `advantage`, where each token has its own."""
 
 
 def optimization_group(
@@ -87,12 +89,19 @@ def _pairs(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], M
 
 
 def _trajectory(row: Mapping[str, Any], advantage: float, train: TrainSection) -> Trajectory:
+    gate_T = _gate(row, train).tolist()
+    if train.advantage != "answer_gap":
+        return Trajectory(row, advantage, gate_T)
+    advantages_T = answer_gap_advantages(advantage, row["answer_gaps"], weight=train.answer_gap_weight)
+    return Trajectory(row, advantage, gate_T, advantages_T.tolist())
+
+
+def _gate(row: Mapping[str, Any], train: TrainSection) -> NDArray[np.float32]:
+    if train.gate == "perception":
+        return perception_gate(row["image_kls"])
     is_free = row["role"] == "correct" or (train.group == "all" and not row["in_pair"])
-    return Trajectory(row, advantage, _gate(row, "none" if is_free else train.gate, train).tolist())
-
-
-def _gate(row: Mapping[str, Any], gate: Gate, train: TrainSection) -> NDArray[np.float32]:
-    return gate_weights(row["mask"], "none" if gate == "entropy" else gate, half_life=train.half_life)
+    gate = train.gate
+    return gate_weights(row["mask"], "none" if is_free or gate == "entropy" else gate, half_life=train.half_life)
 
 
 def with_batch_gates(groups: Sequence[Sequence[Trajectory]], train: TrainSection) -> list[list[Trajectory]]:

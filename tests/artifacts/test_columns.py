@@ -65,6 +65,8 @@ FROZEN = {
         ("finish_reason", "string"),
         ("sampler_logprobs", FLOATS),
         ("entropies", FLOATS),
+        ("image_kls", FLOATS),
+        ("answer_gaps", FLOATS),
     ],
     "drafts": [
         ("problem_id", "string"),
@@ -158,7 +160,7 @@ NULLABLE = {
     "preferences": {"kind", "video", "fps", "choices"},
     "rollouts": {"reward"},
     "repairs": {"reward", "flagged", "category", "evidence"},
-    "groups": {"sampler_logprobs", "entropies"},
+    "groups": {"sampler_logprobs", "entropies", "image_kls", "answer_gaps"},
     "drafts": {"right_response", "right_texts"},
     "episodes": {"reward", "gate_c1", "gate_audit", "category", "evidence", "repair_reward"},
     "dropped": {"detail"},
@@ -212,7 +214,7 @@ def test_optional_columns_may_be_missing_and_are_null_then(tmp_path):
     optional = {"problems": of_problems, "errors": of_problems, "repair_set": of_problems}
     optional |= {"preferences": ["kind", *video, "choices"]}
     optional |= {
-        "groups": ["sampler_logprobs", "entropies"],
+        "groups": ["sampler_logprobs", "entropies", "image_kls", "answer_gaps"],
         "repairs": ["evidence"],
         "episodes": ["evidence"],
         "dropped": ["detail"],

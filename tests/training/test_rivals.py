@@ -5,6 +5,7 @@ import math
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from stages.artifacts.columns import GROUPS, METRICS, ROLLOUTS
 from stages.artifacts.notes import read_manifest
@@ -26,8 +27,12 @@ from stages.training.heldout import with_end
 from stages.training.losses import PolicyObjective
 
 SETTINGS = ("masks.repairer=sibling", "model.dtype=float32", "train.problems_per_step=2")
-RIVALS = {"entropy": ["train.gate=entropy"]}
-COLUMNS = {"entropy": "entropies"}
+RIVALS = {
+    "entropy": ["train.gate=entropy"],
+    "perception": ["train.gate=perception"],
+    "answer_gap": ["train.advantage=answer_gap", "train.gate=none"],
+}
+COLUMNS = {"entropy": "entropies", "perception": "image_kls", "answer_gap": "answer_gaps"}
 
 
 def recipe_of(rival, *settings):
@@ -97,17 +102,46 @@ def test_only_the_groups_of_a_recipe_that_asks_have_scores(groups_of, rival):
         assert scores is None if row["role"] == "repair" else len(scores) == len(row["ids"])
 
 
-def test_entropies_are_those_of_the_policy_at_the_rollout_temperature(groups_of, base_vlm, repair_problems):
-    recipe, engine = recipe_of("entropy"), TransformersEngine(base_vlm)
+@pytest.mark.parametrize("rival", RIVALS)
+def test_scores_are_the_policy_s_at_the_rollout_temperature(groups_of, base_vlm, repair_problems, rival):
+    """Each against `score` of its own prompt alone: with the image, blanked by hand, or with the answer behind it."""
+    recipe, engine = recipe_of(rival), TransformersEngine(base_vlm)
     problems = {problem.problem_id: problem for problem in repair_problems}
-    rows = [row for row in rows_of(groups_of("entropy")) if row["role"] != "repair"]
-    prompts = [
-        policy_prompt(base_vlm.processor, recipe.prompt, p.question, p.images)
-        for p in (problems[row["problem_id"]] for row in rows)
-    ]
-    requests = [ScoreRequest(prompt, row["ids"]) for prompt, row in zip(prompts, rows, strict=True)]
-    for row, scores in zip(rows, engine.score(requests, temperature=recipe.rollout.temperature), strict=True):
-        assert row["entropies"] == pytest.approx(scores.entropies, abs=1e-4)
+
+    def score(problem, row, question="{}", against=None):
+        def prompt(question, images):
+            return policy_prompt(base_vlm.processor, recipe.prompt, question, images)
+
+        own = prompt(question.format(problem.question), problem.images)
+        request = ScoreRequest(own, row["ids"], against and prompt(problem.question, against))
+        return engine.score([request], temperature=recipe.rollout.temperature)[0]
+
+    for row in [row for row in rows_of(groups_of(rival)) if row["role"] != "repair"][::3]:
+        problem = problems[row["problem_id"]]
+        if rival == "entropy":
+            expected = score(problem, row).entropies
+        elif rival == "perception":
+            expected = score(problem, row, against=[Image.new("RGB", problem.images[0].size)]).divergences
+            assert max(expected) > 0.1
+        else:
+            shown = score(problem, row, f"{{}}\nThe right answer is {problem.answer}.").logprobs
+            expected = [with_it - own for with_it, own in zip(shown, score(problem, row).logprobs, strict=True)]
+            assert max(map(abs, expected)) > 0.01
+        assert row[COLUMNS[rival]] == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def test_the_plan_names_what_decides_the_scores_and_no_more(rollouts, digits, base_dir):
+    def sections(*settings):
+        recipe = load_recipe("digits", [*SETTINGS, *settings])
+        return BuildMasks(recipe, rollouts, digits / "repair_set.parquet", None, base_dir).declared.recipe
+
+    plain = sections("train.gate=difference")
+    assert sections("train.gate=none") == sections("train.gate=soft", "repair_rl.blank=noise") == plain
+    assert sections("train.gate=entropy", "repair_rl.blank=noise") == plain | {"scores": "entropies"}
+    assert sections(*RIVALS["answer_gap"]) == plain | {"scores": "answer_gaps"}
+    assert sections("train.gate=perception", "repair_rl.blank=noise") == plain | {
+        "scores": "image_kls", "repair_rl": {"blank": "noise"}
+    }  # fmt: skip
 
 
 def test_entropy_opens_a_fifth_of_a_step_s_tokens(groups_of, steps_of):
@@ -123,6 +157,29 @@ def test_entropy_opens_a_fifth_of_a_step_s_tokens(groups_of, steps_of):
         assert [row.gate_T for row in rows] == [[float(value >= last) for value in value_T] for value_T in values]
         shares |= {round(sum(row.gate_T) / len(row.ids), 3) for row in rows}
     assert len(shares) > 1
+
+
+def test_perception_opens_two_fifths_of_each_response(steps_of):
+    for rows in steps_of("perception"):
+        assert {row.role for row in rows} == {"correct", "error"}
+        for row in rows:
+            assert set(row.gate_T) == {0.0, 1.0}
+            assert sum(row.gate_T) == math.ceil(2 * len(row.ids) / 5)
+
+
+def test_answer_gap_weighs_each_token_within_its_bounds(groups_of, steps_of):
+    gaps = {(*row["ids"], *row["old_logprobs"]): row["answer_gaps"] for row in rows_of(groups_of("answer_gap"))
+            if row["role"] != "repair"}  # fmt: skip
+    for row in steps_of("answer_gap", "train.answer_gap_weight=0.8")[0]:
+        assert set(row.gate_T) == {1.0}
+        sign = 1 if row.role == "correct" else -1
+        assert row.advantage * sign > 0
+        expected = [
+            row.advantage * (0.2 + 0.8 * min(max(math.exp(sign * gap), 0.8), 1.2))
+            for gap in gaps[*row.ids, *row.old_logprobs_T]
+        ]
+        assert row.advantage_T == pytest.approx(expected)
+        assert len({round(value, 6) for value in expected}) > 2
 
 
 @pytest.mark.parametrize("rival", RIVALS)
@@ -175,6 +232,13 @@ def test_groups_without_the_scores_are_refused_in_a_line(groups_of, digits, base
             ["train.gate=entropy", "train.group=all"],
             "group is all, but gate is entropy, which takes the rollouts alone",
         ),
+        (["train.gate=perception", "train.group=all"], "group is all, but gate is perception, which"),
+        (["train.advantage=answer_gap"], "advantage is answer_gap, but gate is difference: .* set gate=none"),
+        (["train.advantage=answer_gap", "train.gate=entropy"], "advantage is answer_gap, but gate is entropy"),
+        (
+            ["train.advantage=answer_gap", "train.gate=none", "train.objective.algorithm=ppo"],
+            "advantage is answer_gap, which ppo has no use for; set objective.algorithm=grpo",
+        ),
         (["train.gate=entropy", "train.objective.algorithm=dpo"], "gate is entropy, .*algorithm is dpo"),
     ],
 )
@@ -189,8 +253,9 @@ def row(role, reward, length, **scores):
             "ids": list(range(length))} | scores  # fmt: skip
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
-@pytest.mark.parametrize("rival", RIVALS)
+@pytest.mark.parametrize(
+    ("rival", "algorithm"), [*((rival, "grpo") for rival in RIVALS), ("entropy", "ppo"), ("perception", "ppo")]
+)
 def test_a_rival_trains_on_the_whole_rollout_group(rival, algorithm):
     """PPO too, where problems without a right answer need no repair then."""
     recipe = recipe_of(rival, f"train.objective.algorithm={algorithm}", "masks.on_no_correct=skip")
