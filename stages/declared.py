@@ -107,6 +107,11 @@ def declare_train_policy(
     recipe: Recipe, groups: Path, problems: Path, policy: Path, budget_device_seconds: float | None = None
 ) -> Plan:
     sections = recipe.subset("model", "prompt", "train", "trainer", rollout=SAMPLING_FIELDS)
+    section = recipe.train
+    off = {"leak"} if section.leak == 0 else set()
+    sections = _without(
+        sections, "train", off | ({"answer_gap_weight"} if section.advantage != "answer_gap" else set())
+    )
     budget = {"budget_device_seconds": budget_device_seconds}
     optimizer = () if recipe.trainer.lora is not None else ("optimizer.safetensors",)
     prm = ("prm/*",) if recipe.train.advantage == "prime" else ()
@@ -152,6 +157,11 @@ _DECLARED: Mapping[str, Callable[..., Plan]] = {
 def episodes_read(episodes: Path) -> Input:
     """What an audit reads of `df rl-repair`'s output."""
     return _table(episodes, EPISODES)
+
+
+def _without(sections: dict[str, Any], section: str, off: set[str]) -> dict[str, Any]:
+    """Without options that are off: outputs from before there were any stay up to date."""
+    return sections | {section: {name: value for name, value in sections[section].items() if name not in off}}
 
 
 def _table(path: Path, spec: TableSpec) -> Input:

@@ -430,6 +430,9 @@ class TrainSection(Section):
     half_life: Annotated[float, Field(gt=0)] = Field(
         2.0, description="Tokens after which a soft weight halves (our choice)."
     )
+    leak: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Weight of the tokens that a gate leaves out, and the least of the others (our choice)."
+    )
     advantage: Literal["group", "prime", "answer_gap"] = Field(
         "group",
         description="`group`: one a response, of the group's rewards. One a token, with gate `none`: `prime`, of "

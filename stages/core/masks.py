@@ -62,6 +62,16 @@ def gate_weights(mask_T: ArrayLike, gate: Gate, *, half_life: float = 2.0) -> ND
     raise ValueError(f"gate is {gate!r}; use difference, soft or none")
 
 
+def leaky_gate(gate_T: ArrayLike, leak: float) -> NDArray[np.float32]:
+    """`max(gate, leak)`: what is gated out keeps a share of its gradient (our choice); (T,), float32.
+
+    Raises ValueError unless `leak` lies in [0, 1); with 0 the gate stays as it is.
+    """
+    if not 0 <= leak < 1:
+        raise ValueError(f"leak is {leak}; it must lie in [0, 1)")
+    return np.maximum(np.asarray(gate_T, np.float32), np.float32(leak))
+
+
 def soft_weights(mask_T: ArrayLike, *, half_life: float = 2.0) -> NDArray[np.float32]:
     """Eq. 9: `2^(-d / half_life)`, `d` tokens from the nearest marked one; below 1/256 the weight is 0.
 

@@ -156,7 +156,7 @@ class LogprobReader:
         layout = self.layout(readings)
         read_BT = _tokens_read(readings).to(layout.where_N.device)
         *read, divergences_BT = _by_response(self.module(layout, temperature, self.layout(others)), read_BT)
-        return ResponseLogprobs(*read, read_BT), divergences_BT
+        return ResponseLogprobs(*read, read_BT=read_BT), divergences_BT
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def _every_token(module: nn.Module, readings: Sequence[Reading], layout: Layout)
 
 def _read(module: nn.Module, readings: Sequence[Reading], layout: Layout, temperature: float) -> ResponseLogprobs:
     read_BT = _tokens_read(readings).to(layout.where_N.device)
-    return ResponseLogprobs(*_by_response(module(layout, temperature), read_BT), read_BT)
+    return ResponseLogprobs(*_by_response(module(layout, temperature), read_BT), read_BT=read_BT)
 
 
 def _tokens_read(readings: Sequence[Reading]) -> Tensor:

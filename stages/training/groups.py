@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from stages.batching import batched
 from stages.core.advantages import group_advantages, overlong_penalty
-from stages.core.masks import gate_weights
+from stages.core.masks import gate_weights, leaky_gate
 from stages.core.objectives import has_critic
 from stages.core.token_credit import answer_gap_advantages, entropy_gates, perception_gate
 from stages.core.values import CriticSettings, gae, whiten
@@ -89,7 +89,7 @@ def _pairs(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], M
 
 
 def _trajectory(row: Mapping[str, Any], advantage: float, train: TrainSection) -> Trajectory:
-    gate_T = _gate(row, train).tolist()
+    gate_T = leaky_gate(_gate(row, train), train.leak).tolist()
     if train.advantage != "answer_gap":
         return Trajectory(row, advantage, gate_T)
     advantages_T = answer_gap_advantages(advantage, row["answer_gaps"], weight=train.answer_gap_weight)
@@ -112,7 +112,7 @@ def with_batch_gates(groups: Sequence[Sequence[Trajectory]], train: TrainSection
     if train.gate != "entropy":
         return [list(group) for group in groups]
     gates = iter(entropy_gates([t.row["entropies"] for group in groups for t in group]))
-    return [[replace(t, gate_T=next(gates).tolist()) for t in group] for group in groups]
+    return [[replace(t, gate_T=leaky_gate(next(gates), train.leak).tolist()) for t in group] for group in groups]
 
 
 def advantages_of(

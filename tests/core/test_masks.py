@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.core.masks import gate_weights, soft_weights, step_ids, step_mask
+from stages.core.masks import gate_weights, leaky_gate, soft_weights, step_ids, step_mask
 
 
 def test_soft_weights_halve_every_half_life_on_both_sides():
@@ -38,6 +38,14 @@ def test_gates_of_each_kind_are_float32():
         gated = gate_weights(mask, gate, half_life=1.0)
         assert gated.dtype == np.float32
         assert gated.tolist() == weights
+
+
+def test_a_leaky_gate_is_never_below_the_leak():
+    assert leaky_gate([0.0, 0.125, 0.5, 1.0], 0.25).tolist() == [0.25, 0.25, 0.5, 1.0]
+    closed = leaky_gate([0.0, 0.3, 1.0], 0.0)
+    assert (closed.tolist(), closed.dtype) == (np.array([0, 0.3, 1], np.float32).tolist(), np.float32)
+    with pytest.raises(ValueError, match=r"leak is 1; it must lie in \[0, 1\)"):
+        leaky_gate([0.0], 1)
 
 
 @pytest.mark.parametrize("gate", ["difference", "soft"])

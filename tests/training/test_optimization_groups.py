@@ -60,6 +60,19 @@ def test_gates_are_the_masks_hard_or_soft():
     assert soft == [pytest.approx([half, 1, half, 0.5]), pytest.approx([half, 1, half])]
 
 
+def test_what_a_gate_leaves_out_keeps_the_leak():
+    """Pairs alone are gated: a rollout beside them has gate 1 all the same."""
+
+    def gates(gate, leak, rows=GROUP):
+        section = TrainSection(gate=gate, group="all", leak=leak)
+        return [trajectory.gate_T for trajectory in optimization_group(rows, section, ROLLOUT)]
+
+    assert gates("difference", 0.25) == [[1] * 3, [0.25, 1, 0.25, 0.25], [0.25, 1, 0.25], [1] * 2]
+    half = 2**-0.5
+    assert gates("soft", 0.625)[1:3] == [pytest.approx([half, 1, half, 0.625]), pytest.approx([half, 1, half])]
+    assert gates("soft", 0.0) == [list(trajectory.gate_T) for trajectory in group(GROUP, "soft", of="all")]
+
+
 @pytest.mark.parametrize("gate", ["difference", "soft"])
 def test_an_error_kept_without_repair_has_gate_one(gate):
     found = group([CORRECT, ERROR, REPAIR, UNGATED], gate)

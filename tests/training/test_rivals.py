@@ -144,6 +144,20 @@ def test_the_plan_names_what_decides_the_scores_and_no_more(rollouts, digits, ba
     }  # fmt: skip
 
 
+def test_options_that_are_off_stand_in_no_plan(rollouts, digits, base_dir):
+    """So that outputs from before there were any stay up to date."""
+
+    def section(*settings):
+        recipe = load_recipe("digits", [*SETTINGS, *settings])
+        return TrainPolicy(recipe, rollouts, digits / "repair_set.parquet", base_dir).declared.recipe["train"]
+
+    plain = section("train.answer_gap_weight=0.25")
+    assert {"leak", "answer_gap_weight"}.isdisjoint(plain)
+    assert section("train.leak=0.25") == plain | {"leak": 0.25}
+    asked = section(*RIVALS["answer_gap"])
+    assert asked == plain | {"answer_gap_weight": 0.5, "advantage": "answer_gap", "gate": "none"}
+
+
 def test_entropy_opens_a_fifth_of_a_step_s_tokens(groups_of, steps_of):
     """Against a sort of all of them; single responses have more or less."""
     rollouts = [row for row in rows_of(groups_of("entropy")) if row["role"] != "repair"]
@@ -180,6 +194,14 @@ def test_answer_gap_weighs_each_token_within_its_bounds(groups_of, steps_of):
         ]
         assert row.advantage_T == pytest.approx(expected)
         assert len({round(value, 6) for value in expected}) > 2
+
+
+@pytest.mark.parametrize("rival", ["entropy", "perception"])
+def test_a_leak_takes_the_place_of_a_rival_s_zeros(steps_of, rival):
+    closed, leaky = steps_of(rival), steps_of(rival, "train.leak=0.125")
+    for rows, others in zip(closed, leaky, strict=True):
+        for row, other in zip(rows, others, strict=True):
+            assert other.gate_T == [gate or 0.125 for gate in row.gate_T]
 
 
 @pytest.mark.parametrize("rival", RIVALS)
