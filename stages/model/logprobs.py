@@ -155,8 +155,9 @@ class LogprobReader:
         """The same, and in nats KL(own || other) before each token, (B, T); `others` read it behind other prompts."""
         layout = self.layout(readings)
         read_BT = _tokens_read(readings).to(layout.where_N.device)
-        *read, divergences_BT = _by_response(self.module(layout, temperature, self.layout(others)), read_BT)
-        return ResponseLogprobs(*read, read_BT=read_BT), divergences_BT
+        values = self.module(layout, temperature, self.layout(others))
+        logprobs_BT, entropy_BT, values_BT, divergences_BT = _by_response(values, read_BT)
+        return ResponseLogprobs(logprobs_BT, entropy_BT, values_BT, read_BT), divergences_BT
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,8 @@ def _every_token(module: nn.Module, readings: Sequence[Reading], layout: Layout)
 
 def _read(module: nn.Module, readings: Sequence[Reading], layout: Layout, temperature: float) -> ResponseLogprobs:
     read_BT = _tokens_read(readings).to(layout.where_N.device)
-    return ResponseLogprobs(*_by_response(module(layout, temperature), read_BT), read_BT=read_BT)
+    logprobs_BT, entropy_BT, values_BT = _by_response(module(layout, temperature), read_BT)
+    return ResponseLogprobs(logprobs_BT, entropy_BT, values_BT, read_BT)
 
 
 def _tokens_read(readings: Sequence[Reading]) -> Tensor:
