@@ -90,6 +90,8 @@ def declare_build_masks(recipe: Recipe, repair_model: Path | None, policy: Path,
     """`data` is `rollouts` and `problems`, or `preferences`."""
     specs = {"rollouts": ROLLOUTS, "problems": PROBLEMS, "preferences": PREFERENCES}
     sections = recipe.subset("model", "engine", "prompt", "reward", "audit", "masks", rollout=SAMPLING_FIELDS)
+    if recipe.masks.repair_when == "always":
+        sections = _without(sections, "masks", {"repair_when", "worthwhile_share", "worthwhile_after"})
     if recipe.train.scores is not None:
         sections |= {"scores": recipe.train.scores}
     if recipe.train.gate == "perception":

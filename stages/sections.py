@@ -384,6 +384,18 @@ class MasksSection(Section):
         description="Errors of one problem that are repaired, drawn by the seed; the others leave the group, counted. "
         "All if null (our choice).",
     )
+    repair_when: Literal["always", "worthwhile"] = Field(
+        "always",
+        description="`worthwhile`: errors of a kind of problem (its `kind`) of which too few can be repaired, as told "
+        "from the shards before, are repaired no more; they leave the pairs, counted (our choice). Siblings cost "
+        "nothing and always repair.",
+    )
+    worthwhile_share: Share = Field(
+        0.15, description="Share of a kind's errors with a feasible repair at which it is `worthwhile` (our choice)."
+    )
+    worthwhile_after: Positive = Field(
+        32, description="Errors of a kind that are repaired before that share counts (our choice)."
+    )
     align: Literal["levenshtein", "lcs"] = Field("levenshtein", description="Edit path that the masks come from.")
     anchor_gaps: bool = Field(True, description="Mark the token after a gap where one side has none (our choice).")
     truncate: Literal["none", "error", "both"] = Field(

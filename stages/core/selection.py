@@ -33,6 +33,14 @@ def reaches_share(hits: int, n: int, share: float) -> bool:
     return n > 0 and hits / n >= share
 
 
+def is_worthwhile(tried: int, feasible: int, *, share: float, after: int) -> bool:
+    """Whether errors like these are repaired further: until `after` were, then while that share had a feasible repair.
+
+    Of the errors tried, not of candidates: repairs pay by the pairs that they make (our choice).
+    """
+    return tried < after or reaches_share(feasible, tried, share)
+
+
 def share_of(n: int, share: float) -> int:
     """So many of `n`, rounded half to even, of the share as it is written: 0.07 of 150 is 10.5, so 10."""
     return round(Fraction(repr(share)) * n)

@@ -14,7 +14,7 @@ import numpy as np
 from stages.artifacts.overlay import MarkedToken, PairView, overlay_page
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Step
-from stages.core.selection import Selection, is_correct, select_repair
+from stages.core.selection import Selection, is_correct, is_worthwhile, select_repair
 from stages.engines.protocol import Completion, Sampling, ScoreRequest, TokenScores
 from stages.errors import DataError, ModelError
 from stages.model.prompts import Prompt, answer_prompt, can_be_reference
@@ -64,9 +64,10 @@ class GroupBuilder:
         attempts, verdicts = self._candidates(drafts, sampling)
         chosen: dict[tuple[str, int], Attempt] = {}
         repair_rows: list[Row] = []
-        for group, group_verdicts in zip(attempts, verdicts, strict=True):
+        for draft, group, group_verdicts in zip(drafts, attempts, verdicts, strict=True):
             rows, best = self._select(group, group_verdicts)
             repair_rows += rows
+            self._count_kind(draft.problem.kind, is_feasible=best is not None)
             if best is not None:
                 chosen[best.draft.problem.problem_id, best.draft.sample] = best
         repaired = {(draft.problem.problem_id, draft.sample) for draft in drafts}
@@ -117,7 +118,27 @@ class GroupBuilder:
             if self.recipe.masks.on_no_correct == "skip":
                 return []
         problem = self.problems[rows[0]["problem_id"]]
+        if not self._is_worthwhile(problem.kind):
+            tally.counts[_of_kind("errors_not_worthwhile", problem.kind)] += len(errors)
+            return []
         return self._drafts(problem, self._at_most(problem, errors), correct)
+
+    @property
+    def _weighs_kinds(self) -> bool:
+        return self.repairer is not None and self.recipe.masks.repair_when == "worthwhile"
+
+    def _is_worthwhile(self, kind: str | None) -> bool:
+        """Told from the counts of the shards before, which a run that goes on has too."""
+        if not self._weighs_kinds:
+            return True
+        counts, section = self.step.tally.counts, self.recipe.masks
+        tried, feasible = (counts[_of_kind(name, kind)] for name in ("errors_tried", "errors_feasible"))
+        return is_worthwhile(tried, feasible, share=section.worthwhile_share, after=section.worthwhile_after)
+
+    def _count_kind(self, kind: str | None, *, is_feasible: bool) -> None:
+        if self._weighs_kinds:
+            self.step.tally.counts[_of_kind("errors_tried", kind)] += 1
+            self.step.tally.counts[_of_kind("errors_feasible", kind)] += is_feasible
 
     def _drafts(self, problem: Problem, errors: Sequence[Row], correct: Sequence[Row]) -> list[Draft]:
         if self.repairer is None:
@@ -352,3 +373,8 @@ class GroupBuilder:
                 if token in self.policy.engine.codec.banned_ids:
                     raise DataError(f"{told}, it may not be sampled; drop the row")
                 raise ModelError(f"{told}; set model.dtype=float32, or take a checkpoint from before it diverged")
+
+
+def _of_kind(name: str, kind: str | None) -> str:
+    """A count's name; problems without a kind are one."""
+    return name if kind is None else f"{name} ({kind})"

@@ -5,7 +5,7 @@ from fractions import Fraction
 import pyarrow as pa
 import pytest
 
-from stages.core.selection import is_correct, reaches_share, select_repair, share_of
+from stages.core.selection import is_correct, is_worthwhile, reaches_share, select_repair, share_of
 from stages.scoring.score_summary import correct_by_problem
 
 
@@ -70,3 +70,12 @@ def test_a_share_is_taken_as_it_is_written(n, share, count):
 def test_unequal_lengths_are_refused():
     with pytest.raises(ValueError, match="argument"):
         select_repair([1.0, 1.0], [0.1], [False, False])
+
+
+@pytest.mark.parametrize(
+    ("tried", "feasible", "goes_on"),
+    [(0, 0, True), (31, 0, True), (32, 0, False), (32, 4, False), (32, 5, True), (40, 6, True), (41, 6, False)],
+)
+def test_a_kind_is_repaired_until_it_is_known_not_to_pay(tried, feasible, goes_on):
+    """5 of 32 are 0.156, 6 of 40 are 0.15."""
+    assert is_worthwhile(tried, feasible, share=0.15, after=32) is goes_on

@@ -1,5 +1,7 @@
 """Which errors `df build-masks` repairs: problems without a correct rollout, a lower threshold, null rewards."""
 
+from collections import Counter
+
 import pytest
 
 from stages.artifacts.columns import GROUPS, PROBLEMS, REPAIRS, ROLLOUTS
@@ -11,6 +13,7 @@ from stages.artifacts.store import iterate_rows, write_rows
 from stages.engines.protocol import Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.errors import DataError
+from stages.interruption import Requests, Stopped
 from stages.recipe import load_recipe
 from stages.s4_build_masks import BuildMasks
 from stages.scoring.answering import Answerer
@@ -191,3 +194,69 @@ def test_a_further_candidate_is_sampled_where_none_is_feasible_yet(build, rollou
     assert tally.counts["candidates"] == len(repairs) < 3 * tally.counts["repair_triggered"]
     chosen = {key for key, rows in by_error.items() if rows[-1]["selection"] == "chosen"}
     assert {(row["problem_id"], row["sample"]) for row in groups if row["role"] == "repair"} == chosen
+
+
+WORTHWHILE = ("masks.repair_when=worthwhile", "masks.worthwhile_after=4", "masks.worthwhile_share=0.1")
+
+
+@pytest.fixture
+def kinds(rollouts_of, repair_problems, base_dir, tmp_path):
+    """A function: the stage on four shards, each of two problems that can be repaired and one that never is right."""
+    chosen = repair_problems[:12]
+    kind = {p.problem_id: ("sum", None, "impossible")[place % 3] for place, p in enumerate(chosen)}
+    columns = [
+        {"problem_id": p.problem_id, "question": p.question, "kind": kind[p.problem_id],
+         "answer": "987654" if kind[p.problem_id] == "impossible" else p.answer,
+         "images": [encode_image(image) for image in p.images]}
+        for p in chosen
+    ]  # fmt: skip
+    write_rows(tmp_path / "problems.parquet", PROBLEMS, columns)
+    (tmp_path / "rollouts").mkdir()
+    for shard in range(4):
+        rows = [row for p in chosen[3 * shard : 3 * shard + 3] for row in rollouts_of(p, repair=[1.0], error=[0.0] * 3)]
+        rows = [row | {"sampler_logprobs": [-1.0] * len(row["ids"])} for row in rows]
+        write_rows(tmp_path / "rollouts" / f"{ROLLOUTS.name}-{shard:05d}.parquet", ROLLOUTS, rows)
+
+    def make(*settings):
+        recipe = load_recipe("digits", [*SETTINGS, "model.dtype=float32", *settings])
+        return BuildMasks(recipe, tmp_path / "rollouts", tmp_path / "problems.parquet", base_dir, base_dir)
+
+    return make, kind
+
+
+def test_a_kind_that_is_not_worthwhile_is_given_up_after_the_shards_that_told(kinds, tmp_path):
+    """Against a loop over the shards; the four errors that tell are reached in the second one."""
+    make, kind = kinds
+    outcome = execute(make(*WORTHWHILE), tmp_path / "out")
+    counts = outcome.manifest["counts"]
+    tried, feasible = Counter(), Counter()
+    for shard in range(4):
+        repairs = list(iterate_rows(tmp_path / "out" / f"{REPAIRS.name}-{shard:05d}.parquet", REPAIRS))
+        found = {(row["problem_id"], row["sample"]) for row in repairs}
+        chosen = {(row["problem_id"], row["sample"]) for row in repairs if row["selection"] == "chosen"}
+        open_kinds = {k for k in ("sum", None, "impossible") if tried[k] < 4 or feasible[k] / tried[k] >= 0.1}
+        assert Counter(kind[name] for name, _ in found) == dict.fromkeys(open_kinds, 3)
+        tried.update(kind[name] for name, _ in found)
+        feasible.update(kind[name] for name, _ in chosen)
+        groups = list(iterate_rows(tmp_path / "out" / f"{GROUPS.name}-{shard:05d}.parquet", GROUPS))
+        assert {(row["problem_id"], row["sample"]) for row in groups if row["in_pair"]} == chosen
+        assert len([row for row in groups if row["role"] == "error"]) == 9
+    assert tried == {"sum": 12, None: 12, "impossible": 6}
+    assert (counts["errors_tried"], counts["errors_feasible"]) == (12, feasible[None])
+    assert (counts["errors_tried (sum)"], counts["errors_feasible (sum)"]) == (12, feasible["sum"])
+    assert (counts["errors_tried (impossible)"], counts["errors_feasible (impossible)"]) == (6, 0)
+    assert counts["errors_not_worthwhile (impossible)"] == 6
+    assert counts["repair_triggered"] == 30
+    # A run that goes on has the counts of the shards before: without the first one's it would try a third.
+    with pytest.raises(Stopped):
+        execute(make(*WORTHWHILE), tmp_path / "stopped", requests=Requests(stop_after_s=0))
+    assert len(list((tmp_path / "stopped").glob("groups-*.parquet"))) == 1
+    again = execute(make(*WORTHWHILE), tmp_path / "stopped").manifest
+    assert (again["counts"], again["files"]) == (counts, outcome.manifest["files"])
+
+
+def test_always_repairs_every_kind_and_leaves_the_plan_as_it_was(kinds):
+    make, _ = kinds
+    plain, asked = make().declared.recipe["masks"], make(*WORTHWHILE).declared.recipe["masks"]
+    assert make("masks.worthwhile_share=0.5").declared.recipe["masks"] == plain
+    assert asked == plain | {"repair_when": "worthwhile", "worthwhile_after": 4, "worthwhile_share": 0.1}
