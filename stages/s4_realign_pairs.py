@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stages.artifacts.columns import GROUPS
+from stages.artifacts.columns import GROUPS, TableSpec
 from stages.artifacts.notes import recorded_maker
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.step import Step, Tally
@@ -23,7 +24,7 @@ from stages.declared import declare_realigned_pairs
 from stages.errors import DataError, RecipeError
 from stages.progress import track
 from stages.recipe import Recipe
-from stages.sections import MASK_OPTIONS
+from stages.sections import MASK_OPTIONS, SCORE_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -59,23 +60,23 @@ class RealignPairs:
             for index, shard in enumerate(parquet_files(self.pairs, GROUPS)):
                 rows = count_rows(shard, GROUPS)
                 if not step.has_shard(GROUPS, index):
-                    step.stream_shard(index, GROUPS, _realigned(shard, options, step.tally))
+                    spec = GROUPS.without(set(SCORE_COLUMNS.values()) - set(pq.read_schema(shard).names))
+                    step.stream_shard(index, spec, _realigned(shard, spec, options, step.tally))
                 advance(rows)
         step.finish()
 
 
-def _realigned(shard: Path, options: dict[str, Any], tally: Tally) -> Iterator[pa.Table]:
+def _realigned(shard: Path, spec: TableSpec, options: dict[str, Any], tally: Tally) -> Iterator[pa.Table]:
     first_row = 0
-    for table in _with_whole_pairs(iterate_tables(shard, GROUPS)):
+    for table in _with_whole_pairs(iterate_tables(shard, spec), spec.schema()):
         yield _realign(table, str(shard), first_row, options, tally)
         first_row += len(table)
     tally.rows_in += first_row
     tally.rows_out += first_row
 
 
-def _with_whole_pairs(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+def _with_whole_pairs(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
     """The same rows, cut nowhere between an error and its repair."""
-    schema = GROUPS.schema()
     rest = schema.empty_table()
     for table in tables:
         rest = pa.concat_tables([rest, table.cast(schema)])

@@ -56,7 +56,7 @@ from stages.training.losses import (
 )
 from stages.training.metrics import MetricsLog
 from stages.training.preferences import PreferenceObjective
-from stages.training.prime import PRM, ProcessRewards, check_prime, prm_folder
+from stages.training.prime import PRM, ProcessRewards, prm_folder
 from stages.training.tracking import check_trackers, open_trackers
 from stages.training.trainer import Loss, Trainer, TrainingRow
 
@@ -93,7 +93,6 @@ class TrainPolicy:
     def plan(self) -> Plan:
         parquet_files(self.groups, GROUPS)
         check_objective(self.recipe.train.objective, self.recipe.rollout)
-        check_prime(self.recipe.train)
         check_trackers(self.recipe.tracking)
         bad = self.usable.bad
         self._check_scores()

@@ -475,18 +475,21 @@ class TrainSection(Section):
         return self
 
     @model_validator(mode="after")
-    def _weighs_plain_advantages(self) -> TrainSection:
-        if self.advantage != "answer_gap":
+    def _has_one_advantage(self) -> TrainSection:
+        """What gives each token an advantage takes the place of a gate, of pairs and of a critic."""
+        advantage, algorithm = self.advantage, self.objective.algorithm
+        if advantage == "group":
             return self
         if self.gate != "none":
             raise ValueError(
-                f"advantage is answer_gap, but gate is {self.gate}: it weighs the whole rollout group; set gate=none"
+                f"advantage is {advantage}, but gate is {self.gate}: it takes the whole rollout group; set gate=none"
             )
-        if self.objective.algorithm in ("dpo", "ppo"):
+        if algorithm in ("dpo", "ppo"):
             raise ValueError(
-                f"advantage is answer_gap, which {self.objective.algorithm} has no use for; set "
-                "objective.algorithm=grpo"
+                f"advantage is {advantage}, which {algorithm} has no use for; set objective.algorithm=grpo"
             )
+        if advantage == "prime" and self.objective.overlong_buffer:
+            raise ValueError("advantage is prime, which takes the bare outcomes; leave objective.overlong_buffer out")
         return self
 
     @property

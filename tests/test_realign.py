@@ -20,6 +20,7 @@ from stages.recipe import load_recipe
 from stages.s3_rollout import Rollout
 from stages.s4_build_masks import BuildMasks
 from stages.s4_realign_pairs import RealignPairs
+from stages.sections import SCORE_COLUMNS
 
 OPTIONS = [
     {"align": "lcs"},
@@ -75,7 +76,7 @@ def group_row(number, role, ids, mask, **changes):
         "finish_reason": "stop",
         "sampler_logprobs": [-0.25 - k for k in range(len(ids))],
     }
-    return row | changes
+    return row | dict.fromkeys(SCORE_COLUMNS.values()) | changes
 
 
 def made_rows(count, seed=0):
@@ -187,6 +188,17 @@ def test_groups_of_an_older_release_lack_the_sampler_s_log_probs(tmp_path):
     execute(RealignPairs(recipe_with(), tmp_path / "groups.parquet"), tmp_path / "out")
 
     assert_masks_are_those_of_the_pairs(tmp_path / "out", [row | {"sampler_logprobs": None} for row in rows])
+
+
+def test_scores_of_the_rollouts_are_kept_and_no_others_added(tmp_path):
+    rows = [row | {"entropies": None if row["role"] == "repair" else [0.5] * len(row["ids"])} for row in made_rows(40)]
+    spec = GROUPS.without(["image_kls", "answer_gaps"])
+    pq.write_table(pa.Table.from_pylist(rows, schema=spec.schema()), tmp_path / "groups.parquet")
+    execute(RealignPairs(recipe_with(), tmp_path / "groups.parquet"), tmp_path / "out")
+
+    (shard,) = shards(tmp_path / "out")
+    assert pq.read_schema(shard).equals(spec.schema())
+    assert pq.read_table(shard)["entropies"].to_pylist() == [row["entropies"] for row in rows]
 
 
 def spoil(rows, case):

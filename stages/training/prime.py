@@ -15,36 +15,14 @@ from torch import Tensor
 from stages.artifacts.notes import MODEL
 from stages.core.preferences import gated_log_ratio
 from stages.core.process_rewards import outcome_loss, process_advantages
-from stages.errors import RecipeError
 from stages.model.layout import Reading
 from stages.model.logprobs import ResponseLogprobs
-from stages.sections import PrimeSection, TrainSection
+from stages.sections import PrimeSection
 from stages.training.losses import policy_tensors
 from stages.training.trainer import Metric, Totals, Trainer, TrainingRow
 
 PRM = "prm"
 """Folder of the implicit process reward model beside the policy, with its optimizer's state."""
-
-
-def check_prime(train: TrainSection) -> None:
-    """Refuse what PRIME's token advantages take the place of, or cannot use.
-
-    Raises:
-        RecipeError: names it.
-    """
-    if train.advantage != "prime":
-        return
-    if train.gate != "none":
-        raise RecipeError(
-            f"train.advantage is prime and train.gate {train.gate}: PRIME trains on the whole rollout group; "
-            "set train.gate to none"
-        )
-    if train.objective.algorithm in ("dpo", "ppo"):
-        raise RecipeError(f"train.advantage is prime, which {train.objective.algorithm} has no use for; take grpo")
-    if train.objective.overlong_buffer:
-        raise RecipeError(
-            "train.advantage is prime, which takes the bare outcomes; leave train.objective.overlong_buffer out"
-        )
 
 
 def prm_folder(policy: Path) -> Path:

@@ -212,13 +212,13 @@ def test_beta_gamma_and_the_learning_rate_reach_the_step(groups, digits, base_di
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("train.gate=difference", "advantage is prime and train.gate difference.*set train.gate to none"),
-        ("train.objective.algorithm=dpo", "dpo has no use for"),
-        ("train.objective.algorithm=ppo", "ppo has no use for"),
-        ("train.objective.overlong_buffer=4", "leave train.objective.overlong_buffer out"),
+        ("train.gate=difference", "advantage is prime, but gate is difference: .*set gate=none"),
+        ("train.gate=entropy", "advantage is prime, but gate is entropy"),
+        ("train.objective.algorithm=dpo", "which dpo has no use for"),
+        ("train.objective.algorithm=ppo", "which ppo has no use for"),
+        ("train.objective.overlong_buffer=4", "leave objective.overlong_buffer out"),
     ],
 )
-def test_what_prime_cannot_go_with_is_refused(groups, digits, base_dir, setting, message):
-    recipe = load_recipe("digits", [*PRIME, setting])
+def test_what_prime_cannot_go_with_is_refused(setting, message):
     with pytest.raises(RecipeError, match=message):
-        TrainPolicy(recipe, groups, digits / "repair_set.parquet", base_dir).plan()
+        load_recipe("digits", [*PRIME, setting])
