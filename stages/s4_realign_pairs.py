@@ -79,7 +79,7 @@ def _with_whole_pairs(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator
     """The same rows, cut nowhere between an error and its repair."""
     rest = schema.empty_table()
     for table in tables:
-        rest = pa.concat_tables([rest, table.cast(schema)])
+        rest = pa.concat_tables([rest, table.select(schema.names).cast(schema)])
         whole = len(rest) - (rest["role"][-1].as_py() == "error")
         yield rest.slice(0, whole)
         rest = rest.slice(whole)
