@@ -14,7 +14,7 @@ PERCEPTION_SHARE = 0.4
 
 
 def entropy_gates(entropies: Sequence[ArrayLike], *, share: float = ENTROPY_SHARE) -> list[NDArray[np.float32]]:
-    """Gate 1 at the `share` of a batch's response tokens with the highest entropy, else 0 (arXiv 2506.01939, eq. 6).
+    """Gate 1 at the `share` of a batch's response tokens with the highest entropy, else 0 (arXiv 2506.01939).
 
     `entropies` are (T,) in nats for each response of the whole optimizer step; so are the gates, float32. The threshold
     is over all of their tokens together: a response may have no open token. The paper takes the policy that is trained
@@ -31,7 +31,7 @@ def perception_gate(image_kls_T: ArrayLike, *, share: float = PERCEPTION_SHARE) 
     """Gate 1 at the `share` of a response's tokens that depend on the image most, else 0: VPPO's token filter.
 
     `image_kls_T` is KL(with image || without), in nats, of the policy's distributions before each token (arXiv
-    2510.09285, eq. 4 and 6); the gate is (T,), float32. Ours differs thrice (our choice): the KL is exact, where the
+    2510.09285); the gate is (T,), float32. Ours differs thrice (our choice): the KL is exact, where the
     published code estimates it from the sampled token; the image is blank, where it loses half of its patches; and
     trajectories are not weighed by their mean KL beside it. A response to no image, whose KL is 0, is open throughout.
     """
