@@ -579,6 +579,9 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "sft_only": {**_TO_ALL, "repair_model": "sft"},
         "sibling": {"set": ["train.group=pairs", "masks.repairer=sibling"], "repair_model": "none", "seeds": 3},
         "gspo": _ungated("train.objective.algorithm=gspo", seeds=3),
+        "entropy": _ungated("train.gate=entropy", seeds=3),
+        "answer_gap": _ungated("train.advantage=answer_gap", seeds=3),
+        "perception": _ungated("train.gate=perception", seeds=3),
         "prime": _ungated("train.advantage=prime", seeds=3),
     },
 }
