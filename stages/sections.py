@@ -571,7 +571,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "rivals": {
         "grpo": _ungated(),
-        "difference": {"set": ["train.group=pairs"]},
+        "difference": {"set": ["train.group=pairs", "masks.on_no_correct=skip"]},
         "difference_all": _TO_ALL,
         "sft_then_grpo": _ungated(start="sft"),
         "sft_then_difference_all": {**_TO_ALL, "start": "sft"},
