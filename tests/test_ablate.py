@@ -76,6 +76,7 @@ def rows_of_file(out: Path) -> dict[tuple[str, int | None, str], dict]:
     return {(r["variant"], r["seed"], r["measure"]): r for r in iterate_rows(out / "ablation.parquet", ABLATION)}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_variant_that_fails_is_named_and_stops_no_other(ablation):
     out, _, done = ablation
@@ -126,6 +127,7 @@ def test_a_stop_reaches_the_step_under_way_and_no_other_begins(number, exit_code
     assert mark.read_text() == "asked"
 
 
+@pytest.mark.slow
 def test_variants_share_the_steps_that_they_have_in_common(ablation):
     out, *_ = ablation
     rounds = math.ceil(rows_of_file(out)["ungated", 0, "rounds"]["value"])
@@ -141,6 +143,7 @@ def test_variants_share_the_steps_that_they_have_in_common(ablation):
     assert found["evaluate"] == 5 + (rounds > 1)
 
 
+@pytest.mark.slow
 def test_the_ungated_variant_is_read_off_where_it_has_spent_what_the_baseline_spent(ablation):
     out, *_ = ablation
     rows = rows_of_file(out)
@@ -162,6 +165,7 @@ def test_the_ungated_variant_is_read_off_where_it_has_spent_what_the_baseline_sp
     assert rounds == pytest.approx(len(costs) - 2 + (budget - costs[-2]) / (costs[-1] - costs[-2]))
 
 
+@pytest.mark.slow
 def test_accuracies_are_those_of_the_scores(ablation):
     out, *_ = ablation
     rows = rows_of_file(out)
@@ -180,6 +184,7 @@ def test_accuracies_are_those_of_the_scores(ablation):
         assert rows[name, None, "sampled gain over base"]["value"] == pytest.approx(gain)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_second_run_makes_no_step_again(ablation):
     out, command, _ = ablation
@@ -336,6 +341,7 @@ def tuned(ablation, tmp_path_factory) -> tuple[Path, list[str]]:
     return out, command
 
 
+@pytest.mark.slow
 def test_the_learning_rate_is_tuned_on_validation_problems(tuned):
     out, _ = tuned
     runs = read_runs(out / "curves.parquet")
@@ -352,6 +358,7 @@ def test_the_learning_rate_is_tuned_on_validation_problems(tuned):
     assert tested.points[-1].rollouts == 16 * 8 * tested.points[-1].round
 
 
+@pytest.mark.slow
 def test_a_recorded_run_needs_its_steps_no_more(tuned):
     out, command = tuned
     assert {folder.name.rpartition("-")[0] for folder in (out / "steps").iterdir()} == {"evaluate"}
@@ -362,6 +369,7 @@ def test_a_recorded_run_needs_its_steps_no_more(tuned):
     assert (out / "ablation.parquet").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -42,8 +42,14 @@ def with_length(base_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def train(digits):
-    return digits / "problems_train.parquet"
+def train(digits, tmp_path_factory):
+    return first_of(digits / "problems_train.parquet", 100, tmp_path_factory.mktemp("train"))
+
+
+def first_of(file, count, folder):
+    """A file of that name with so many of its rows."""
+    pq.write_table(pq.read_table(file).slice(0, count), folder / file.name)
+    return folder / file.name
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +95,7 @@ def test_a_rollout_of_nothing_is_an_error(with_length, train, tmp_path):
 
 
 def test_evaluate_leaves_them_out_of_every_mode(with_length, digits, tmp_path):
-    test = digits / "problems_test.parquet"
+    test = first_of(digits / "problems_test.parquet", 60, tmp_path)
     manifest = execute(Evaluate(RECIPE, test, with_length(20 + ROOM)), tmp_path / "out").manifest
     count = len(ProblemSet(test))
     scored = problems_of(tmp_path / "out", SCORES)
@@ -128,8 +134,7 @@ def test_repair_rl_finds_no_error_in_a_problem_that_does_not_fit(with_length, tr
 def test_repair_rl_goes_on_without_errors_whose_repair_prompt_does_not_fit(
     with_length, train, digits, base_dir, tmp_path
 ):
-    repair_set = tmp_path / "repair_set.parquet"
-    pq.write_table(pq.read_table(digits / "repair_set.parquet").slice(0, 20), repair_set)
+    repair_set = first_of(digits / "repair_set.parquet", 20, tmp_path)
     stage = RlRepair(RECIPE, train, base_dir, with_length(40 + ROOM), repair_set)
     manifest = execute(stage, tmp_path / "out").manifest
     assert manifest["counts"]["held_out_prompt_too_long"] == 2

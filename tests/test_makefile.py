@@ -114,7 +114,14 @@ def test_a_complete_run_does_nothing(complete):
     assert (done.returncode, done.stdout, done.stderr) == (0, "make: Nothing to be done for 'all'.\n", "")
 
 
-@pytest.mark.parametrize("lost", ["1-sft-repair", "round-1/build-masks", "round-2/train-policy", "evaluate-base"])
+def first_ordinary(values, count):
+    """Parameters, of which the first so many are no slow ones: each asks make up to three times, for a second each."""
+    return [pytest.param(value, marks=() if i < count else pytest.mark.slow) for i, value in enumerate(values)]
+
+
+@pytest.mark.parametrize(
+    "lost", first_ordinary(["round-1/build-masks", "evaluate-base", "1-sft-repair", "round-2/train-policy"], 2)
+)
 def test_a_lost_step_runs_again_and_those_after_it_are_looked_at_again(complete, lost):
     shutil.rmtree(complete / lost)
     found = commands(complete)
@@ -163,21 +170,21 @@ def test_a_summary_of_other_rounds_is_made_again(complete):
 ROUND_1, ROUND_2 = ORDER[2:5], ORDER[5:8]
 CHANGES = {
     "SET=train.gate=none": (["round-1/train-policy", "round-2/train-policy"], "recipe.train.gate"),
-    "SET=masks.candidates=3": (["round-1/build-masks", "round-2/build-masks"], "recipe.masks.candidates"),
-    "SET=rollout.problems=7": (["round-1/rollout", "round-2/rollout"], "recipe.rollout.problems"),
-    "SET=repair_rl.c1=false": (["2-rl-repair"], "recipe.repair_rl.c1"),
-    "SET=sft.epochs=9": (["1-sft-repair"], "recipe.sft.epochs"),
-    "SET=evaluate.draws=2": (["evaluate-base", "evaluate-round-2"], "recipe.evaluate.draws"),
     "TEST=data/digits/problems_train.parquet": (["evaluate-base", "evaluate-round-2"], "inputs.problems"),
     "SEED=1": (ORDER, "seed"),
     "BASE=org/model": (
         [step for step in ORDER if "round-2" not in step and step != "2-rl-repair"] + ["2-rl-repair"],
         "inputs.",
     ),
+    "SET=masks.candidates=3": (["round-1/build-masks", "round-2/build-masks"], "recipe.masks.candidates"),
+    "SET=rollout.problems=7": (["round-1/rollout", "round-2/rollout"], "recipe.rollout.problems"),
+    "SET=repair_rl.c1=false": (["2-rl-repair"], "recipe.repair_rl.c1"),
+    "SET=sft.epochs=9": (["1-sft-repair"], "recipe.sft.epochs"),
+    "SET=evaluate.draws=2": (["evaluate-base", "evaluate-round-2"], "recipe.evaluate.draws"),
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", first_ordinary(CHANGES, 4))
 def test_a_step_runs_again_when_what_it_reads_changed_and_nothing_is_overwritten_unasked(change, complete):
     steps, names = CHANGES[change]
     before = state(complete)

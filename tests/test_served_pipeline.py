@@ -5,7 +5,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from launching import launch
+from forked import df_pair
 from scripted_server import completion, data_of, refusal, serving
 from stages import summary
 from stages.artifacts.columns import EPISODES, REPAIRS, ROLLOUTS
@@ -84,12 +84,12 @@ def assert_no_key(folder):
     assert not any(KEY.encode() in file.read_bytes() for file in files)
 
 
-@pytest.fixture
-def digits_rollouts(tmp_path, digits):
+@pytest.fixture(scope="module")
+def digits_rollouts(tmp_path_factory, digits):
     """Rollouts scored by rule."""
-    stage = Rollout(load_recipe("digits", SMALL), digits / "problems_train.parquet", digits / "base")
-    execute(stage, tmp_path / "rollouts")
-    return tmp_path / "rollouts"
+    out = tmp_path_factory.mktemp("scored") / "rollouts"
+    execute(Rollout(load_recipe("digits", SMALL), digits / "problems_train.parquet", digits / "base"), out)
+    return out
 
 
 def test_a_judge_scores_rollouts_and_a_dead_one_stops_them(recipe_of, script, server, tmp_path, digits, caplog):
@@ -260,15 +260,15 @@ def test_two_processes_share_the_requests_and_stop_together(recipe_of, server, s
     prompt = recipe_of().prompt.model_dump()
     file.write_text(json.dumps({"model": {"dtype": "float32"}, "prompt": prompt, "reward": {"judge": judge}}))
     settings = [*SMALL[:3], "reward.name=judge", "rollout.max_new_tokens=72"]
-    words = ["-m", "df_cli", "rollout", "--recipe", file, *(word for s in settings for word in ("--set", s))]
+    words = ["rollout", "--recipe", file, *(word for s in settings for word in ("--set", s))]
     words += ["--problems", digits / "problems_train.parquet", "--policy", digits / "base"]
     script.alive = 20
-    stopped = launch(*words, "--out", tmp_path / "out")
+    stopped = df_pair(*words, "--out", tmp_path / "out")
     assert stopped.returncode != 0
     assert "error: reward.judge: " in stopped.stderr
     assert KEY not in stopped.stdout + stopped.stderr
     script.alive = float("inf")
-    done = launch(*words, "--out", tmp_path / "out")
+    done = df_pair(*words, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr[-3000:]
     rows = list(iterate_rows(tmp_path / "out", ROLLOUTS))
     assert [row["reward"] for row in rows] == [_rule(row, digits) for row in rows]

@@ -22,6 +22,7 @@ def took(tmp_path_factory):
         return measure_size(tmp_path_factory.mktemp("soak") / "run", PROBLEMS)
 
 
+@pytest.mark.slow
 def test_every_problem_is_answered_repaired_and_trained_on(took):
     assert [took[stage]["rows_out"] for stage in STAGES] == [2 * PROBLEMS, 3 * PROBLEMS, PROBLEMS]
     assert took["rollout"]["counts"]["correct"] == PROBLEMS
@@ -30,6 +31,7 @@ def test_every_problem_is_answered_repaired_and_trained_on(took):
     assert all(took[stage]["most_files"] >= 3 for stage in STAGES)
 
 
+@pytest.mark.slow
 def test_what_grows_is_named(took):
     assert compare([PROBLEMS, 10 * PROBLEMS], took, took) == []
     grown = copy.deepcopy(took)

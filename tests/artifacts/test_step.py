@@ -1,17 +1,15 @@
 """A step's folder: complete once its manifest exists, never overwritten unasked, resumed at the first missing shard."""
 
 import hashlib
+import itertools
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from forked import server
 from stages.artifacts.bad_rows import BadRow
 from stages.artifacts.columns import DROPPED, METRICS
 from stages.artifacts.fingerprint import fingerprint
@@ -23,7 +21,6 @@ from stages.artifacts.store import iterate_rows
 from stages.artifacts.writing import PARTIAL
 from stages.errors import ArtifactError
 
-ROOT = Path(__file__).parents[2]
 ROWS = [{"step": 1, "metric": "loss", "value": 0.5}]
 LOST = [{"problem_id": "p", "reason": "text_only_solvable"}]
 
@@ -407,31 +404,27 @@ def test_what_a_step_goes_on_from_is_gone_when_it_is_complete(tmp_path, source):
     assert not (out / CHECKPOINTS).exists()
 
 
-KILLED = """
-import sys, time
-from pathlib import Path
-from stages.artifacts.columns import METRICS
-from stages.artifacts.step import Plan, Step
-step = Step.open(Path(sys.argv[1]), Plan("rollout", {}, 0, {}))
-index = 0
-while True:
-    if not step.has_shard(METRICS, index):
-        step.tally.rows_in += 1
-        step.write_shards(index, {METRICS: [{"step": index, "metric": "m", "value": 0.0}] * 50})
-    print(index, flush=True)
-    index += 1
-"""
+def write_shard_after_shard(out, told):
+    """For ever."""
+    step = Step.open(out, Plan("rollout", {}, 0, {}))
+    for index in itertools.count():
+        if not step.has_shard(METRICS, index):
+            step.tally.rows_in += 1
+            step.write_shards(index, {METRICS: [{"step": index, "metric": "m", "value": 0.0}] * 50})
+        told.send(index)
 
 
 def test_a_killed_process_goes_on_where_it_was(tmp_path):
     """SIGKILL at whatever instant: every noted shard is readable and tallied once."""
     for after in (3, 7, 12):
-        command = [sys.executable, "-c", KILLED, str(tmp_path / "out")]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-            while int(process.stdout.readline()) < after:
-                pass
-            time.sleep(0.003)
-            os.kill(process.pid, signal.SIGKILL)
+        heard, told = server().Pipe(duplex=False)
+        process = server().Process(target=write_shard_after_shard, args=(tmp_path / "out", told))
+        process.start()
+        while heard.recv() < after:
+            pass
+        time.sleep(0.003)
+        process.kill()
+        process.join()
     step = Step.open(tmp_path / "out", Plan("rollout", {}, 0, {}))
     progress = json.loads((tmp_path / "out" / PROGRESS).read_text())
 

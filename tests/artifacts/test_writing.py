@@ -177,6 +177,7 @@ def on_a_read_only_disk(folder):
     return *told, execute(Work(), folder / "complete").ran
 
 
+@pytest.mark.slow
 def test_a_read_only_place_is_told_and_a_complete_output_is_found_there(tmp_path):
     below_a_file = tmp_path / "file" / "out"
     below_a_file.parent.write_text("")
@@ -228,6 +229,7 @@ def in_folders_that_are_shut(folder):
     return told
 
 
+@pytest.mark.slow
 def test_a_folder_that_becomes_read_only_meanwhile_is_told(tmp_path):
     drop = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"] if os.geteuid() == 0 else []
     shut, within = call([*drop, sys.executable, "-c"], tmp_path, "in_folders_that_are_shut")

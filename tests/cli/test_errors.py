@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from workspace import GROUP, MODEL_FILES, OPTIONS, ROLLOUT, ROOT, df_process, listing
+from workspace import GROUP, MODEL_FILES, OPTIONS, ROLLOUT, ROOT, listing
 
+import forked
 from stages.artifacts.columns import GROUPS, ROLLOUTS
 from stages.artifacts.step import Plan, Step
 
@@ -166,7 +167,7 @@ def test_a_run_that_is_not_there_is_named(workspace, df):
 )
 def test_a_bad_recipe_is_told_before_anything_is_loaded(extra, message, workspace):
     before = listing(workspace)
-    done = df_process("rollout", *OPTIONS["rollout"].split(), "--out", "out", *extra, cwd=workspace)
+    done = forked.df("rollout", *OPTIONS["rollout"].split(), "--out", "out", *extra, cwd=workspace)
 
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1
@@ -176,7 +177,7 @@ def test_a_bad_recipe_is_told_before_anything_is_loaded(extra, message, workspac
 
 
 def test_a_process_exits_with_1_and_no_traceback(workspace):
-    done = df_process("rollout", *OPTIONS["rollout"].split(), "--policy", "gone", "--out", "out", cwd=workspace)
+    done = forked.df("rollout", *OPTIONS["rollout"].split(), "--policy", "gone", "--out", "out", cwd=workspace)
 
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: gone: no such model folder; ")

@@ -5,8 +5,9 @@ import json
 
 import pytest
 from PIL import EpsImagePlugin, Image, UnidentifiedImageError
-from workspace import OPTIONS, PROBLEM, df_process
+from workspace import OPTIONS, PROBLEM
 
+import forked
 from stages.artifacts.columns import PROBLEMS
 from stages.artifacts.label_studio import write_sheet
 from stages.artifacts.problems import IMAGE_FORMATS, MAX_PIXELS
@@ -72,7 +73,7 @@ def test_a_decompression_bomb_is_told_by_its_size_before_it_is_decoded(side, wor
     assert side**2 > MAX_PIXELS
     assert len(bomb["bytes"]) < 20_000
     write_rows(workspace / "problems.parquet", PROBLEMS, [PROBLEM, PROBLEM | {"problem_id": "p1", "images": [bomb]}])
-    (line,) = df_process(*ROLLOUT.split(), cwd=workspace).stderr.splitlines()
+    (line,) = forked.df(*ROLLOUT.split(), cwd=workspace).stderr.splitlines()
     assert f"problem p1 image 0: {side}x{side} pixels, at most 50,000,000 in all; shrink it or drop the row" in line
     code, out, _ = df(f"{ROLLOUT} --on-bad-row drop")
     assert (code, json.loads(out)["dropped"]) == (0, {"image_over_limit": 1})

@@ -2,18 +2,17 @@
 
 import csv
 import json
-import os
+import logging
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from workspace import PAIR, PROBLEM, ROOT
+from workspace import PAIR, PROBLEM
 
+import forked
 from scripted_server import completion, refusal, serving
 from stages.artifacts.columns import EPISODES, PREFERENCES, PROBLEMS
 from stages.artifacts.step import Plan, Step
@@ -267,6 +266,11 @@ def test_a_page_of_pairs_has_no_element_of_the_data(workspace, df):
     assert SHOWN in hostile.text
 
 
+def df_that_logs_everything(*arguments):
+    logging.basicConfig(level=0)
+    forked.df_here(*arguments)
+
+
 def test_a_server_that_repeats_the_key_and_sends_control_sequences(workspace):
     """Everything logged, as somebody does who looks for a fault; nothing of it is in any output or file."""
     reply = completion({"reason": f"{CONTROLS} {KEY} \\u0073k", "verdict": "incorrect"})
@@ -276,17 +280,15 @@ def test_a_server_that_repeats_the_key_and_sends_control_sequences(workspace):
     def answer(_server, _request, number):
         return script[number] if number < 2 else refusal(401, f"{HOSTILE} Incorrect API key: {KEY}", **header)
 
-    code = "import logging; logging.basicConfig(level=0); from df_cli.main import main; main()"
     with serving(answer) as server:
         options = {"base_url": server.url, "model": "tiny", "api_key_env": "DF_KEY", "cache": "cache", "concurrency": 1}
         settings = ["reward.name=judge", "rollout.samples_per_problem=4", "engine.rows_per_batch=4",
                     *(f"reward.judge.{name}={value}" for name, value in options.items())]  # fmt: skip
         arguments = ["rollout", "--problems", "problems.parquet", "--policy", "model", "--out", "out", *DIGITS]
-        done = subprocess.run(
-            [sys.executable, "-c", code, *arguments, *(word for setting in settings for word in ("--set", setting))],
-            capture_output=True, text=True, timeout=240, cwd=workspace,
-            env=os.environ | {"DF_KEY": KEY, "OPENAI_LOG": "debug", "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
+        words = [*arguments, *(word for setting in settings for word in ("--set", setting))]
+        done = forked.run(
+            df_that_logs_everything, *words, cwd=workspace, environments=[{"DF_KEY": KEY, "OPENAI_LOG": "debug"}]
+        )
     assert done.returncode == 1
     assert re.search(r"error: reward\.judge: http\S+ refuses \(HTTP 401: .*\*\*\*", done.stderr)
     assert "x1b]0;owned" in done.stderr

@@ -1,10 +1,11 @@
-"""Commands in the two processes of one `accelerate launch`."""
+"""Commands in two processes: of one `accelerate launch`, and the same without its launcher, which takes seconds."""
 
 import os
 
 import pyarrow.parquet as pq
 import pytest
 
+from forked import df_pair
 from launching import launch
 from stages.artifacts.columns import GROUPS, ROLLOUTS
 from stages.artifacts.lock import lock_output
@@ -12,8 +13,18 @@ from stages.artifacts.notes import read_manifest
 from stages.artifacts.store import iterate_rows, write_rows
 
 
+def launched(*arguments):
+    return launch("-m", "df_cli", *arguments)
+
+
+@pytest.fixture(params=[df_pair, pytest.param(launched, marks=pytest.mark.slow)])
+def df_twice(request):
+    """A function: `df` in two processes."""
+    return request.param
+
+
 @pytest.fixture
-def rollout(digits, base_dir):
+def rollout(digits, base_dir, df_twice):
     """A function: `df rollout` of seven problems in two processes."""
 
     def run(out):
@@ -26,7 +37,7 @@ def rollout(digits, base_dir):
         settings = ["rollout.problems=7", "rollout.samples_per_problem=3", "rollout.rows_per_shard=12"]
         words = [word for pair in options.items() for word in pair]
         words += [word for setting in settings for word in ("--set", setting)]
-        return launch("-m", "df_cli", "rollout", *words)
+        return df_twice("rollout", *words)
 
     return run
 
@@ -61,6 +72,7 @@ def test_both_processes_end_where_another_writes_the_folder(rollout, tmp_path):
 
 
 def test_pairs_are_realigned_by_one_of_two_processes(tmp_path):
+    """By the launcher itself, always."""
     kept = {"problem_id": "a", "sample": 0, "in_pair": True, "finish_reason": "stop"}
     rows = [
         kept | {"role": role, "ids": ids, "reward": reward, "mask": [False] * 3, "old_logprobs": [-1.0] * 3}
@@ -68,42 +80,29 @@ def test_pairs_are_realigned_by_one_of_two_processes(tmp_path):
     ]
     (tmp_path / "pairs").mkdir()
     write_rows(tmp_path / "pairs" / "groups-00000.parquet", GROUPS, rows)
-    done = launch(
-        "-m", "df_cli", "build-masks", "--recipe", "digits", "--pairs", tmp_path / "pairs", "--out", tmp_path / "out"
-    )
+    done = launched("build-masks", "--recipe", "digits", "--pairs", tmp_path / "pairs", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr[-3000:]
     assert [row["mask"] for row in iterate_rows(tmp_path / "out", GROUPS)] == [[False, True, False]] * 2
     assert read_manifest(tmp_path / "out")["counts"] == {"pairs": 1, "tokens_in_pairs": 6, "tokens_marked": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_processes_stop_together_and_go_on(tmp_path, digits, base_dir):
+def test_two_processes_stop_together_and_go_on(df_twice, tmp_path, digits, base_dir):
     """Training that a time limit stops after every step ends with the bytes of training that nothing stopped."""
     pairs = tmp_path / "pairs.parquet"
     pq.write_table(pq.read_table(digits / "repair_set.parquet").slice(0, 30), pairs)
-    words = [
-        "-m",
-        "df_cli",
-        "sft-repair",
-        "--recipe",
-        "digits",
-        "--repair-set",
-        pairs,
-        "--model",
-        base_dir,
-        "--set",
-        "sft.epochs=1",
-    ]
-    words += ["--set", "sft.batch_size=14"]  # two steps
-    assert launch(*words, "--out", tmp_path / "through").returncode == 0
+    words = ["sft-repair", "--recipe", "digits", "--repair-set", pairs, "--model", base_dir]
+    words += ["--set", "sft.epochs=1", "--set", "sft.batch_size=14"]  # two steps
+    assert df_twice(*words, "--out", tmp_path / "through").returncode == 0
 
     limited = [*words, "--out", tmp_path / "limited", "--stop-after", "1s"]
-    stopped = launch(*limited)
+    stopped = df_twice(*limited)
     assert stopped.returncode != 0
     assert stopped.stderr.count("stopped (--stop-after, 1 s), what was done is saved") == 1
     assert {file.name for file in (tmp_path / "limited" / "checkpoints" / "000000" / "model").iterdir()} == {
         "counters.json", "optimizer.safetensors", "random-0.safetensors", "random-1.safetensors", "trained.safetensors",
     }  # fmt: skip
-    assert launch(*limited[:-2]).returncode == 0
+    assert df_twice(*limited[:-2]).returncode == 0
     for name in ("model/model.safetensors", "optimizer.safetensors", "samples.parquet"):
         assert (tmp_path / "limited" / name).read_bytes() == (tmp_path / "through" / name).read_bytes()

@@ -1,7 +1,5 @@
 """The smallest inputs of every command."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 from PIL import Image
@@ -52,11 +50,3 @@ OPTIONS = {command: f"{inputs} --recipe digits" for command, inputs in INPUTS.it
 
 def listing(folder):
     return sorted(str(file.relative_to(folder)) for file in folder.rglob("*"))
-
-
-def df_process(*arguments, cwd):
-    """`df` with these arguments in a process of its own."""
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from df_cli.main import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=cwd, timeout=120, check=False
-    )

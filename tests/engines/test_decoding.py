@@ -98,7 +98,7 @@ def exact_distribution(vlm, prompt, allowed, length, temperature):
 
 
 @pytest.mark.parametrize("draft", ["right", "wrong", "empty", "longer", "shorter"])
-@pytest.mark.parametrize("temperature", [0.7, 1.5])
+@pytest.mark.parametrize("temperature", [pytest.param(0.7, marks=pytest.mark.slow), 1.5])
 def test_the_distribution_is_that_of_plain_sampling(tiny_vlm, draft, temperature):
     """Three tokens and the end, three long at most: 40 responses, each as often as teacher forcing says."""
     allowed = [30, 31, 32, tiny_vlm.end_ids[0]]

@@ -31,31 +31,37 @@ SETTINGS = [
 ]
 
 
-@pytest.fixture(scope="session")
-def references(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dict[str, Reference]:
-    """The stages, each on what the ones before it wrote."""
-    folder = tmp_path_factory.mktemp("faults")
-    problems, pairs = folder / "problems.parquet", folder / "repair_set.parquet"
-    pq.write_table(pq.read_table(digits / "problems_train.parquet").slice(0, 12), problems)
-    pq.write_table(pq.read_table(digits / "repair_set.parquet").slice(0, 30), pairs)
-    base, recipe = digits / "base", ["--recipe", "digits"]
-    recipe += [word for setting in SETTINGS for word in ("--set", setting)]
-    inputs = {
-        "sft-repair": {"repair-set": pairs, "model": base, "save-every": 2},
-        "rl-repair": {"problems": problems, "policy": base, "repair-model": folder / "sft-repair", "repair-set": pairs},
-        "rollout": {"problems": problems, "policy": base},
-        "build-masks": {
-            "rollouts": folder / "rollout", "problems": problems, "repair-model": folder / "rl-repair", "policy": base,
-        },
-        "train-policy": {"groups": folder / "build-masks", "problems": problems, "policy": base, "save-every": 2},
-        "repair-set sheet": {"problems": problems, "policy": base, "count": 10},
-        "evaluate": {"problems": problems, "model": base},
-    }  # fmt: skip
-    done = {}
-    for stage, options in inputs.items():
-        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        command, out = Command([*stage.split(), *words, *recipe]), folder / stage.replace(" ", "-")
+class References(dict[str, Reference]):
+    """The stages, each made when it is first asked for, on what the ones before it wrote."""
+
+    def __init__(self, folder: Path, digits: Path) -> None:
+        self.folder = folder
+        problems, pairs = folder / "problems.parquet", folder / "repair_set.parquet"
+        pq.write_table(pq.read_table(digits / "problems_train.parquet").slice(0, 12), problems)
+        pq.write_table(pq.read_table(digits / "repair_set.parquet").slice(0, 30), pairs)
+        on = {"problems": problems, "policy": digits / "base"}
+        # A word is the stage whose output is read.
+        self.inputs: dict[str, dict[str, Path | str | int]] = {
+            "sft-repair": {"repair-set": pairs, "model": digits / "base", "save-every": 2},
+            "rl-repair": {**on, "repair-model": "sft-repair", "repair-set": pairs},
+            "rollout": on,
+            "build-masks": {**on, "rollouts": "rollout", "repair-model": "rl-repair"},
+            "train-policy": {**on, "groups": "build-masks", "save-every": 2},
+            "repair-set sheet": {**on, "count": 10},
+            "evaluate": {"problems": problems, "model": digits / "base"},
+        }
+
+    def __missing__(self, stage: str) -> Reference:
+        words = [*stage.split(), "--recipe", "digits", *(word for setting in SETTINGS for word in ("--set", setting))]
+        for name, value in self.inputs[stage].items():
+            words += [f"--{name}", str(self[value].out if isinstance(value, str) else value)]
+        command, out = Command(words), self.folder / stage.replace(" ", "-")
         started = time.monotonic()
         trace = command.finish(out)
-        done[stage] = Reference(command, out, trace, time.monotonic() - started)
-    return done
+        self[stage] = Reference(command, out, trace, time.monotonic() - started)
+        return self[stage]
+
+
+@pytest.fixture(scope="session")
+def references(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> References:
+    return References(tmp_path_factory.mktemp("faults"), digits)

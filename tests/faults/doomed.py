@@ -20,8 +20,6 @@ from typing import NamedTuple
 
 from PIL import Image
 
-# All that the commands import, once, in the server that they are forked from.
-import stages.study.ablation  # noqa: F401
 from df_cli.main import main
 from stages.artifacts.writing import PARTIAL
 from stages.engines.transformers_engine import TransformersEngine

@@ -4,35 +4,21 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import re
 import signal
-import sys
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
-from multiprocessing import forkserver
 from pathlib import Path
-from unittest.mock import patch
 
 import pyarrow.parquet as pq
 
 from doomed import MOMENTS, Point, run
+from forked import server
 from stages.artifacts.lock import LOCK
 from stages.artifacts.notes import MANIFEST
 from stages.artifacts.step import CHECKPOINTS, PENDING, PROGRESS
 from stages.training.trainer import MACHINE_METRICS
-
-
-@cache
-def _server() -> multiprocessing.context.ForkServerContext:
-    """What commands are forked from; it looks for modules where its environment says, not where this process does."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["doomed"])
-    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
-        forkserver.ensure_running()
-    return context
 
 
 @dataclass(frozen=True)
@@ -89,7 +75,7 @@ class Command:
 
     def start(self, out: Path, death: Point | None = None) -> multiprocessing.process.BaseProcess:
         """A process that does it, forked where everything is imported; its records and output lie beside `out`."""
-        process = _server().Process(
+        process = server().Process(
             target=run, args=([*self.arguments, "--out", str(out)], out, death, self.reward_waits)
         )
         process.start()

@@ -14,6 +14,7 @@ from stages.artifacts.step import CHECKPOINTS, PROGRESS, TRACKING
 from stages.interruption import Requests
 
 pytestmark = pytest.mark.timeout(600)
+SLOW = pytest.mark.slow
 
 
 def wait_for(file, process):
@@ -26,7 +27,10 @@ def last_line(out):
     return out.with_suffix(".output").read_text().splitlines()[-1]
 
 
-@pytest.mark.parametrize("stage", ["repair-set sheet", "rl-repair", "rollout", "train-policy"])
+@pytest.mark.parametrize(
+    "stage",
+    ["rollout", *(pytest.param(stage, marks=SLOW) for stage in ("repair-set sheet", "rl-repair", "train-policy"))],
+)
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stage_that_is_asked_to_stop_saves_and_goes_on(stage, number, exit_code, references, tmp_path):
     reference, out = references[stage], tmp_path / "out"
@@ -42,6 +46,7 @@ def test_a_stage_that_is_asked_to_stop_saves_and_goes_on(stage, number, exit_cod
     reference.check_resumed(out, number.name)
 
 
+@SLOW
 def test_a_time_limit_stops_as_often_as_it_takes(references, tmp_path):
     reference, out = references["train-policy"], tmp_path / "out"
     limited = reference.command.with_options("--stop-after", "1s")
@@ -56,7 +61,7 @@ def test_a_time_limit_stops_as_often_as_it_takes(references, tmp_path):
     assert content(out) == content(reference.out)
 
 
-@pytest.mark.parametrize("stage", ["repair-set sheet", "evaluate"])
+@pytest.mark.parametrize("stage", [pytest.param("repair-set sheet", marks=SLOW), "evaluate"])
 def test_a_time_limit_that_passes_stops_at_the_next_shard(stage, references, tmp_path):
     reference, out = references[stage], tmp_path / "out"
     process = reference.command.with_options("--stop-after", "1s").start(out)
@@ -75,6 +80,7 @@ def finished(process):
     return process.exitcode
 
 
+@SLOW
 def test_sigusr1_saves_and_the_run_goes_on(references, tmp_path):
     reference, out = references["train-policy"], tmp_path / "out"
     process = reference.command.with_options("--save-every", "1000").start(out)

@@ -1,7 +1,8 @@
 """Each stage killed at every kind of moment, and started again: the output is that of a run that nobody killed.
 
 `make test-faults` kills each stage at every rename, two or three times each, at one in four other changes, and at
-instants spread evenly over its run; the ordinary tests do a sample.
+instants spread evenly over its run; the slow tests do a sample, the ordinary ones one moment of a stage that trains
+and of one that generates.
 """
 
 import random
@@ -19,6 +20,13 @@ INSTANTS = 6
 SAMPLED_POINTS = 4
 
 
+@pytest.mark.parametrize("stage", ["sft-repair", "rollout"])
+def test_a_stage_that_was_killed_once_goes_on(stage: str, references: dict[str, Reference], tmp_path: Path) -> None:
+    reference = references[stage]
+    reference.check_after_death_at(random.Random(stage).choice(reference.points()), tmp_path / "out")
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_that_was_killed_goes_on(stage: str, references: dict[str, Reference], tmp_path: Path) -> None:

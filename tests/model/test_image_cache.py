@@ -1,7 +1,6 @@
 """The image cache gives the image processor's own tensors, whatever happened to its files."""
 
 import logging
-import multiprocessing
 import shutil
 
 import pytest
@@ -10,6 +9,7 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from forked import server
 from stages.errors import ModelError
 from stages.model.image_cache import CachedImageProcessor
 from stages.model.loading import load_model
@@ -243,9 +243,8 @@ def _fill_again_and_again(folder, images, expected, barrier):
 def test_processes_share_a_folder(tmp_path):
     images = pictures()
     expected = dict(transformers.Qwen2VLImageProcessor()(images, return_tensors="pt"))
-    context = multiprocessing.get_context("spawn")
-    arguments = (tmp_path / "cache", images, expected, context.Barrier(2))
-    workers = [context.Process(target=_fill_again_and_again, args=arguments) for _ in range(2)]
+    arguments = (tmp_path / "cache", images, expected, server().Barrier(2))
+    workers = [server().Process(target=_fill_again_and_again, args=arguments) for _ in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -270,6 +270,7 @@ def test_torchvision_imports_after_stages_model():
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_python_processes_that_are_started_import_torchvision_too(monkeypatch):
     """Those of vLLM, which import transformers before they may come to our code; a second call adds nothing."""
     monkeypatch.setenv("PYTHONPATH", "/first")

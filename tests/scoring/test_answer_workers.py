@@ -95,6 +95,7 @@ def test_a_worker_killed_over_a_comparison_costs_that_answer_alone(starts):
         assert len(starts) == 2
 
 
+@pytest.mark.slow
 def test_workers_killed_again_and_again_cost_an_answer_each_at_most(starts):
     responses, golds = roots(200)
     with AnswerScorer(workers=2, timeout_s=ENDLESS_S) as scorer:

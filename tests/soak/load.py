@@ -2,8 +2,8 @@
 
 python tests/soak/load.py [--out runs/soak] [--problems 10000 100000] [--judged 512]
 
-Needs Linux, and the top folder and `tests` on PYTHONPATH (`make soak`). Writes load.json; ends with 1 where the peak of
-the largest size is more than 1.2 times that of the smallest, files open grow with it, or the judge is left idle.
+Needs Linux, and the top folder and `tests/support` on PYTHONPATH (`make soak`). Writes load.json; ends with 1 where the
+peak of the largest size is over 1.2 times that of the smallest, files open grow with it, or the judge is left idle.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Optimizer steps of the digits base, run by the tests in one process and by `accelerate launch` in two."""
+"""Optimizer steps of the digits base, run by the tests in one process and in two."""
 
 import sys
 from dataclasses import replace

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import distributed_steps
 import stages
-from launching import launch
+from forked import pair
 from stages.training.critic import CRITIC
 from stages.training.trainer import ADAPTERS, MACHINE_METRICS, OPTIMIZER_STATE
 
@@ -52,19 +52,21 @@ def launch_deepspeed(*arguments):
     "mode",
     [
         "copies",
-        "copies-lora",
         "copies-ppo",
-        "copies-dpo",
         "fsdp2-kl",
-        "fsdp2-lora",
-        "fsdp2-ppo",
+        *(
+            pytest.param(mode, marks=pytest.mark.slow)
+            for mode in ("copies-lora", "copies-dpo", "fsdp2-lora", "fsdp2-ppo")
+        ),
         *(pytest.param(mode, marks=NEEDS_DEEPSPEED) for mode in ("zero3", "zero3-kl", "zero3-lora", "zero3-ppo")),
     ],
 )
 def test_two_processes_do_the_steps_of_one(mode, one_process, tmp_path):
     """Metrics of every step, weights and optimizer after three steps, and after a fourth from what was saved."""
-    start = launch_deepspeed if mode.startswith("zero3") else launch
-    done = start(distributed_steps.__file__, mode, tmp_path)
+    if mode.startswith("zero3"):
+        done = launch_deepspeed(distributed_steps.__file__, mode, tmp_path)
+    else:
+        done = pair(distributed_steps.main, mode, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     expected = one_process(mode.partition("-")[2])
     told, alone = (torch.load(folder / "told.pt", weights_only=True) for folder in (tmp_path, expected))
