@@ -2,10 +2,13 @@
 # make ablate  the recipe's variants, compared, in runs/<recipe>-ablation; takes the same variables
 # make study   difference feedback beside its rivals at equal cost, each tuned, in runs/<recipe>-study; the same variables, and
 #              VARIANTS="grpo difference" for those alone
-# make test    every test but those that need vLLM
-# make test-vllm  those, on a CPU with AVX2, in an environment of their own
+# make help    this list
+# make quick   formatting, lint, types, import layers and the tests of the pure parts
+# make test    every test but the slow ones, in WORKERS=2 processes
+# make test-slow  those: every stage killed, accelerate's launcher, whole ablations
+# make test-vllm  what needs vLLM, on a CPU with AVX2, in an environment of its own
 # make test-faults  every stage killed at hundreds of moments, and started again
-# make check   formatting, lint, types, import layers, uv.lock, known vulnerabilities of what it names
+# make check   formatting, lint, types, import layers; uv.lock, known vulnerabilities of what it names
 # make lock    bring uv.lock up to date with pyproject.toml; make lock UPGRADE=--upgrade takes the newest versions
 # make bench   the training step beside TRL's, the loss's memory, responses, masks and checked answers per second; tables
 #              and plots in runs/bench
@@ -37,6 +40,10 @@ SET ?=
 OVERWRITE ?=
 override OVERWRITE := $(filter-out 0 no false,$(OVERWRITE))
 TIME ?= 60
+WORKERS ?= 2
+# Arrays in, arrays out; recipes, messages, columns, pages.
+PURE := tests/core $(addprefix tests/,test_recipe.py test_nested.py test_told.py test_source_code.py test_readme.py \
+  artifacts/test_columns.py scoring/test_word_difference.py scoring/test_agreement.py training/test_metrics.py)
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -129,7 +136,17 @@ endif
 REFUSAL := $(or $(REFUSAL),$(if $(filter refused,$(TO_DO)),nothing was run))
 READY := .venv/installed $(if $(REFUSAL),refuse)
 
-.PHONY: all ablate study test test-vllm test-faults check lock bench test-gpu soak fuzz clean again refuse
+# What a goal takes, told before it begins.
+SETUP := ; .venv is there already
+ifeq ($(wildcard .venv/installed),)
+SETUP := ; first it installs into .venv: 2 GB with torch for CPUs, several more with CUDA
+endif
+told/all := make all: digits takes about 13 minutes on two cores$(SETUP)
+told/all := $(if $(TO_DO),$(if $(REFUSAL),,$(told/all)))
+told/test := make test: about 12 minutes on two cores$(SETUP)
+$(foreach goal,$(or $(MAKECMDGOALS),all),$(if $(told/$(goal)),$(info $(told/$(goal)))))
+
+.PHONY: all ablate study help quick test test-slow test-vllm test-faults lint check lock bench test-gpu soak fuzz clean again refuse
 
 all: $(RUN)/summary.parquet
 
@@ -157,8 +174,20 @@ ablate: | $(READY)
 study: | $(READY)
 	$(call ablation,study,--set ablate.variants=rivals --set ablate.baseline=grpo $(VARIANTS:%=--variant %))
 
+# Each process keeps to itself what it made once; an idle one takes over tests of another.
+SPREAD = $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
+
+quick: lint
+	$(BIN)/pytest $(PURE)
+
 test: .venv/installed-dev
-	$(BIN)/pytest
+	$(SPREAD)
+
+test-slow: .venv/installed-dev
+	$(SPREAD) -m slow
 
 # Compiling takes longer than what is compiled there.
 test-vllm: .venv-vllm/installed
@@ -167,11 +196,13 @@ test-vllm: .venv-vllm/installed
 test-faults: .venv/installed-dev
 	$(BIN)/pytest -m faults
 
-check: .venv/installed-dev
+lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check: lint
 	$(UV_LOCK) --check --offline
 	$(BIN)/python .ci/audit.py
 
@@ -189,7 +220,7 @@ test-gpu: .venv/installed-bench
 	PYTHONPATH=. $(BIN)/python tests/gpu/all.py
 
 soak: .venv/installed
-	PYTHONPATH=.:tests $(BIN)/python tests/soak/load.py
+	PYTHONPATH=.:tests/support $(BIN)/python tests/soak/load.py
 
 fuzz: .venv-fuzz/installed
 	for target in decide compare; do .venv-fuzz/bin/python tests/scoring/fuzz_answers.py $$target --seconds $(TIME) || exit 1; done
