@@ -14,7 +14,7 @@ from stages.told import told
 
 if TYPE_CHECKING:
     from stages.artifacts.stage import Outcome
-    from stages.scoring.accuracy import Measure
+    from stages.measures.accuracy import Measure
 
 SUMMARY_FILE = "summary.parquet"
 LOG_WIDTH = 110
@@ -86,7 +86,7 @@ def read_measures(path: Path) -> list[Measure]:
     """Rows of a `summary` artifact."""
     from stages.artifacts.columns import SUMMARY
     from stages.artifacts.store import iterate_rows
-    from stages.scoring.accuracy import Measure
+    from stages.measures.accuracy import Measure
 
     return [Measure(**row) for row in iterate_rows(path, SUMMARY)]
 

@@ -19,12 +19,12 @@ from stages.batching import batched
 from stages.declared import declare_evaluate
 from stages.engines.loading import open_codec, open_engine, with_engine
 from stages.engines.protocol import Sampling
+from stages.measures.scores import summarize_by_kind, summarize_scores
 from stages.progress import track
 from stages.recipe import Recipe
 from stages.scoring.answering import Answerer
 from stages.scoring.image_removal import without_image
 from stages.scoring.rewards import check_reward, open_reward
-from stages.scoring.score_summary import summarize_by_kind, summarize_scores
 from stages.scoring.usable import ProblemCheck
 from stages.seeds import Purpose, derive_seed
 

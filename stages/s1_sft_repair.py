@@ -21,12 +21,12 @@ from stages.batching import batched
 from stages.declared import PromptKind, declare_sft_repair
 from stages.engines.loading import embedded_engine, open_codec, open_model
 from stages.errors import DataError
+from stages.measures.accuracy import Measure, mean_over_problems
 from stages.model.batches import encode_prompt
 from stages.model.prompts import policy_prompt
 from stages.prefetch import prefetch
 from stages.progress import track
 from stages.recipe import Recipe
-from stages.scoring.accuracy import Measure, mean_over_problems
 from stages.scoring.answering import Answerer
 from stages.scoring.auditor import Auditor, NoAuditor, check_auditor, open_auditor
 from stages.scoring.references import References

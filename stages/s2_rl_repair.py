@@ -30,10 +30,10 @@ from stages.engines.loading import (
     with_engine,
 )
 from stages.errors import DataError, RecipeError
+from stages.measures.accuracy import Measure, share
 from stages.model.loading import VisionLanguageModel
 from stages.progress import track
 from stages.recipe import Recipe
-from stages.scoring.accuracy import Measure, share
 from stages.scoring.answering import Answerer
 from stages.scoring.auditor import check_auditor, open_auditor, warn_of_flags
 from stages.scoring.image_removal import without_image

@@ -11,6 +11,8 @@ from stages.artifacts.columns import SAMPLES, SCORES, SUMMARY
 from stages.artifacts.ledger import EVALUATION, training_cost
 from stages.artifacts.notes import read_manifest
 from stages.artifacts.store import iterate_rows, write_rows
+from stages.measures.accuracy import Measure, mean_over_problems, share
+from stages.measures.scores import correct_by_problem, summarize_scores
 from stages.run_folder import (
     BASE,
     MASKS,
@@ -24,8 +26,6 @@ from stages.run_folder import (
     repair_steps,
     round_folder,
 )
-from stages.scoring.accuracy import Measure, mean_over_problems, share
-from stages.scoring.score_summary import correct_by_problem, summarize_scores
 from stages.training.heldout import summarize_samples
 
 

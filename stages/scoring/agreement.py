@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import cohen_kappa_score
 
-from stages.scoring.accuracy import CONFIDENCE, RESAMPLES, share
+from stages.measures.accuracy import CONFIDENCE, RESAMPLES, share
 from stages.scoring.audited import CLEAN
 
 Row = dict[str, Any]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from stages.artifacts.columns import CURVES, SAMPLES, SCORES
 from stages.artifacts.store import iterate_rows
-from stages.scoring.score_summary import correct_by_problem
+from stages.measures.scores import correct_by_problem
 from stages.training.heldout import measure_errors
 
 MODES = ("sampled", "greedy")

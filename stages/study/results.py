@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stages.scoring.accuracy import Measure, mean_over_seeds_and_problems
+from stages.measures.accuracy import Measure, mean_over_seeds_and_problems
 from stages.study.curves import MODES, Run, Values
 
 BASE = "base"

@@ -13,9 +13,9 @@ from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Step
 from stages.core.selection import is_correct, share_of
 from stages.engines.loading import recipe_sampling
+from stages.measures.accuracy import Measure, accuracy_at, mean_over_problems
 from stages.model.codec import Codec
 from stages.recipe import Recipe
-from stages.scoring.accuracy import Measure, accuracy_at, mean_over_problems
 from stages.scoring.auditor import AuditCase, Auditor
 from stages.scoring.references import References
 from stages.scoring.repairs import Draft, Repairer, right_responses

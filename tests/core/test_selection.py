@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from stages.core.selection import is_correct, is_worthwhile, reaches_share, select_repair, share_of
-from stages.scoring.score_summary import correct_by_problem
+from stages.measures.scores import correct_by_problem
 
 
 def test_every_candidate_gets_its_reason():

@@ -6,9 +6,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from stages.scoring import accuracy
-from stages.scoring.accuracy import accuracy_at, mean_over_problems, share
-from stages.scoring.score_summary import correct_by_problem, summarize_by_kind, summarize_scores
+from stages.measures import accuracy
+from stages.measures.accuracy import accuracy_at, mean_over_problems, share
+from stages.measures.scores import correct_by_problem, summarize_by_kind, summarize_scores
 
 
 def test_wilson_interval_by_hand():

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from stages.core.selection import is_correct
-from stages.scoring.accuracy import Measure, accuracy_at, mean_over_problems, share
+from stages.measures.accuracy import Measure, accuracy_at, mean_over_problems, share
 
 Correct = dict[str, list[bool]]
 """Per problem, whether each draw is correct; unscored draws are left out."""
