@@ -17,7 +17,7 @@ from stages.recipe import load_recipe
 from stages.s2_rl_repair import RlRepair
 from stages.s3_rollout import Rollout
 from stages.s4_build_masks import BuildMasks
-from stages.scoring import endpoint
+from stages.served import endpoint
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from stages.errors import RecipeError
-from stages.scoring.cases import DATA_RULES, Case, Pictures
-from stages.scoring.endpoint import Reply, ServedModel
 from stages.scoring.rewards import Reward
 from stages.sections import RewardSection
+from stages.served.case import DATA_RULES, Case, Pictures
+from stages.served.endpoint import Reply, ServedModel
 
 INSTRUCTIONS = f"""You judge whether a response to a problem is correct.
 

@@ -13,10 +13,10 @@ from stages.processes import spread
 from stages.recipe import Recipe
 from stages.scoring.answering import Answerer
 from stages.scoring.auditor import MEANINGS, AuditCase, Category, Verdict
-from stages.scoring.cases import DATA_RULES, Case, Pictures
-from stages.scoring.endpoint import Reply, ServedModel
 from stages.scoring.marks import hard_masks, marked_texts
 from stages.sections import AuditSection
+from stages.served.case import DATA_RULES, Case, Pictures
+from stages.served.endpoint import Reply, ServedModel
 
 _CATEGORIES = "\n".join(f"- {category}: {meaning}." for category, meaning in MEANINGS.items())
 INSTRUCTIONS = f"""You audit a repair: a wrong draft answer to a problem was rewritten, with as few edits as possible, \

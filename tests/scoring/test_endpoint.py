@@ -15,11 +15,11 @@ from pydantic import ValidationError
 
 from scripted_server import Special, completion, data_of, refusal, serving
 from stages.errors import DataError, EndpointError, RecipeError
-from stages.scoring import endpoint, verdict_cache
-from stages.scoring.cases import Case, Pictures
-from stages.scoring.endpoint import Reply, ServedModel
-from stages.scoring.verdict_cache import VERDICTS, VerdictCache
 from stages.sections import EndpointSection
+from stages.served import endpoint, verdict_cache
+from stages.served.case import Case, Pictures
+from stages.served.endpoint import Reply, ServedModel
+from stages.served.verdict_cache import VERDICTS, VerdictCache
 
 KEY = "sk-this-is-the-secret-key-0123456789"
 YES = completion({"says": "yes"})

@@ -22,9 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stages import processes
 from stages.errors import EndpointError, RecipeError
-from stages.scoring.cases import Case
-from stages.scoring.verdict_cache import VerdictCache, default_folder
 from stages.sections import EndpointSection
+from stages.served.case import Case
+from stages.served.verdict_cache import VerdictCache, default_folder
 from stages.told import keep_secret, redacted, told
 
 FIRST_DELAY_S = 1.0
