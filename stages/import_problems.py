@@ -22,7 +22,7 @@ from stages.importing.images import ImageReader
 from stages.importing.presets import Layout
 from stages.importing.rows import RowReader
 from stages.importing.source import Source, open_source
-from stages.scoring.extraction import gold_answer, number, stated
+from stages.reward.extraction import gold_answer, number, stated
 
 TRAIN = replace(PROBLEMS, name=f"problems_train/{PROBLEMS.name}")
 TEST = replace(PROBLEMS, name=f"problems_test/{PROBLEMS.name}")

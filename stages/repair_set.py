@@ -23,7 +23,7 @@ from stages.declared import declare_repair_set
 from stages.engines.loading import open_codec
 from stages.errors import DataError, RowError
 from stages.recipe import Recipe
-from stages.scoring.rewards import check_reward, open_reward, score_all
+from stages.reward.rewards import check_reward, open_reward, score_all
 from stages.scoring.usable import ProblemCheck
 from stages.seeds import Purpose, derive_seed
 

@@ -34,7 +34,7 @@ from stages.model.prompts import policy_prompt
 from stages.prefetch import prefetch
 from stages.progress import track
 from stages.recipe import Recipe
-from stages.scoring.lost_answers import why_none_is_right
+from stages.reward.lost_answers import why_none_is_right
 from stages.scoring.usable import ProblemCheck
 from stages.seeds import Purpose, derive_seed
 from stages.told import counted

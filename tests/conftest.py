@@ -109,7 +109,7 @@ def step(tmp_path):
 @pytest.fixture(scope="session")
 def math_reward():
     """The rule-based reward; whole numbers never start its workers."""
-    from stages.scoring.rewards import load_reward
+    from stages.reward.rewards import load_reward
 
     with load_reward("math", workers=1, timeout_s=5.0) as reward:
         yield reward

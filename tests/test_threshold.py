@@ -12,7 +12,7 @@ from stages.s3_rollout import Rollout
 from stages.s4_build_masks import BuildMasks
 
 REWARD = """
-from stages.scoring.answers import score_answer
+from stages.reward.answers import score_answer
 
 
 def scaled(response, problem):

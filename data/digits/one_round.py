@@ -32,7 +32,7 @@ from stages.model.loading import VisionLanguageModel, load_model
 from stages.model.logprobs import LogprobReader
 from stages.model.prompts import policy_prompt, repair_prompt
 from stages.recipe import load_recipe
-from stages.scoring.answers import score_answer
+from stages.reward.answers import score_answer
 
 DIGITS = Path(__file__).parent
 RECIPE = load_recipe("digits")

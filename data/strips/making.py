@@ -22,7 +22,7 @@ from stages.model.batches import encode_prompt, response_batch
 from stages.model.loading import VisionLanguageModel
 from stages.model.prompts import Prompt, policy_prompt, repair_prompt
 from stages.recipe import load_recipe
-from stages.scoring.answers import score_answer
+from stages.reward.answers import score_answer
 
 PROMPTS = load_recipe("digits").prompt
 READ = "Read the digits."

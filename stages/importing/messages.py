@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from stages.importing.cells import Unfit, as_list, text
-from stages.scoring.extraction import final_answer
+from stages.reward.extraction import final_answer
 
 _SIDES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
 """Who speaks, as `role` (OpenAI, ms-swift, verl) and `from` (LLaVA) say it."""

@@ -13,7 +13,7 @@ from stages.artifacts.problems import Problem
 from stages.engines.protocol import Completion, Generator, Request, Sampling
 from stages.model.prompts import Prompt, policy_prompt
 from stages.processes import join
-from stages.scoring.rewards import Reward, score_all, score_own
+from stages.reward.rewards import Reward, score_all, score_own
 from stages.sections import PromptSection
 
 

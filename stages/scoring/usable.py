@@ -22,8 +22,8 @@ from stages.model.codec import Codec
 from stages.model.prompts import DRAFT_MARK, placeholders, policy_prompt
 from stages.progress import track
 from stages.recipe import Recipe
-from stages.scoring.extraction import MAX_ANSWER_CHARS, gold_answer
-from stages.scoring.rules.choosing import is_choice
+from stages.reward.extraction import MAX_ANSWER_CHARS, gold_answer
+from stages.reward.rules.choosing import is_choice
 
 RESPONSES = ("error", "repair", "chosen", "rejected", "preferred")
 """Columns of a repair set, of preference data and of `problems` that hold whole responses."""

@@ -34,7 +34,7 @@ with lock_output(Path(sys.argv[1])):
     signal.pause()
 """
 WORKER = """
-from stages.scoring.answers import AnswerScorer
+from stages.reward.answers import AnswerScorer
 def worker():
     scorer = AnswerScorer(workers=1)
     assert scorer.score_many([r"Answer: $\\sqrt{8}$"], [r"2\\sqrt{2}"]) == [1.0]

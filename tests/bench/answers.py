@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from stages.scoring.answers import AnswerScorer
+from stages.reward.answers import AnswerScorer
 
 REASONING = "The strip shows a three and an eight, so I add them and check the sum once more. " * 15
 """Before every final answer: some 300 tokens."""

@@ -17,7 +17,7 @@ from data.strips.making import make_problems
 from data.strips.worked import QUESTIONS, Slips, gold_answer, worked_answer
 from stages.artifacts.columns import PROBLEMS
 from stages.core.alignment import edit_cost
-from stages.scoring.answers import score_answer
+from stages.reward.answers import score_answer
 from stages.training.heldout import with_end
 
 DATA = Path(__file__).parents[2] / "data"

@@ -23,8 +23,8 @@ from PIL import Image
 from df_cli.main import main
 from stages.artifacts.writing import PARTIAL
 from stages.engines.transformers_engine import TransformersEngine
+from stages.reward.rewards import MathReward
 from stages.scoring.auditor import RulesAuditor
-from stages.scoring.rewards import MathReward
 
 WRITING = os.O_WRONLY | os.O_RDWR
 MOMENTS = {"finish": ("torn", "before", "after"), "rename": ("before", "after")}

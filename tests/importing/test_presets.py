@@ -13,7 +13,7 @@ from stages.importing.images import ImageReader
 from stages.importing.presets import PRESETS
 from stages.importing.rows import ASK_FOR_LETTER, RowReader
 from stages.importing.source import open_source
-from stages.scoring.answers import score_answer
+from stages.reward.answers import score_answer
 
 TEXT, INTEGER, FLOAT = Value("string"), Value("int64"), Value("float64")
 

@@ -11,7 +11,7 @@ from stages.importing.images import ImageReader
 from stages.importing.placeholders import Placeholders
 from stages.importing.presets import Layout
 from stages.importing.rows import ASK_FOR_LETTER, RowReader, right_letter
-from stages.scoring.answers import score_answer
+from stages.reward.answers import score_answer
 
 ROW = {"question": "How many?", "images": [png()], "answer": "18"}
 

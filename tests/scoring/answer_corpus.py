@@ -5,7 +5,7 @@ r"""Right and wrong answers by kind, the verdicts reasoned by hand from the rule
 
 from typing import NamedTuple
 
-from stages.scoring.answers import AnswerScorer
+from stages.reward.answers import AnswerScorer
 
 
 class Row(NamedTuple):

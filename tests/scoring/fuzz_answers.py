@@ -17,11 +17,9 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(
-    include=["stages.scoring.extraction", "stages.scoring.answers", "stages.scoring.rules"]
-):
-    from stages.scoring.answers import AnswerScorer, Comparison, _decide
-    from stages.scoring.extraction import gold_answer
+with atheris.instrument_imports(include=["stages.reward.extraction", "stages.reward.answers", "stages.reward.rules"]):
+    from stages.reward.answers import AnswerScorer, Comparison, _decide
+    from stages.reward.extraction import gold_answer
 
 from hostile_answers import ENDLESS, ROWS
 

@@ -1,6 +1,6 @@
 r"""What a policy, or a data set, may hand to the answer checker: (response, gold, verdict).
 
-The verdicts are worked out by hand from the rules at the top of ``stages/scoring/answers.py``; a comment names the
+The verdicts are worked out by hand from the rules at the top of ``stages/reward/answers.py``; a comment names the
 rule where it is not plain. ``ENDLESS`` holds what no computer compares.
 """
 

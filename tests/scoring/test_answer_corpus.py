@@ -4,7 +4,7 @@ import pytest
 
 import answer_corpus
 from answer_corpus import ROWS, Agreement, agreement
-from stages.scoring.answers import score_answer
+from stages.reward.answers import score_answer
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.scoring.answers import AnswerScorer, _Worker
+from stages.reward.answers import AnswerScorer, _Worker
 
 ROOT = Path(__file__).parents[2]
 HANG = "9^{9^{9^9}}"
@@ -159,7 +159,7 @@ def test_a_worker_that_keeps_memory_is_replaced_before_others_lack_it(starts):
 
 DRIVER = r"""
 import json, signal, sys
-from stages.scoring.answers import AnswerScorer
+from stages.reward.answers import AnswerScorer
 
 interrupts = []
 signal.signal(signal.SIGINT, lambda *_: interrupts.append(1))

@@ -6,8 +6,8 @@ import pytest
 from stages.artifacts.ledger import CostLedger
 from stages.engines.protocol import Completion, Sampling
 from stages.errors import EndpointError
+from stages.reward.rewards import Reward
 from stages.scoring.answering import Answerer, Shard
-from stages.scoring.rewards import Reward
 
 LONGEST_S = 30.0
 

@@ -1,4 +1,4 @@
-"""Expected values are reasoned by hand from the rules at the top of ``stages/scoring/answers.py``."""
+"""Expected values are reasoned by hand from the rules at the top of ``stages/reward/answers.py``."""
 
 import os
 import subprocess
@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.scoring.answers import AnswerScorer, _decide, score_answer
-from stages.scoring.extraction import final_answer
-from stages.scoring.rules.quantities import number
+from stages.reward.answers import AnswerScorer, _decide, score_answer
+from stages.reward.extraction import final_answer
+from stages.reward.rules.quantities import number
 
 ROOT = Path(__file__).parents[2]
 HANG = "9^{9^{9^9}}"

@@ -47,7 +47,7 @@ LET_THROUGH = {
 SCRIPT = """
 import ctypes, json, os, shutil, socket, subprocess, sys
 import sympy
-from stages.scoring import code_guard
+from stages.reward import code_guard
 
 here, path, refused, let_through = json.load(sys.stdin)
 x = sympy.Symbol("x")

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from hostile_answers import ENDLESS, ROOT, ROWS, boxed
-from stages.scoring import answers, choice_extraction, extraction
-from stages.scoring.answers import AnswerScorer, _decide, _Worker
-from stages.scoring.rules import choices, equality, figures, lists, names, quantities, ranges, typography
+from stages.reward import answers, choice_extraction, extraction
+from stages.reward.answers import AnswerScorer, _decide, _Worker
+from stages.reward.rules import choices, equality, figures, lists, names, quantities, ranges, typography
 
 REPOSITORY = Path(__file__).parents[2]
 MEMORY_MB = 1024
@@ -26,7 +26,8 @@ GENERATED_NAMES = {
 # The worker itself, telling what Python code it was asked to run (`asked`) and what its guard let happen (`done`).
 WATCHED_WORKER = r"""
 import json, os, sys
-from stages.scoring import answer_worker, code_guard
+from stages.reward import code_guard
+from stages.reward import answer_worker
 
 log = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 install = code_guard.install

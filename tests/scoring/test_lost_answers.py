@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from stages.recipe import load_recipe
-from stages.scoring.lost_answers import Response, count_lost, why_none_is_right
+from stages.reward.lost_answers import Response, count_lost, why_none_is_right
 
 WRONG = Response("The answer is 7.", "stop")
 

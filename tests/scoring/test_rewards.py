@@ -1,7 +1,7 @@
 import pytest
 
 from stages.errors import DataError, RecipeError
-from stages.scoring.rewards import check_reward, load_reward
+from stages.reward.rewards import check_reward, load_reward
 from stages.sections import RewardSection
 
 MODULE = """

@@ -16,8 +16,8 @@ from scripted_server import ScriptedServer, Special, completion, data_of, servin
 from stages import s3_rollout
 from stages.artifacts.stage import execute
 from stages.engines.protocol import Completion, Request, Sampling
+from stages.reward.judge import JudgeReward
 from stages.s3_rollout import Rollout
-from stages.scoring.judge import JudgeReward
 from sums import SumEngine, recipe
 
 SAMPLE_EVERY_S = 0.01

@@ -20,10 +20,10 @@ from stages.engines.protocol import Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.model.batches import encode_prompt
 from stages.recipe import load_recipe
+from stages.reward.extraction import final_answer
 from stages.s2_rl_repair import ErrorSource, RlRepair
 from stages.scoring.answering import Answerer
 from stages.scoring.auditor import Verdict, open_auditor
-from stages.scoring.extraction import final_answer
 from stages.scoring.image_removal import without_image
 from stages.scoring.repairs import Repairer
 from stages.training.critic import CRITIC

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from stages.recipe import Recipe
-from stages.scoring.extraction import final_answer
+from stages.reward.extraction import final_answer
 
 MOST = 0.5
 """Share of the responses past which a cause is the likely one."""

@@ -5,8 +5,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from stages.scoring.rules.quantities import number, quantity, units_agree
-from stages.scoring.rules.typography import clean, normalised
+from stages.reward.rules.quantities import number, quantity, units_agree
+from stages.reward.rules.typography import clean, normalised
 
 LETTERS = "ABCDEFGHIJ"
 

@@ -11,9 +11,9 @@ import re
 from collections import deque
 from typing import NamedTuple
 
-from stages.scoring.rules.names import Stated, stated
-from stages.scoring.rules.quantities import number
-from stages.scoring.rules.typography import clean, is_balanced
+from stages.reward.rules.names import Stated, stated
+from stages.reward.rules.quantities import number
+from stages.reward.rules.typography import clean, is_balanced
 
 __all__ = (
     "MAX_ANSWER_CHARS",

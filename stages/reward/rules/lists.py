@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from stages.scoring.rules.names import Named, named
+from stages.reward.rules.names import Named, named
 
 _TOKEN = re.compile(
     r"(?P<open>[(\[]|\\\{|\{|\\begin\b)|(?P<close>[)\]]|\\\}|\}|\\end\b)"

@@ -2,8 +2,8 @@
 
 import re
 
-from stages.scoring.extraction import MAX_ANSWER_CHARS, TAG_OPEN, TAGS, Said, announced, sentence, statement
-from stages.scoring.rules.typography import clean
+from stages.reward.extraction import MAX_ANSWER_CHARS, TAG_OPEN, TAGS, Said, announced, sentence, statement
+from stages.reward.rules.typography import clean
 
 MAX_CHOICE_CHARS = 4000
 """So many characters at the end of a response are searched for a sentence about a choice."""

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from stages.scoring.rules.choices import (
+from stages.reward.rules.choices import (
     contradicts,
     explains,
     is_maths,
@@ -14,8 +14,8 @@ from stages.scoring.rules.choices import (
     named_choice,
     right_place,
 )
-from stages.scoring.rules.equality import Comparison, Verdict, compare
-from stages.scoring.rules.typography import clean
+from stages.reward.rules.equality import Comparison, Verdict, compare
+from stages.reward.rules.typography import clean
 
 
 def is_choice(gold: str, choices: Sequence[str] | None) -> bool:

@@ -1,6 +1,6 @@
 """A process that compares two LaTeX answers: one JSON object per line in, one reply per line out.
 
-Started by ``answers.AnswerScorer`` as ``python -m stages.scoring.answer_worker MEMORY_MB ALARM_S``. The first line
+Started by ``answers.AnswerScorer`` as ``python -m stages.reward.answer_worker MEMORY_MB ALARM_S``. The first line
 out, ``"ready"``, says that the imports are done. A request is an object of ``gold`` and ``response``, LaTeX both, and
 ``rounded``, a decimal to which the response must round, or nothing. Its reply is ``[verdict, spent]``: 1.0 (equal) or
 0.0 (not equal, or one of them does not parse: equal texts never come here), and whether more than half of the memory
@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from stages.scoring import code_guard
+from stages.reward import code_guard
 
 
 def main(memory_mb: int, alarm_s: float) -> None:

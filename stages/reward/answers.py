@@ -36,12 +36,12 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
-from stages.scoring.choice_extraction import announced_choice, final_choice
-from stages.scoring.extraction import final_answer, final_answers, gold_answer
-from stages.scoring.rules.choices import named_choice
-from stages.scoring.rules.choosing import compare_choice, is_choice, names_no_choice
-from stages.scoring.rules.equality import Comparison, Verdict, compare
-from stages.scoring.rules.lists import several
+from stages.reward.choice_extraction import announced_choice, final_choice
+from stages.reward.extraction import final_answer, final_answers, gold_answer
+from stages.reward.rules.choices import named_choice
+from stages.reward.rules.choosing import compare_choice, is_choice, names_no_choice
+from stages.reward.rules.equality import Comparison, Verdict, compare
+from stages.reward.rules.lists import several
 
 STARTUP_TIMEOUT_S = 120.0
 STARTS = 3
@@ -185,7 +185,7 @@ class _Worker:
 
     def _launch(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-m", "stages.scoring.answer_worker", str(self._memory_mb), str(2 * self._timeout_s)],
+            [sys.executable, "-m", "stages.reward.answer_worker", str(self._memory_mb), str(2 * self._timeout_s)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,

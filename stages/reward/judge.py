@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from stages.errors import RecipeError
-from stages.scoring.rewards import Reward
+from stages.reward.rewards import Reward
 from stages.sections import RewardSection
 from stages.served.case import DATA_RULES, Case, Pictures
 from stages.served.endpoint import Reply, ServedModel

@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self
 
 from stages.errors import DataError, RecipeError
 from stages.processes import join, own
-from stages.scoring.answers import AnswerScorer
+from stages.reward.answers import AnswerScorer
 from stages.sections import RewardSection
 
 Problem = Mapping[str, Any]
@@ -53,7 +53,7 @@ def open_reward(section: RewardSection) -> Reward:
         RecipeError: it cannot be had.
     """
     if section.name == "judge":
-        from stages.scoring.judge import JudgeReward  # the OpenAI client takes a second to import
+        from stages.reward.judge import JudgeReward  # the OpenAI client takes a second to import
 
         return JudgeReward(section)
     options = {"workers": section.workers, "timeout_s": section.timeout_s} if section.name == "math" else {}

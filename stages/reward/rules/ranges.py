@@ -3,8 +3,8 @@
 import re
 from typing import NamedTuple
 
-from stages.scoring.rules.lists import items
-from stages.scoring.rules.names import Named, named
+from stages.reward.rules.lists import items
+from stages.reward.rules.names import Named, named
 
 _VARIABLE = r"(?:[a-zA-Z](?:_\w|_\{\w+\})?(?:\([a-z]\))?|\\(?!infty|pi(?![a-z]))[a-z]+)"
 _IS_VARIABLE = re.compile(_VARIABLE)

@@ -4,9 +4,9 @@ import re
 from collections.abc import Hashable
 from typing import NamedTuple
 
-from stages.scoring.rules.figures import segment
-from stages.scoring.rules.quantities import quantity
-from stages.scoring.rules.typography import normalised
+from stages.reward.rules.figures import segment
+from stages.reward.rules.quantities import quantity
+from stages.reward.rules.typography import normalised
 
 HEDGES = {"not", "no", "never", "either", "neither", "or", "maybe", "perhaps", "probably", "possibly"}
 HEDGES |= {"about", "roughly", "nearly", "around"}

@@ -5,12 +5,12 @@ from collections.abc import Hashable
 from fractions import Fraction
 from typing import NamedTuple
 
-from stages.scoring.rules.figures import figure, with_symbols
-from stages.scoring.rules.lists import Several, items, several, tuple_of
-from stages.scoring.rules.names import HEDGES, Stated, named, names_agree, stated
-from stages.scoring.rules.quantities import number, quantity, units_agree
-from stages.scoring.rules.ranges import Range, as_range
-from stages.scoring.rules.typography import normalised
+from stages.reward.rules.figures import figure, with_symbols
+from stages.reward.rules.lists import Several, items, several, tuple_of
+from stages.reward.rules.names import HEDGES, Stated, named, names_agree, stated
+from stages.reward.rules.quantities import number, quantity, units_agree
+from stages.reward.rules.ranges import Range, as_range
+from stages.reward.rules.typography import normalised
 
 Verdict = float | None
 """1.0 right, 0.0 wrong, None cannot be scored: neither 0 nor 1, to be counted and left out of means."""
