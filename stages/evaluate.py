@@ -22,9 +22,9 @@ from stages.engines.protocol import Sampling
 from stages.measures.scores import summarize_by_kind, summarize_scores
 from stages.progress import track
 from stages.recipe import Recipe
+from stages.repair.answering import Answerer
+from stages.repair.image_removal import without_image
 from stages.reward.rewards import check_reward, open_reward
-from stages.scoring.answering import Answerer
-from stages.scoring.image_removal import without_image
 from stages.scoring.usable import ProblemCheck
 from stages.seeds import Purpose, derive_seed
 

@@ -27,11 +27,11 @@ from stages.engines.loading import open_codec, open_engine, recipe_sampling, wit
 from stages.errors import DataError
 from stages.progress import track
 from stages.recipe import Recipe
+from stages.repair.answering import Answerer
+from stages.repair.repairs import Draft
+from stages.repair.wrong_answers import WrongAnswer, draft_row, read_drafts, wrong_answers
 from stages.reward.rewards import check_reward, open_reward
-from stages.scoring.answering import Answerer
-from stages.scoring.repairs import Draft
 from stages.scoring.usable import ProblemCheck
-from stages.scoring.wrong_answers import WrongAnswer, draft_row, read_drafts, wrong_answers
 from stages.seeds import Purpose, derive_seed
 from stages.told import counted
 

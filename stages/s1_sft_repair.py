@@ -27,11 +27,11 @@ from stages.model.prompts import policy_prompt
 from stages.prefetch import prefetch
 from stages.progress import track
 from stages.recipe import Recipe
+from stages.repair.answering import Answerer
+from stages.repair.references import References
+from stages.repair.repairs import Repairer
 from stages.reward.rewards import check_reward, open_reward
-from stages.scoring.answering import Answerer
 from stages.scoring.auditor import Auditor, NoAuditor, check_auditor, open_auditor
-from stages.scoring.references import References
-from stages.scoring.repairs import Repairer
 from stages.scoring.usable import ProblemCheck
 from stages.seeds import Purpose, derive_seed
 from stages.training.checkpoints import SAVE_EVERY, Checkpoints

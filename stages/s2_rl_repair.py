@@ -34,14 +34,14 @@ from stages.measures.accuracy import Measure, share
 from stages.model.loading import VisionLanguageModel
 from stages.progress import track
 from stages.recipe import Recipe
+from stages.repair.answering import Answerer
+from stages.repair.image_removal import without_image
+from stages.repair.references import References
+from stages.repair.repairs import Draft, Repairer
+from stages.repair.wrong_answers import draft_row, read_drafts, wrong_answers
 from stages.reward.rewards import check_reward, open_reward
-from stages.scoring.answering import Answerer
 from stages.scoring.auditor import check_auditor, open_auditor, warn_of_flags
-from stages.scoring.image_removal import without_image
-from stages.scoring.references import References
-from stages.scoring.repairs import Draft, Repairer
 from stages.scoring.usable import ProblemCheck
-from stages.scoring.wrong_answers import draft_row, read_drafts, wrong_answers
 from stages.seeds import Purpose, derive_seed
 from stages.told import counted
 from stages.training.checkpoints import Checkpoints

@@ -23,9 +23,9 @@ from stages.errors import DataError
 from stages.model.codec import Codec
 from stages.progress import Advance, track
 from stages.recipe import Recipe
+from stages.repair.answering import Answer, Answerer, Shard
 from stages.reward.lost_answers import Response, count_lost, why_none_is_right
 from stages.reward.rewards import check_reward, open_reward
-from stages.scoring.answering import Answer, Answerer, Shard
 from stages.scoring.usable import ProblemCheck
 from stages.seeds import Purpose, derive_seed
 

@@ -32,11 +32,11 @@ from stages.errors import RecipeError
 from stages.model.codec import Codec
 from stages.progress import track
 from stages.recipe import Recipe
+from stages.repair.answering import Answerer
+from stages.repair.repairs import Repairer
 from stages.reward.rewards import check_reward, open_reward, score_all
-from stages.scoring.answering import Answerer
 from stages.scoring.auditor import NoAuditor, check_auditor, open_auditor, warn_of_flags
 from stages.scoring.group_builder import GroupBuilder
-from stages.scoring.repairs import Repairer
 from stages.scoring.usable import ProblemCheck
 from stages.sections import SCORE_COLUMNS
 from stages.seeds import Purpose

@@ -22,12 +22,12 @@ from stages.engines.protocol import Completion, Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.errors import DataError
 from stages.recipe import load_recipe
+from stages.repair.answering import Answer, Answerer
+from stages.repair.repairs import Draft
+from stages.repair.wrong_answers import WrongAnswer, wrong_answers
 from stages.repair_set import REMEDIES, ReadRepairSet
 from stages.repair_sheet import RepairSheet, by_problem, spread_over_problems
 from stages.s1_sft_repair import SftRepair
-from stages.scoring.answering import Answer, Answerer
-from stages.scoring.repairs import Draft
-from stages.scoring.wrong_answers import WrongAnswer, wrong_answers
 
 SMALL = ["repair_set.samples_per_problem=2", "sft.epochs=1", "sft.batch_size=8", "rollout.max_new_tokens=64"]
 RECIPE = load_recipe("digits", SMALL)

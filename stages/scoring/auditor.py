@@ -17,12 +17,12 @@ from stages.engines.protocol import Request, Sampling
 from stages.model.codec import Codec
 from stages.model.prompts import continuation_prompt
 from stages.recipe import Recipe
+from stages.repair.answering import Answerer
+from stages.repair.repairs import Attempt, Draft
 from stages.reward.choice_extraction import choice_start
 from stages.reward.extraction import final_answer, gold_answer, statement_start
 from stages.reward.rewards import score_all
 from stages.reward.rules.choosing import is_choice
-from stages.scoring.answering import Answerer
-from stages.scoring.repairs import Attempt, Draft
 from stages.sections import AuditSection
 
 Category = Literal["image_ignored", "template_shortcut", "mask_hallucination", "answer_pasted"]

@@ -19,13 +19,13 @@ from stages.engines.protocol import Completion, Sampling, ScoreRequest, TokenSco
 from stages.errors import DataError, ModelError
 from stages.model.prompts import Prompt, answer_prompt, can_be_reference
 from stages.recipe import Recipe
+from stages.repair.answering import Answerer
+from stages.repair.hard_masks import hard_masks
+from stages.repair.image_removal import without_image
+from stages.repair.references import References
+from stages.repair.repairs import Attempt, Draft, Repairer, Sibling, right_responses, sibling_repairs
 from stages.reward.lost_answers import Response, count_lost
-from stages.scoring.answering import Answerer
 from stages.scoring.auditor import AuditCase, Auditor, Verdict, count_verdicts, is_audited
-from stages.scoring.image_removal import without_image
-from stages.scoring.marks import hard_masks
-from stages.scoring.references import References
-from stages.scoring.repairs import Attempt, Draft, Repairer, Sibling, right_responses, sibling_repairs
 from stages.seeds import Purpose, derive_seed
 
 Row = dict[str, Any]

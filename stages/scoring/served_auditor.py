@@ -11,9 +11,9 @@ from stages.errors import RecipeError
 from stages.model.codec import Codec
 from stages.processes import spread
 from stages.recipe import Recipe
-from stages.scoring.answering import Answerer
+from stages.repair.answering import Answerer
+from stages.repair.hard_masks import hard_masks, marked_texts
 from stages.scoring.auditor import MEANINGS, AuditCase, Category, Verdict
-from stages.scoring.marks import hard_masks, marked_texts
 from stages.sections import AuditSection
 from stages.served.case import DATA_RULES, Case, Pictures
 from stages.served.endpoint import Reply, ServedModel

@@ -16,9 +16,9 @@ from stages.engines.loading import recipe_sampling
 from stages.measures.accuracy import Measure, accuracy_at, mean_over_problems
 from stages.model.codec import Codec
 from stages.recipe import Recipe
+from stages.repair.references import References
+from stages.repair.repairs import Draft, Repairer, right_responses
 from stages.scoring.auditor import AuditCase, Auditor
-from stages.scoring.references import References
-from stages.scoring.repairs import Draft, Repairer, right_responses
 from stages.seeds import Purpose
 
 ATTEMPTS = 8

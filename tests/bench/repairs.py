@@ -37,7 +37,7 @@ from stages.engines.protocol import Completion, Request, Sampling
 from stages.model.loading import VisionLanguageModel, load_model, wrap_model
 from stages.model.prompts import policy_prompt
 from stages.recipe import load_recipe
-from stages.scoring.repairs import Repairer
+from stages.repair.repairs import Repairer
 from stages.training.heldout import annotated_draft
 
 DIGITS = Path("data/digits")

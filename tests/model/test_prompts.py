@@ -9,7 +9,7 @@ from stages.engines.transformers_engine import TransformersEngine
 from stages.errors import DataError
 from stages.model.batches import encode_prompt
 from stages.model.prompts import continuation_prompt, policy_prompt, repair_prompt
-from stages.scoring.repairs import Draft, Repairer
+from stages.repair.repairs import Draft, Repairer
 from stages.sections import PromptSection
 
 STYLE = PromptSection(

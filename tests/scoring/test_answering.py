@@ -6,8 +6,8 @@ import pytest
 from stages.artifacts.ledger import CostLedger
 from stages.engines.protocol import Completion, Sampling
 from stages.errors import EndpointError
+from stages.repair.answering import Answerer, Shard
 from stages.reward.rewards import Reward
-from stages.scoring.answering import Answerer, Shard
 
 LONGEST_S = 30.0
 

@@ -8,7 +8,7 @@ import pytest
 from stages.artifacts.problems import Video
 from stages.model.batches import encode_prompt
 from stages.model.prompts import policy_prompt
-from stages.scoring.image_removal import without_image
+from stages.repair.image_removal import without_image
 
 
 @pytest.mark.parametrize("blank", ["zeros", "noise"])

@@ -12,12 +12,12 @@ from stages.artifacts.store import write_rows
 from stages.engines.protocol import Completion
 from stages.engines.transformers_engine import TransformersEngine
 from stages.recipe import load_recipe
+from stages.repair.answering import Answer
+from stages.repair.references import References
+from stages.repair.repairs import Draft, Repairer
 from stages.s1_sft_repair import SftRepair
 from stages.s2_rl_repair import ErrorSource
-from stages.scoring.answering import Answer
 from stages.scoring.auditor import NoAuditor
-from stages.scoring.references import References
-from stages.scoring.repairs import Draft, Repairer
 from stages.sections import PromptSection
 from stages.training.heldout import HeldOut, annotated_reference, repair_heldout
 

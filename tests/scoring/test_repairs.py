@@ -7,7 +7,7 @@ from stages.artifacts.ledger import CostLedger
 from stages.engines.protocol import Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.model.prompts import repair_prompt
-from stages.scoring.repairs import Repairer
+from stages.repair.repairs import Repairer
 from stages.training.heldout import annotated_draft
 
 SAMPLING = Sampling(72, 1.0, seed=1)

@@ -19,12 +19,12 @@ from stages.engines.protocol import Completion
 from stages.engines.transformers_engine import TransformersEngine
 from stages.errors import RecipeError
 from stages.recipe import load_recipe
+from stages.repair.answering import Answerer
+from stages.repair.image_removal import without_image
+from stages.repair.repairs import Attempt
 from stages.reward.judge import INSTRUCTIONS as JUDGE
 from stages.reward.rewards import check_reward, open_reward, score_all
-from stages.scoring.answering import Answerer
 from stages.scoring.auditor import AuditCase, Verdict, check_auditor, open_auditor
-from stages.scoring.image_removal import without_image
-from stages.scoring.repairs import Attempt
 from stages.scoring.served_auditor import INSTRUCTIONS as AUDITOR
 from stages.served import endpoint
 from stages.training.heldout import annotated_draft, with_end

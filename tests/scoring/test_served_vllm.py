@@ -18,10 +18,10 @@ from stages.engines.protocol import Completion
 from stages.engines.transformers_engine import TransformersEngine
 from stages.errors import EndpointError
 from stages.recipe import load_recipe
+from stages.repair.answering import Answerer
+from stages.repair.repairs import Attempt
 from stages.reward.judge import JudgeReward
-from stages.scoring.answering import Answerer
 from stages.scoring.auditor import AuditCase, open_auditor
-from stages.scoring.repairs import Attempt
 from stages.training.heldout import annotated_draft, with_end
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]

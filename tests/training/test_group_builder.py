@@ -15,11 +15,11 @@ from stages.engines.transformers_engine import TransformersEngine
 from stages.errors import DataError
 from stages.interruption import Requests, Stopped
 from stages.recipe import load_recipe
+from stages.repair.answering import Answerer
+from stages.repair.repairs import Repairer
 from stages.s4_build_masks import BuildMasks
-from stages.scoring.answering import Answerer
 from stages.scoring.auditor import open_auditor
 from stages.scoring.group_builder import GroupBuilder
-from stages.scoring.repairs import Repairer
 from stages.training.heldout import with_end
 
 SETTINGS = ("audit.auditor=none", "masks.candidates=4", "rollout.temperature=1.0")

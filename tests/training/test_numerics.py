@@ -12,10 +12,10 @@ from stages.engines.protocol import ScoreRequest
 from stages.model.batches import encode_prompt
 from stages.model.prompts import policy_prompt
 from stages.recipe import load_recipe
-from stages.scoring.answering import Answerer
+from stages.repair.answering import Answerer
+from stages.repair.repairs import Repairer
 from stages.scoring.auditor import open_auditor
 from stages.scoring.group_builder import GroupBuilder
-from stages.scoring.repairs import Repairer
 from stages.sections import ObjectiveSection, OptimizerSection, TrainerSection
 from stages.seeds import Purpose
 from stages.training.groups import optimization_group, with_token_advantages

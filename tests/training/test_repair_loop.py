@@ -20,12 +20,12 @@ from stages.engines.protocol import Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.model.batches import encode_prompt
 from stages.recipe import load_recipe
+from stages.repair.answering import Answerer
+from stages.repair.image_removal import without_image
+from stages.repair.repairs import Repairer
 from stages.reward.extraction import final_answer
 from stages.s2_rl_repair import ErrorSource, RlRepair
-from stages.scoring.answering import Answerer
 from stages.scoring.auditor import Verdict, open_auditor
-from stages.scoring.image_removal import without_image
-from stages.scoring.repairs import Repairer
 from stages.training.critic import CRITIC
 from stages.training.heldout import HeldOut, annotated_draft
 from stages.training.metrics import MetricsLog

@@ -9,10 +9,10 @@ from stages.core.alignment import difference_masks
 from stages.engines.protocol import Sampling, ScoreRequest
 from stages.engines.transformers_engine import TransformersEngine
 from stages.recipe import load_recipe
-from stages.scoring.answering import Answerer
+from stages.repair.answering import Answerer
+from stages.repair.repairs import Repairer
 from stages.scoring.auditor import open_auditor
 from stages.scoring.group_builder import GroupBuilder
-from stages.scoring.repairs import Repairer
 from stages.training.heldout import with_end
 
 

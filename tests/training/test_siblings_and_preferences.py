@@ -12,11 +12,11 @@ from stages.engines.protocol import Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.errors import RecipeError
 from stages.recipe import load_recipe
+from stages.repair.answering import Answerer
+from stages.repair.repairs import Repairer
 from stages.s4_build_masks import BuildMasks, BuildMasksFromPreferences
-from stages.scoring.answering import Answerer
 from stages.scoring.auditor import NoAuditor
 from stages.scoring.group_builder import GroupBuilder
-from stages.scoring.repairs import Repairer
 from stages.training.heldout import with_end
 
 SIBLING = "masks.repairer=sibling"

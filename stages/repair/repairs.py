@@ -11,8 +11,8 @@ from stages.artifacts.problems import Problem
 from stages.core.alignment import edit_cost
 from stages.engines.protocol import Completion, Generator, Request, Sampling
 from stages.model.prompts import Prompt, repair_prompt
+from stages.repair.image_removal import Blank, without_image
 from stages.reward.rewards import Reward, score_all
-from stages.scoring.image_removal import Blank, without_image
 from stages.sections import PromptSection
 
 

@@ -14,9 +14,9 @@ from stages.core.selection import is_correct
 from stages.engines.protocol import Sampling
 from stages.model.prompts import can_be_reference
 from stages.recipe import Recipe
+from stages.repair.answering import Answer, Answerer
+from stages.repair.repairs import Draft, right_responses
 from stages.reward.lost_answers import Response, count_lost
-from stages.scoring.answering import Answer, Answerer
-from stages.scoring.repairs import Draft, right_responses
 
 
 class WrongAnswer(NamedTuple):
