@@ -16,11 +16,11 @@ from stages.artifacts.notes import read_manifest
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.step import Step
 from stages.artifacts.store import iterate_rows
+from stages.audit.agreement import Compared, agreement_rows
+from stages.audit.auditor import MEANINGS
+from stages.audit.episodes import CLEAN, Audit, read_audit
 from stages.declared import episodes_read
 from stages.errors import DataError
-from stages.scoring.agreement import Compared, agreement_rows
-from stages.scoring.audited import CLEAN, Audit, read_audit
-from stages.scoring.auditor import MEANINGS
 from stages.told import counted
 
 CLASSES = (CLEAN, *MEANINGS)

@@ -15,6 +15,7 @@ from stages.artifacts.notes import MODEL
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
 from stages.artifacts.step import Step
+from stages.audit.auditor import check_auditor, open_auditor, warn_of_flags
 from stages.batching import batched
 from stages.core.objectives import has_critic
 from stages.core.selection import is_correct, reaches_share
@@ -40,7 +41,6 @@ from stages.repair.references import References
 from stages.repair.repairs import Draft, Repairer
 from stages.repair.wrong_answers import draft_row, read_drafts, wrong_answers
 from stages.reward.rewards import check_reward, open_reward
-from stages.scoring.auditor import check_auditor, open_auditor, warn_of_flags
 from stages.scoring.usable import ProblemCheck
 from stages.seeds import Purpose, derive_seed
 from stages.told import counted

@@ -20,11 +20,11 @@ from stages.artifacts.problems import encode_image
 from stages.artifacts.stage import execute
 from stages.artifacts.step import Plan, Step
 from stages.artifacts.store import iterate_rows, write_rows
+from stages.audit.auditor import MEANINGS
+from stages.audit.episodes import CLEAN, read_audit
 from stages.audit_agreement import AuditAgreement
 from stages.audit_sample import TO_LABEL, AuditSample, spread_evenly
 from stages.errors import ArtifactError, DataError
-from stages.scoring.audited import CLEAN, read_audit
-from stages.scoring.auditor import MEANINGS
 
 PASTED, IGNORED = "answer_pasted", "image_ignored"
 SCRIPT = "<script>alert('x')</script>"

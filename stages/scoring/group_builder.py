@@ -14,6 +14,7 @@ import numpy as np
 from stages.artifacts.overlay import MarkedToken, PairView, overlay_page
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Step
+from stages.audit.auditor import AuditCase, Auditor, Verdict, count_verdicts, is_audited
 from stages.core.selection import Selection, is_correct, is_worthwhile, select_repair
 from stages.engines.protocol import Completion, Sampling, ScoreRequest, TokenScores
 from stages.errors import DataError, ModelError
@@ -25,7 +26,6 @@ from stages.repair.image_removal import without_image
 from stages.repair.references import References
 from stages.repair.repairs import Attempt, Draft, Repairer, Sibling, right_responses, sibling_repairs
 from stages.reward.lost_answers import Response, count_lost
-from stages.scoring.auditor import AuditCase, Auditor, Verdict, count_verdicts, is_audited
 from stages.seeds import Purpose, derive_seed
 
 Row = dict[str, Any]

@@ -11,6 +11,7 @@ from stages.artifacts.columns import SAMPLES, SUMMARY
 from stages.artifacts.ledger import EVALUATION
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Step
+from stages.audit.auditor import AuditCase, Auditor
 from stages.core.selection import is_correct, share_of
 from stages.engines.loading import recipe_sampling
 from stages.measures.accuracy import Measure, accuracy_at, mean_over_problems
@@ -18,7 +19,6 @@ from stages.model.codec import Codec
 from stages.recipe import Recipe
 from stages.repair.references import References
 from stages.repair.repairs import Draft, Repairer, right_responses
-from stages.scoring.auditor import AuditCase, Auditor
 from stages.seeds import Purpose
 
 ATTEMPTS = 8

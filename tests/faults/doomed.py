@@ -22,9 +22,9 @@ from PIL import Image
 
 from df_cli.main import main
 from stages.artifacts.writing import PARTIAL
+from stages.audit.auditor import RulesAuditor
 from stages.engines.transformers_engine import TransformersEngine
 from stages.reward.rewards import MathReward
-from stages.scoring.auditor import RulesAuditor
 
 WRITING = os.O_WRONLY | os.O_RDWR
 MOMENTS = {"finish": ("torn", "before", "after"), "rename": ("before", "after")}

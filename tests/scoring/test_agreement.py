@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from stages.scoring.agreement import Compared, Stratum, Table, agreement_rows, estimate, kappa, possible_tables
-from stages.scoring.audited import CLEAN
+from stages.audit.agreement import Compared, Stratum, Table, agreement_rows, estimate, kappa, possible_tables
+from stages.audit.episodes import CLEAN
 
 PASTED, TEMPLATE = "answer_pasted", "template_shortcut"
 

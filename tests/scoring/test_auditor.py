@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from stages.artifacts.ledger import CostLedger
+from stages.audit.auditor import AuditCase, NoAuditor, RulesAuditor, Verdict, open_auditor, warn_of_flags
 from stages.core.alignment import edit_cost
 from stages.engines.protocol import Completion
 from stages.engines.transformers_engine import TransformersEngine
 from stages.repair.answering import Answerer
 from stages.repair.repairs import Attempt
-from stages.scoring.auditor import AuditCase, NoAuditor, RulesAuditor, Verdict, open_auditor, warn_of_flags
 from stages.training.heldout import annotated_draft, with_end
 
 FINE, PASTED = Verdict(False), Verdict(True, "answer_pasted")

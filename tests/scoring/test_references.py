@@ -9,6 +9,7 @@ from stages.artifacts.columns import REPAIR_SET
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.problems import ProblemSet, encode_image
 from stages.artifacts.store import write_rows
+from stages.audit.auditor import NoAuditor
 from stages.engines.protocol import Completion
 from stages.engines.transformers_engine import TransformersEngine
 from stages.recipe import load_recipe
@@ -17,7 +18,6 @@ from stages.repair.references import References
 from stages.repair.repairs import Draft, Repairer
 from stages.s1_sft_repair import SftRepair
 from stages.s2_rl_repair import ErrorSource
-from stages.scoring.auditor import NoAuditor
 from stages.sections import PromptSection
 from stages.training.heldout import HeldOut, annotated_reference, repair_heldout
 

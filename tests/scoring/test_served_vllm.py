@@ -13,6 +13,7 @@ import pytest
 
 from injections import ORDERS
 from stages.artifacts.ledger import CostLedger
+from stages.audit.auditor import AuditCase, open_auditor
 from stages.core.alignment import edit_cost
 from stages.engines.protocol import Completion
 from stages.engines.transformers_engine import TransformersEngine
@@ -21,7 +22,6 @@ from stages.recipe import load_recipe
 from stages.repair.answering import Answerer
 from stages.repair.repairs import Attempt
 from stages.reward.judge import JudgeReward
-from stages.scoring.auditor import AuditCase, open_auditor
 from stages.training.heldout import annotated_draft, with_end
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]

@@ -16,6 +16,7 @@ from stages.artifacts.problems import EncodedImages, ProblemSet, Video, encode_i
 from stages.artifacts.stage import execute
 from stages.artifacts.step import Plan, Step, Tally
 from stages.artifacts.store import iterate_rows, write_rows
+from stages.audit.auditor import Verdict, open_auditor
 from stages.engines.protocol import Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.model.batches import encode_prompt
@@ -25,7 +26,6 @@ from stages.repair.image_removal import without_image
 from stages.repair.repairs import Repairer
 from stages.reward.extraction import final_answer
 from stages.s2_rl_repair import ErrorSource, RlRepair
-from stages.scoring.auditor import Verdict, open_auditor
 from stages.training.critic import CRITIC
 from stages.training.heldout import HeldOut, annotated_draft
 from stages.training.metrics import MetricsLog

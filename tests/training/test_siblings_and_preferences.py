@@ -7,6 +7,7 @@ from stages.artifacts.ledger import CostLedger
 from stages.artifacts.problems import encode_image
 from stages.artifacts.stage import execute
 from stages.artifacts.store import iterate_rows, write_rows
+from stages.audit.auditor import NoAuditor
 from stages.core.alignment import difference_masks
 from stages.engines.protocol import Sampling
 from stages.engines.transformers_engine import TransformersEngine
@@ -15,7 +16,6 @@ from stages.recipe import load_recipe
 from stages.repair.answering import Answerer
 from stages.repair.repairs import Repairer
 from stages.s4_build_masks import BuildMasks, BuildMasksFromPreferences
-from stages.scoring.auditor import NoAuditor
 from stages.scoring.group_builder import GroupBuilder
 from stages.training.heldout import with_end
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from stages.audit.auditor import MEANINGS, AuditCase, Category, Verdict
 from stages.core.selection import is_correct
 from stages.errors import RecipeError
 from stages.model.codec import Codec
@@ -13,7 +14,6 @@ from stages.processes import spread
 from stages.recipe import Recipe
 from stages.repair.answering import Answerer
 from stages.repair.hard_masks import hard_masks, marked_texts
-from stages.scoring.auditor import MEANINGS, AuditCase, Category, Verdict
 from stages.sections import AuditSection
 from stages.served.case import DATA_RULES, Case, Pictures
 from stages.served.endpoint import Reply, ServedModel

@@ -251,7 +251,7 @@ def open_auditor(recipe: Recipe, policy: Answerer) -> Auditor:
     if recipe.audit.auditor == "none":
         return NoAuditor()
     if recipe.audit.auditor == "served":
-        from stages.scoring.served_auditor import ServedAuditor  # it builds on this module
+        from stages.audit.served_auditor import ServedAuditor  # it builds on this module
 
         return ServedAuditor(recipe, policy)
     return RulesAuditor(
@@ -266,7 +266,7 @@ def check_auditor(section: AuditSection) -> None:
         RecipeError: it cannot be had.
     """
     if section.auditor == "served":
-        from stages.scoring.served_auditor import open_model
+        from stages.audit.served_auditor import open_model
 
         open_model(section)
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import cohen_kappa_score
 
+from stages.audit.episodes import CLEAN
 from stages.measures.accuracy import CONFIDENCE, RESAMPLES, share
-from stages.scoring.audited import CLEAN
 
 Row = dict[str, Any]
 Count = Any
