@@ -16,6 +16,7 @@ from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import problem_of_row
 from stages.artifacts.step import Step
 from stages.artifacts.store import iterate_rows
+from stages.checks.problem_check import ProblemCheck
 from stages.core.alignment import edit_cost
 from stages.core.holdout import order_heldout_last
 from stages.core.selection import is_correct, share_of
@@ -24,7 +25,6 @@ from stages.engines.loading import open_codec
 from stages.errors import DataError, RowError
 from stages.recipe import Recipe
 from stages.reward.rewards import check_reward, open_reward, score_all
-from stages.scoring.usable import ProblemCheck
 from stages.seeds import Purpose, derive_seed
 
 Row = dict[str, Any]

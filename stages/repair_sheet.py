@@ -22,6 +22,7 @@ from stages.artifacts.problems import PROBLEMS_AT_ONCE, ProblemSet, encoded_imag
 from stages.artifacts.step import Step, Tally
 from stages.artifacts.writing import writing
 from stages.batching import batched
+from stages.checks.problem_check import ProblemCheck
 from stages.declared import declare_repair_sheet
 from stages.engines.loading import open_codec, open_engine, recipe_sampling, with_engine
 from stages.errors import DataError
@@ -31,7 +32,6 @@ from stages.repair.answering import Answerer
 from stages.repair.repairs import Draft
 from stages.repair.wrong_answers import WrongAnswer, draft_row, read_drafts, wrong_answers
 from stages.reward.rewards import check_reward, open_reward
-from stages.scoring.usable import ProblemCheck
 from stages.seeds import Purpose, derive_seed
 from stages.told import counted
 

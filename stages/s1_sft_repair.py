@@ -19,6 +19,7 @@ from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Step
 from stages.audit.auditor import Auditor, NoAuditor, check_auditor, open_auditor
 from stages.batching import batched
+from stages.checks.problem_check import ProblemCheck
 from stages.declared import PromptKind, declare_sft_repair
 from stages.engines.loading import embedded_engine, open_codec, open_model
 from stages.errors import DataError
@@ -32,7 +33,6 @@ from stages.repair.answering import Answerer
 from stages.repair.references import References
 from stages.repair.repairs import Repairer
 from stages.reward.rewards import check_reward, open_reward
-from stages.scoring.usable import ProblemCheck
 from stages.seeds import Purpose, derive_seed
 from stages.training.checkpoints import SAVE_EVERY, Checkpoints
 from stages.training.heldout import (

@@ -17,6 +17,7 @@ from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
 from stages.artifacts.step import Step
 from stages.audit.auditor import check_auditor, open_auditor, warn_of_flags
 from stages.batching import batched
+from stages.checks.problem_check import ProblemCheck
 from stages.core.objectives import has_critic
 from stages.core.selection import is_correct, reaches_share
 from stages.core.values import CriticSettings
@@ -41,7 +42,6 @@ from stages.repair.references import References
 from stages.repair.repairs import Draft, Repairer
 from stages.repair.wrong_answers import draft_row, read_drafts, wrong_answers
 from stages.reward.rewards import check_reward, open_reward
-from stages.scoring.usable import ProblemCheck
 from stages.seeds import Purpose, derive_seed
 from stages.told import counted
 from stages.training.checkpoints import Checkpoints

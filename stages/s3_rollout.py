@@ -15,6 +15,7 @@ from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Step
 from stages.batching import batched
+from stages.checks.problem_check import ProblemCheck
 from stages.core.selection import is_correct
 from stages.declared import declare_rollout
 from stages.engines.loading import open_codec, open_engine, recipe_sampling, with_engine
@@ -26,7 +27,6 @@ from stages.recipe import Recipe
 from stages.repair.answering import Answer, Answerer, Shard
 from stages.reward.lost_answers import Response, count_lost, why_none_is_right
 from stages.reward.rewards import check_reward, open_reward
-from stages.scoring.usable import ProblemCheck
 from stages.seeds import Purpose, derive_seed
 
 logger = logging.getLogger(__name__)

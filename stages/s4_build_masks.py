@@ -19,6 +19,7 @@ from stages.artifacts.store import count_rows, iterate_rows, parquet_files
 from stages.artifacts.writing import write_text
 from stages.audit.auditor import NoAuditor, check_auditor, open_auditor, warn_of_flags
 from stages.batching import batched
+from stages.checks.problem_check import ProblemCheck
 from stages.core.selection import is_correct
 from stages.declared import declare_build_masks
 from stages.engines.loading import (
@@ -37,7 +38,6 @@ from stages.repair.answering import Answerer
 from stages.repair.repairs import Repairer
 from stages.reward.rewards import check_reward, open_reward, score_all
 from stages.scoring.group_builder import GroupBuilder
-from stages.scoring.usable import ProblemCheck
 from stages.sections import SCORE_COLUMNS
 from stages.seeds import Purpose
 from stages.training.heldout import with_end

@@ -22,6 +22,7 @@ from stages.artifacts.problems import PROBLEMS_AT_ONCE, ProblemSet
 from stages.artifacts.step import Step
 from stages.artifacts.store import count_rows, iterate_rows, parquet_files, read_tables
 from stages.batching import batched
+from stages.checks.problem_check import ProblemCheck
 from stages.core.objectives import has_critic
 from stages.core.values import CriticSettings
 from stages.declared import declare_train_policy
@@ -35,7 +36,6 @@ from stages.prefetch import prefetch
 from stages.progress import track
 from stages.recipe import Recipe
 from stages.reward.lost_answers import why_none_is_right
-from stages.scoring.usable import ProblemCheck
 from stages.seeds import Purpose, derive_seed
 from stages.told import counted
 from stages.training.checkpoints import SAVE_EVERY, Checkpoints

@@ -13,6 +13,7 @@ from stages.artifacts.columns import DROPPED, GROUPS, METRICS, PROBLEMS, REPAIRS
 from stages.artifacts.problems import ProblemSet, encode_image
 from stages.artifacts.stage import execute
 from stages.artifacts.store import iterate_rows
+from stages.checks.problem_check import ProblemCheck
 from stages.errors import ModelError
 from stages.model.batches import encode_prompt
 from stages.model.prompts import policy_prompt
@@ -22,7 +23,6 @@ from stages.s3_rollout import Rollout
 from stages.s4_build_masks import BuildMasks
 from stages.s4_realign_pairs import RealignPairs
 from stages.s5_train_policy import TrainPolicy
-from stages.scoring.usable import ProblemCheck
 
 RECIPE = load_recipe(
     "digits",
