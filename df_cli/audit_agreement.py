@@ -27,7 +27,7 @@ def audit_agreement(
     from stages.artifacts.stage import execute
     from stages.artifacts.store import iterate_rows
     from stages.audit_agreement import AuditAgreement
-    from stages.processes import is_main
+    from stages.runtime.processes import is_main
 
     outcome = execute(AuditAgreement(episodes, labels, sample), out, overwrite=overwrite, dry_run=dry_run)
     if not is_main():

@@ -26,7 +26,7 @@ def audit_sample(
     """Draw audited repairs, stratified by verdict, for a person to label without knowing it."""
     from stages.artifacts.stage import execute
     from stages.audit_sample import AuditSample
-    from stages.processes import is_main
+    from stages.runtime.processes import is_main
 
     stage = AuditSample(episodes, problems, count, per_stratum, seed, file_format)
     outcome = execute(stage, out, overwrite=overwrite, dry_run=dry_run)

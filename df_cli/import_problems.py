@@ -79,7 +79,7 @@ def import_problems(
     assert out is not None
     stage.check_output(out)
     from stages.artifacts.stage import execute
-    from stages.processes import is_main
+    from stages.runtime.processes import is_main
 
     outcome = execute(stage, out, overwrite=overwrite, dry_run=dry_run)
     if is_main():

@@ -29,7 +29,7 @@ from df_cli.summarize import summarize
 from df_cli.system_df import meant_for_system, run_system_df
 from df_cli.train_policy import train_policy
 from stages.errors import DataError, DifferenceFeedbackError
-from stages.interruption import Stopped
+from stages.runtime.interruption import Stopped
 from stages.told import guard_logs, told, told_lines
 
 COMMANDS: dict[str, Callable[..., None] | typer.Typer] = {
@@ -119,7 +119,7 @@ def main() -> None:
         sys.stderr.write(f"error: {told_lines(str(error))}\n")
         sys.exit(1)
     except Stopped as stop:
-        from stages.processes import is_main
+        from stages.runtime.processes import is_main
 
         if is_main():
             sys.stderr.write(f"{told_lines(str(stop))}\n")

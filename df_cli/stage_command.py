@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
 from df_cli import options
 from df_cli.report import print_complete, print_outcome
 from stages.errors import ArtifactError
-from stages.interruption import Requests
 from stages.recipe import Recipe, load_recipe, recipe_with, shipped_recipes, shown_assignment
+from stages.runtime.interruption import Requests
 
 if TYPE_CHECKING:
     from stages.artifacts.origin import Origin
@@ -142,7 +142,7 @@ def _is_main() -> bool:
     """Whether this process speaks to the user; one that nobody launched beside others is not asked through torch."""
     if LAUNCHED not in os.environ:
         return True
-    from stages.processes import is_main
+    from stages.runtime.processes import is_main
 
     return is_main()
 
@@ -151,7 +151,7 @@ def _on_main(look: Callable[[], Standing]) -> Standing:
     """What the main process finds: the others do not hash the same files beside it."""
     if LAUNCHED not in os.environ:
         return look()
-    from stages.processes import on_main
+    from stages.runtime.processes import on_main
 
     return on_main(look)
 

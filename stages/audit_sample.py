@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from stages import processes
 from stages.artifacts.audit_labels import write_labels
 from stages.artifacts.columns import AUDIT_SAMPLE
 from stages.artifacts.overlay import PairView, overlay_page
@@ -24,6 +23,7 @@ from stages.audit.auditor import MEANINGS
 from stages.audit.episodes import CLEAN, Audit, AuditedRepair, read_audit
 from stages.declared import episodes_read
 from stages.errors import DataError
+from stages.runtime import processes
 from stages.scoring.word_difference import difference_text, marked_words
 from stages.seeds import Purpose, derive_seed
 from stages.told import counted

@@ -15,17 +15,17 @@ from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
 from stages.artifacts.step import Step
 from stages.artifacts.store import iterate_rows
-from stages.batching import batched
 from stages.checks.problem_check import ProblemCheck
 from stages.declared import declare_evaluate
 from stages.engines.loading import open_codec, open_engine, with_engine
 from stages.engines.protocol import Sampling
 from stages.measures.scores import summarize_by_kind, summarize_scores
-from stages.progress import track
 from stages.recipe import Recipe
 from stages.repair.answering import Answerer
 from stages.repair.image_removal import without_image
 from stages.reward.rewards import check_reward, open_reward
+from stages.runtime.batching import batched
+from stages.runtime.progress import track
 from stages.seeds import Purpose, derive_seed
 
 

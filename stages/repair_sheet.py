@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from stages import processes
 from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import DRAFTS, ERRORS
 from stages.artifacts.label_studio import write_sheet
@@ -21,17 +20,18 @@ from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, ProblemSet, encoded_images
 from stages.artifacts.step import Step, Tally
 from stages.artifacts.writing import writing
-from stages.batching import batched
 from stages.checks.problem_check import ProblemCheck
 from stages.declared import declare_repair_sheet
 from stages.engines.loading import open_codec, open_engine, recipe_sampling, with_engine
 from stages.errors import DataError
-from stages.progress import track
 from stages.recipe import Recipe
 from stages.repair.answering import Answerer
 from stages.repair.repairs import Draft
 from stages.repair.wrong_answers import WrongAnswer, draft_row, read_drafts, wrong_answers
 from stages.reward.rewards import check_reward, open_reward
+from stages.runtime import processes
+from stages.runtime.batching import batched
+from stages.runtime.progress import track
 from stages.seeds import Purpose, derive_seed
 from stages.told import counted
 

@@ -18,7 +18,6 @@ from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Step
 from stages.audit.auditor import Auditor, NoAuditor, check_auditor, open_auditor
-from stages.batching import batched
 from stages.checks.problem_check import ProblemCheck
 from stages.declared import PromptKind, declare_sft_repair
 from stages.engines.loading import embedded_engine, open_codec, open_model
@@ -26,13 +25,14 @@ from stages.errors import DataError
 from stages.measures.accuracy import Measure, mean_over_problems
 from stages.model.batches import encode_prompt
 from stages.model.prompts import policy_prompt
-from stages.prefetch import prefetch
-from stages.progress import track
 from stages.recipe import Recipe
 from stages.repair.answering import Answerer
 from stages.repair.references import References
 from stages.repair.repairs import Repairer
 from stages.reward.rewards import check_reward, open_reward
+from stages.runtime.batching import batched
+from stages.runtime.prefetch import prefetch
+from stages.runtime.progress import track
 from stages.seeds import Purpose, derive_seed
 from stages.training.checkpoints import SAVE_EVERY, Checkpoints
 from stages.training.heldout import (

@@ -16,7 +16,6 @@ from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
 from stages.artifacts.step import Step
 from stages.audit.auditor import check_auditor, open_auditor, warn_of_flags
-from stages.batching import batched
 from stages.checks.problem_check import ProblemCheck
 from stages.core.objectives import has_critic
 from stages.core.selection import is_correct, reaches_share
@@ -34,7 +33,6 @@ from stages.engines.loading import (
 from stages.errors import DataError, RecipeError
 from stages.measures.accuracy import Measure, share
 from stages.model.loading import VisionLanguageModel
-from stages.progress import track
 from stages.recipe import Recipe
 from stages.repair.answering import Answerer
 from stages.repair.image_removal import without_image
@@ -42,6 +40,8 @@ from stages.repair.references import References
 from stages.repair.repairs import Draft, Repairer
 from stages.repair.wrong_answers import draft_row, read_drafts, wrong_answers
 from stages.reward.rewards import check_reward, open_reward
+from stages.runtime.batching import batched
+from stages.runtime.progress import track
 from stages.seeds import Purpose, derive_seed
 from stages.told import counted
 from stages.training.checkpoints import Checkpoints

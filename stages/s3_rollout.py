@@ -14,7 +14,6 @@ from stages.artifacts.columns import ROLLOUTS
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Step
-from stages.batching import batched
 from stages.checks.problem_check import ProblemCheck
 from stages.core.selection import is_correct
 from stages.declared import declare_rollout
@@ -22,11 +21,12 @@ from stages.engines.loading import open_codec, open_engine, recipe_sampling, wit
 from stages.engines.maker import maker
 from stages.errors import DataError
 from stages.model.codec import Codec
-from stages.progress import Advance, track
 from stages.recipe import Recipe
 from stages.repair.answering import Answer, Answerer, Shard
 from stages.reward.lost_answers import Response, count_lost, why_none_is_right
 from stages.reward.rewards import check_reward, open_reward
+from stages.runtime.batching import batched
+from stages.runtime.progress import Advance, track
 from stages.seeds import Purpose, derive_seed
 
 logger = logging.getLogger(__name__)

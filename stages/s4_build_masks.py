@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from stages import processes
 from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import GROUPS, PREFERENCES, REPAIRS, ROLLOUTS
 from stages.artifacts.plan import Input, Plan
@@ -18,7 +17,6 @@ from stages.artifacts.step import Step
 from stages.artifacts.store import count_rows, iterate_rows, parquet_files
 from stages.artifacts.writing import write_text
 from stages.audit.auditor import NoAuditor, check_auditor, open_auditor, warn_of_flags
-from stages.batching import batched
 from stages.checks.problem_check import ProblemCheck
 from stages.core.selection import is_correct
 from stages.declared import declare_build_masks
@@ -32,11 +30,13 @@ from stages.engines.loading import (
 from stages.engines.maker import check_maker, maker
 from stages.errors import RecipeError
 from stages.model.codec import Codec
-from stages.progress import track
 from stages.recipe import Recipe
 from stages.repair.answering import Answerer
 from stages.repair.repairs import Repairer
 from stages.reward.rewards import check_reward, open_reward, score_all
+from stages.runtime import processes
+from stages.runtime.batching import batched
+from stages.runtime.progress import track
 from stages.scoring.group_builder import GroupBuilder
 from stages.sections import SCORE_COLUMNS
 from stages.seeds import Purpose

@@ -22,8 +22,8 @@ from stages.artifacts.store import count_rows, iterate_tables, parquet_files
 from stages.core.alignment import mark_differences, symbols
 from stages.declared import declare_realigned_pairs
 from stages.errors import DataError, RecipeError
-from stages.progress import track
 from stages.recipe import Recipe
+from stages.runtime.progress import track
 from stages.sections import MASK_OPTIONS, SCORE_COLUMNS
 
 

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.compute as pc
 
-from stages import processes
 from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import GROUPS, METRICS, OLD_LOGPROBS, VALUES, TableSpec
 from stages.artifacts.notes import MODEL, is_step, read_manifest
@@ -21,7 +20,6 @@ from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, ProblemSet
 from stages.artifacts.step import Step
 from stages.artifacts.store import count_rows, iterate_rows, parquet_files, read_tables
-from stages.batching import batched
 from stages.checks.problem_check import ProblemCheck
 from stages.core.objectives import has_critic
 from stages.core.values import CriticSettings
@@ -32,10 +30,12 @@ from stages.errors import DataError
 from stages.model.batches import encode_prompt
 from stages.model.loading import VisionLanguageModel
 from stages.model.prompts import policy_prompt
-from stages.prefetch import prefetch
-from stages.progress import track
 from stages.recipe import Recipe
 from stages.reward.lost_answers import why_none_is_right
+from stages.runtime import processes
+from stages.runtime.batching import batched
+from stages.runtime.prefetch import prefetch
+from stages.runtime.progress import track
 from stages.seeds import Purpose, derive_seed
 from stages.told import counted
 from stages.training.checkpoints import SAVE_EVERY, Checkpoints

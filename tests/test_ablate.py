@@ -24,8 +24,8 @@ from stages.artifacts.lock import lock_output
 from stages.artifacts.notes import read_manifest
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.errors import DataError, ModelError, RecipeError
-from stages.interruption import Stopped
 from stages.recipe import RECIPES, load_recipe
+from stages.runtime.interruption import Stopped
 from stages.study.ablation import Ablation, to_evaluate
 from stages.study.chain import Policy
 from stages.study.curves import Point, Run, at, read_runs, repairs_of, rows_of, values_of

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from stages.prefetch import prefetch
+from stages.runtime.prefetch import prefetch
 
 
 def background_threads():

@@ -11,13 +11,13 @@ from typing import Any, Protocol
 
 import torch
 
-from stages import processes
 from stages.artifacts.integrity import check_input
 from stages.artifacts.ledger import CostLedger, cpu_seconds
 from stages.artifacts.lock import lock_output
 from stages.artifacts.plan import Input, Plan, path_of, reads_of
 from stages.artifacts.step import Step
-from stages.interruption import Requests
+from stages.runtime import processes
+from stages.runtime.interruption import Requests
 
 
 class Stage(Protocol):

@@ -19,7 +19,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from stages import processes
 from stages.artifacts.bad_rows import BadRow
 from stages.artifacts.columns import DROPPED, TableSpec
 from stages.artifacts.integrity import checked_manifest, describe, find_damage
@@ -31,7 +30,8 @@ from stages.artifacts.store import write_rows, write_tables
 from stages.artifacts.up_to_date import holds_work
 from stages.artifacts.writing import PARTIAL, replace, to_disk, write_text, writing
 from stages.errors import ArtifactError
-from stages.interruption import Requests, Stopped
+from stages.runtime import processes
+from stages.runtime.interruption import Requests, Stopped
 
 PENDING = ".pending"
 """Ends the name of a shard that is whole; whether it counts, `progress.json` says."""

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from stages.artifacts.columns import TableSpec
 from stages.artifacts.writing import PARTIAL, replace, writing
-from stages.batching import batched
 from stages.errors import DataError
+from stages.runtime.batching import batched
 
 ROWS_PER_GROUP = 256
 ROWS_AT_ONCE = 4096

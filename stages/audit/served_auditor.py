@@ -10,10 +10,10 @@ from stages.audit.auditor import MEANINGS, AuditCase, Category, Verdict
 from stages.core.selection import is_correct
 from stages.errors import RecipeError
 from stages.model.codec import Codec
-from stages.processes import spread
 from stages.recipe import Recipe
 from stages.repair.answering import Answerer
 from stages.repair.hard_masks import hard_masks, marked_texts
+from stages.runtime.processes import spread
 from stages.sections import AuditSection
 from stages.served.case import DATA_RULES, Case, Pictures
 from stages.served.endpoint import Reply, ServedModel

@@ -11,19 +11,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from stages import processes
 from stages.artifacts.bad_rows import BadRow, OnBadRow, refuse
 from stages.artifacts.columns import TableSpec
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
 from stages.artifacts.responses import Limits, check_responses
-from stages.batching import batched
 from stages.errors import RowError
 from stages.model.codec import Codec
 from stages.model.prompts import DRAFT_MARK, placeholders, policy_prompt
-from stages.progress import track
 from stages.recipe import Recipe
 from stages.reward.extraction import MAX_ANSWER_CHARS, gold_answer
 from stages.reward.rules.choosing import is_choice
+from stages.runtime import processes
+from stages.runtime.batching import batched
+from stages.runtime.progress import track
 
 RESPONSES = ("error", "repair", "chosen", "rejected", "preferred")
 """Columns of a repair set, of preference data and of `problems` that hold whole responses."""

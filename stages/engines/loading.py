@@ -9,7 +9,6 @@ from typing import Literal
 
 import torch
 
-from stages import processes
 from stages.artifacts.notes import model_folder
 from stages.engines.protocol import Generator, Sampling
 from stages.engines.transformers_engine import TransformersEngine
@@ -18,6 +17,7 @@ from stages.errors import ModelError, RecipeError
 from stages.model.codec import Codec
 from stages.model.loading import VisionLanguageModel, load_codec, load_model
 from stages.recipe import Recipe
+from stages.runtime import processes
 from stages.sections import VllmSection
 from stages.seeds import Purpose, derive_seed
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from PIL import Image
 
-from stages import processes
 from stages.artifacts.notes import MAKER_SETTINGS, read_manifest, recorded_maker
 from stages.artifacts.weights import are_digests, weights_fingerprint
 from stages.errors import DataError, ModelError
@@ -21,6 +20,7 @@ from stages.model.batches import encode_prompt
 from stages.model.codec import Codec
 from stages.model.prompts import policy_prompt
 from stages.recipe import Recipe
+from stages.runtime import processes
 
 _IMAGES: Sequence[Sequence[tuple[int, int]]] = ([], [(64, 64)], [(640, 480)])
 """Sizes of the images of a prompt each, by whose token ids one way to make prompts is told from another."""

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from stages.batching import batched
 from stages.engines.decoding import Numbered, prompt_length
 from stages.engines.draws import draw, uniforms
 from stages.engines.protocol import Completion, Sampling, overflows
 from stages.model.batches import EncodedPrompt, encode_prompt, fits, prompt_batch
 from stages.model.loading import VisionLanguageModel
+from stages.runtime.batching import batched
 
 
 class _Row(NamedTuple):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from stages import processes
 from stages.engines.decoding import Decoder, Numbered
 from stages.engines.decoding_check import agrees
 from stages.engines.plain_generate import PlainGenerate
@@ -19,6 +18,7 @@ from stages.model.layout import Reading
 from stages.model.loading import VisionLanguageModel
 from stages.model.logprobs import LogprobReader
 from stages.model.prompts import Prompt
+from stages.runtime import processes
 
 
 class TransformersEngine:

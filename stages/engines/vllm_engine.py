@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages import processes
 from stages.engines.protocol import Completion, Generator, Request, Sampling, ScoreRequest, TokenScores, overflows
 from stages.errors import ModelError, RecipeError
 from stages.model.batches import encode_prompt, fits
 from stages.model.codec import Codec
 from stages.model.prompts import Prompt
 from stages.model.torchvision_ops import declare_in_child_processes
+from stages.runtime import processes
 from stages.sections import ModelSection, VllmSection
 from stages.seeds import Purpose, derive_seed
 

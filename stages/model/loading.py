@@ -15,7 +15,6 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from stages import processes
 from stages.artifacts.weights import INDEX, WEIGHTS
 from stages.errors import ModelError
 from stages.model.architecture import check_finite, check_loaded, check_tensors
@@ -27,6 +26,7 @@ from stages.model.trust import check_trusted
 from stages.model.video_positions import continue_behind_videos
 from stages.model.vision_tokens import vision_ids
 from stages.model.window_attention import use_window_attention
+from stages.runtime import processes
 
 _COPY = "fetch or copy the model folder again"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

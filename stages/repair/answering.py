@@ -12,8 +12,8 @@ from stages.artifacts.ledger import CostLedger
 from stages.artifacts.problems import Problem
 from stages.engines.protocol import Completion, Generator, Request, Sampling
 from stages.model.prompts import Prompt, policy_prompt
-from stages.processes import join
 from stages.reward.rewards import Reward, score_all, score_own
+from stages.runtime.processes import join
 from stages.sections import PromptSection
 
 

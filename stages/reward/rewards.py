@@ -7,8 +7,8 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from stages.errors import DataError, RecipeError
-from stages.processes import join, own
 from stages.reward.answers import AnswerScorer
+from stages.runtime.processes import join, own
 from stages.sections import RewardSection
 
 Problem = Mapping[str, Any]

@@ -20,8 +20,8 @@ from typing import Any, Generic, Literal, TypeVar
 from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stages import processes
 from stages.errors import EndpointError, RecipeError
+from stages.runtime import processes
 from stages.sections import EndpointSection
 from stages.served.case import Case
 from stages.served.verdict_cache import VerdictCache, default_folder

@@ -19,8 +19,8 @@ from stages.artifacts.stage import planned
 from stages.artifacts.store import write_rows
 from stages.artifacts.writing import writing
 from stages.errors import DifferenceFeedbackError, RecipeError, StepError
-from stages.interruption import Requests
 from stages.recipe import Recipe, load_recipe
+from stages.runtime.interruption import Requests
 from stages.sections import VariantSection
 from stages.study.chain import Chain, Inputs, Policy
 from stages.study.curves import Point, Run, read_runs, repairs_of, rows_of, values_of

@@ -18,8 +18,8 @@ from stages.artifacts.stage import execute
 from stages.artifacts.writing import writing
 from stages.errors import StepError
 from stages.evaluate import Evaluate
-from stages.interruption import Requests, Stopped
 from stages.recipe import load_recipe
+from stages.runtime.interruption import Requests, Stopped
 from stages.s1_sft_repair import SftRepair
 from stages.s2_rl_repair import RlRepair
 from stages.s3_rollout import Rollout

@@ -6,12 +6,12 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from stages import processes
 from stages.artifacts.columns import METRICS
 from stages.artifacts.notes import MODEL
 from stages.artifacts.step import Step
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.errors import ModelError
+from stages.runtime import processes
 from stages.training.metrics import MetricsLog
 from stages.training.trainer import Trainer
 

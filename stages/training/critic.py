@@ -7,11 +7,11 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from stages import processes
 from stages.errors import ModelError
 from stages.model.architecture import check_finite
 from stages.model.critic import ValueHead
 from stages.model.loading import VisionLanguageModel
+from stages.runtime import processes
 from stages.training.parallel import Parallel
 
 CRITIC = "critic"

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from stages.batching import batched
 from stages.core.advantages import group_advantages, overlong_penalty
 from stages.core.masks import gate_weights, leaky_gate
 from stages.core.objectives import has_critic
 from stages.core.token_credit import answer_gap_advantages, entropy_gates, perception_gate
 from stages.core.values import CriticSettings, gae, whiten
+from stages.runtime.batching import batched
 from stages.sections import ROLLOUT_GATES, ObjectiveSection, RolloutSection, TrainSection
 from stages.training.trainer import Totals, TrainingRow, totals_of
 

@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stages import processes
 from stages.errors import ModelError
+from stages.runtime import processes
 from stages.training.parallel import Parallel
 
 

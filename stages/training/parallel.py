@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from stages import processes
+from stages.runtime import processes
 
 
 class Parallel(Protocol):

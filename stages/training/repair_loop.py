@@ -14,13 +14,13 @@ from stages.artifacts.columns import EPISODES
 from stages.artifacts.step import CHECKPOINTS, Step
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.audit.auditor import AuditCase, Auditor, Verdict, count_verdicts, is_audited
-from stages.batching import batched
 from stages.core.repair_reward import c1_gate, repair_reward
 from stages.core.selection import is_correct
 from stages.engines.loading import recipe_sampling
 from stages.model.batches import encode_prompt
 from stages.recipe import Recipe
 from stages.repair.repairs import Attempt, Draft, Repairer
+from stages.runtime.batching import batched
 from stages.seeds import Purpose, derive_seed
 from stages.training.groups import advantages_of, rows_to_work_on, with_token_advantages
 from stages.training.losses import PolicyObjective, mismatch_metrics

@@ -12,10 +12,10 @@ from typing import Any, TextIO
 
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
-from stages import processes
 from stages.artifacts.step import TRACKING
 from stages.artifacts.writing import writing
 from stages.errors import RecipeError
+from stages.runtime import processes
 from stages.sections import TrackingSection
 
 

@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stages import processes
 from stages.artifacts.writing import writing
 from stages.core.values import Fit, explained_variance
 from stages.errors import ModelError
@@ -25,6 +24,7 @@ from stages.model.batches import EncodedPrompt
 from stages.model.layout import Layout, Reading, inseparable
 from stages.model.loading import VisionLanguageModel
 from stages.model.logprobs import LogprobReader, ResponseLogprobs, made_up_group
+from stages.runtime import processes
 from stages.sections import OptimizerSection, TrainerSection
 from stages.seeds import Purpose, derive_seed
 from stages.training.critic import CRITIC, has_learned_critic, open_critic, save_critic

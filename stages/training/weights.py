@@ -12,8 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from stages import processes
 from stages.model.loading import VisionLanguageModel
+from stages.runtime import processes
 from stages.sections import LoraSection, TrainerSection
 from stages.training.parallel import Parallel
 

@@ -21,8 +21,8 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from stages import processes
 from stages.errors import RecipeError
+from stages.runtime import processes
 
 
 class Zero:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from stages import progress
-from stages.progress import track
+from stages.runtime import progress
+from stages.runtime.progress import track
 
 
 def test_the_end_is_reported_once(capsys):
@@ -28,7 +28,7 @@ def test_nothing_done_and_more_than_all_are_reported(total, amount, capsys, monk
 
 
 def test_a_rate_of_zero_is_no_time_of_a_billion_seconds(capsys, monkeypatch):
-    monkeypatch.setattr("stages.progress.INTERVAL_S", 0)
+    monkeypatch.setattr("stages.runtime.progress.INTERVAL_S", 0)
     with track("rl-repair", 4, "iterations") as advance:
         advance(0)
         advance(1)

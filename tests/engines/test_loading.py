@@ -69,7 +69,7 @@ def test_another_number_of_engines_than_processes_is_refused(base_dir):
 
 @pytest.mark.usefixtures("some_vllm")
 def test_tensor_parallelism_in_each_of_several_processes_is_refused(base_dir, base_vlm, monkeypatch):
-    monkeypatch.setattr("stages.processes.count", lambda: 2)
+    monkeypatch.setattr("stages.runtime.processes.count", lambda: 2)
     recipe = load_recipe("digits", ["engine.name=vllm", "engine.vllm.tensor_parallel_size=2"])
     with pytest.raises(RecipeError, match=r"tensor_parallel_size is 2 in each of 2 processes"):
         open_sampler(base_vlm, base_dir, recipe)

@@ -11,7 +11,7 @@ from df_cli.options import seconds
 from interrupted import content
 from stages.artifacts.notes import PLAN
 from stages.artifacts.step import CHECKPOINTS, PROGRESS, TRACKING
-from stages.interruption import Requests
+from stages.runtime.interruption import Requests
 
 pytestmark = pytest.mark.timeout(600)
 SLOW = pytest.mark.slow

@@ -14,12 +14,12 @@ from data.strips.tiny_model import tiny_qwen2_5_vl, train_tokenizer
 from stages.artifacts.columns import PROBLEMS
 from stages.artifacts.problems import encode_image
 from stages.artifacts.store import write_tables
-from stages.batching import batched
 from stages.engines.loading import embedded_engine, open_model
 from stages.engines.protocol import Completion, Request, Sampling, ScoreRequest, TokenScores
 from stages.model.loading import VisionLanguageModel, wrap_model
 from stages.model.prompts import Prompt
 from stages.recipe import Recipe, load_recipe
+from stages.runtime.batching import batched
 
 QUESTION = re.compile(r"What is (\d+) \+ (\d+)\?")
 ONE_IN = 4

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages import processes
 from stages.artifacts.problems import ProblemSet
 from stages.engines.protocol import Request, Sampling
 from stages.engines.transformers_engine import TransformersEngine
@@ -15,6 +14,7 @@ from stages.model.batches import encode_prompt
 from stages.model.loading import load_model
 from stages.model.prompts import policy_prompt
 from stages.recipe import load_recipe
+from stages.runtime import processes
 from stages.sections import LoraSection, ObjectiveSection, OptimizerSection, RolloutSection, TrainerSection
 from stages.training.groups import with_token_advantages
 from stages.training.losses import PolicyObjective

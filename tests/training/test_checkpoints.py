@@ -10,11 +10,11 @@ from stages.artifacts.stage import execute
 from stages.artifacts.step import CHECKPOINTS, Plan, Step
 from stages.core.objectives import has_critic
 from stages.errors import ModelError
-from stages.interruption import Requests
 from stages.model.batches import encode_prompt
 from stages.model.loading import load_model
 from stages.model.prompts import policy_prompt
 from stages.recipe import load_recipe
+from stages.runtime.interruption import Requests
 from stages.s1_sft_repair import SftRepair
 from stages.s2_rl_repair import RlRepair
 from stages.sections import LoraSection, ObjectiveSection, OptimizerSection, RolloutSection, TrainerSection

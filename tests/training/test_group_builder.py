@@ -14,10 +14,10 @@ from stages.audit.auditor import open_auditor
 from stages.engines.protocol import Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.errors import DataError
-from stages.interruption import Requests, Stopped
 from stages.recipe import load_recipe
 from stages.repair.answering import Answerer
 from stages.repair.repairs import Repairer
+from stages.runtime.interruption import Requests, Stopped
 from stages.s4_build_masks import BuildMasks
 from stages.scoring.group_builder import GroupBuilder
 from stages.training.heldout import with_end
