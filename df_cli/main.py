@@ -30,7 +30,7 @@ from df_cli.system_df import meant_for_system, run_system_df
 from df_cli.train_policy import train_policy
 from stages.errors import DataError, DifferenceFeedbackError
 from stages.runtime.interruption import Stopped
-from stages.told import guard_logs, told, told_lines
+from stages.untrusted.printable import guard_logs, told, told_lines
 
 COMMANDS: dict[str, Callable[..., None] | typer.Typer] = {
     "import-problems": import_problems,

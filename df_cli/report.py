@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from stages.told import told
+from stages.untrusted.printable import told
 
 if TYPE_CHECKING:
     from stages.artifacts.stage import Outcome

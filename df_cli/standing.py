@@ -20,7 +20,7 @@ from stages.artifacts.digests import write_nothing
 from stages.artifacts.up_to_date import Standing
 from stages.errors import ArtifactError, DifferenceFeedbackError
 from stages.run_folder import is_summarized
-from stages.told import told_lines
+from stages.untrusted.printable import told_lines
 
 
 def parser() -> Any:

@@ -21,7 +21,7 @@ from stages.audit.auditor import MEANINGS
 from stages.audit.episodes import CLEAN, Audit, read_audit
 from stages.declared import episodes_read
 from stages.errors import DataError
-from stages.told import counted
+from stages.untrusted.printable import counted
 
 CLASSES = (CLEAN, *MEANINGS)
 REMEDIES = {

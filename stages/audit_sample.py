@@ -26,7 +26,7 @@ from stages.errors import DataError
 from stages.runtime import processes
 from stages.scoring.word_difference import difference_text, marked_words
 from stages.seeds import Purpose, derive_seed
-from stages.told import counted
+from stages.untrusted.printable import counted
 
 TO_LABEL = "to_label"
 """Folder of what a labeller gets, which does not tell the verdicts."""

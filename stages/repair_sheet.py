@@ -33,7 +33,7 @@ from stages.runtime import processes
 from stages.runtime.batching import batched
 from stages.runtime.progress import track
 from stages.seeds import Purpose, derive_seed
-from stages.told import counted
+from stages.untrusted.printable import counted
 
 logger = logging.getLogger(__name__)
 

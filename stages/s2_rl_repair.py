@@ -43,7 +43,6 @@ from stages.reward.rewards import check_reward, open_reward
 from stages.runtime.batching import batched
 from stages.runtime.progress import track
 from stages.seeds import Purpose, derive_seed
-from stages.told import counted
 from stages.training.checkpoints import Checkpoints
 from stages.training.heldout import HeldOut, repair_heldout, split_repair_set, write_summary
 from stages.training.losses import check_objective
@@ -51,6 +50,7 @@ from stages.training.metrics import MetricsLog
 from stages.training.repair_loop import RepairLoop
 from stages.training.tracking import check_trackers, open_trackers
 from stages.training.trainer import Trainer
+from stages.untrusted.printable import counted
 
 
 @dataclass(frozen=True)

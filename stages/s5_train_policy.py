@@ -37,7 +37,6 @@ from stages.runtime.batching import batched
 from stages.runtime.prefetch import prefetch
 from stages.runtime.progress import track
 from stages.seeds import Purpose, derive_seed
-from stages.told import counted
 from stages.training.checkpoints import SAVE_EVERY, Checkpoints
 from stages.training.groups import (
     Trajectory,
@@ -59,6 +58,7 @@ from stages.training.preferences import PreferenceObjective
 from stages.training.prime import PRM, ProcessRewards, prm_folder
 from stages.training.tracking import check_trackers, open_trackers
 from stages.training.trainer import Loss, Trainer, TrainingRow
+from stages.untrusted.printable import counted
 
 
 @dataclass(frozen=True)

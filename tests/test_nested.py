@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from stages.nested import named, texts
+from stages.untrusted.strings_within import named, texts
 
 VALUE = {"a": ["x", {"b": "y", "c": [{"a": "z"}, 3, None]}], "b": {"d": ["w"]}, "e": "v"}
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages import told as telling
-from stages.told import keep_secret, redacted, told, told_lines
+from stages.untrusted.printable import keep_secret, redacted, told, told_lines
 
 KEY = "sk-\"quoted\\'0123456789"
 
@@ -91,7 +91,7 @@ def test_log_records_and_their_tracebacks_are_told(caplog):
 def test_a_process_without_logging_set_up_tells_too():
     code = """
 import logging, warnings
-from stages.told import guard_logs
+from stages.untrusted.printable import guard_logs
 guard_logs()
 logging.getLogger("a").warning("%s", "\x1b[2J")
 warnings.warn("\x1b]0;x")

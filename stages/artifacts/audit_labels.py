@@ -13,7 +13,7 @@ from pyarrow import csv as arrow_csv
 from stages.artifacts.columns import AUDIT_LABELS
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.errors import DataError
-from stages.told import told
+from stages.untrusted.printable import told
 
 _ID = "episode_id"
 _FORMULA = ("=", "+", "-", "@", "\t", "\n", "＝", "＋", "－", "＠")

@@ -10,7 +10,7 @@ from html import escape
 
 from PIL import Image
 
-from stages.told import told
+from stages.untrusted.printable import told
 
 _STYLE = """
 body { font: 16px/1.6 system-ui, sans-serif; max-width: 60em; margin: 2em auto; color: #222; }

@@ -23,7 +23,7 @@ from stages.artifacts.digests import files_sha256
 from stages.artifacts.store import read_tables
 from stages.errors import DataError
 from stages.importing.cells import alternatives
-from stages.nested import named, texts
+from stages.untrusted.strings_within import named, texts
 
 config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would tell a server of every file that is read here
 

@@ -13,7 +13,7 @@ from transformers.utils.hub import cached_file
 
 from stages.artifacts.weights import INDEX, WEIGHTS
 from stages.errors import ModelError
-from stages.nested import named, texts
+from stages.untrusted.strings_within import named, texts
 
 _CODE = (
     "config.json",

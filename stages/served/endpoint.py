@@ -25,7 +25,7 @@ from stages.runtime import processes
 from stages.sections import EndpointSection
 from stages.served.case import Case
 from stages.served.verdict_cache import VerdictCache, default_folder
-from stages.told import keep_secret, redacted, told
+from stages.untrusted.printable import keep_secret, redacted, told
 
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 60.0
