@@ -12,7 +12,7 @@ from typing import NamedTuple
 from stages.artifacts.audit_labels import Label, read_labels
 from stages.artifacts.columns import AUDIT_AGREEMENT, AUDIT_SAMPLE
 from stages.artifacts.fingerprint import fingerprint
-from stages.artifacts.notes import read_manifest
+from stages.artifacts.manifests import read_manifest
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.step import Step
 from stages.artifacts.store import iterate_rows

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stages.artifacts.columns import EPISODES, ERRORS, GROUPS, PREFERENCES, PROBLEMS, REPAIR_SET, ROLLOUTS, TableSpec
-from stages.artifacts.notes import MODEL
+from stages.artifacts.manifests import MODEL
 from stages.artifacts.plan import Input, Plan
 from stages.recipe import Recipe
 from stages.sections import MARK_FIELDS, MASK_OPTIONS, SAMPLING_FIELDS, Algorithm

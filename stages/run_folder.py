@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.artifacts.columns import SUMMARY
-from stages.artifacts.notes import read_json, read_manifest
+from stages.artifacts.manifests import read_json, read_manifest
 from stages.artifacts.writing import write_text
 
 SFT, RL = "1-sft-repair", "2-rl-repair"

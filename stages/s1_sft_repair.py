@@ -13,7 +13,7 @@ import numpy as np
 from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import METRICS, REPAIR_SET
 from stages.artifacts.ledger import EVALUATION
-from stages.artifacts.notes import MODEL
+from stages.artifacts.manifests import MODEL
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Step

@@ -11,7 +11,7 @@ from typing import Any
 
 from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import DRAFTS, EPISODES, METRICS, REPAIR_SET
-from stages.artifacts.notes import MODEL
+from stages.artifacts.manifests import MODEL
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
 from stages.artifacts.step import Step

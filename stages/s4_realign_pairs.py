@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stages.artifacts.columns import GROUPS, TableSpec
-from stages.artifacts.notes import recorded_maker
+from stages.artifacts.manifests import recorded_maker
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.step import Step, Tally
 from stages.artifacts.store import count_rows, iterate_tables, parquet_files

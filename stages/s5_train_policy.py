@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import GROUPS, METRICS, OLD_LOGPROBS, VALUES, TableSpec
-from stages.artifacts.notes import MODEL, is_step, read_manifest
+from stages.artifacts.manifests import MODEL, is_step, read_manifest
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, ProblemSet
 from stages.artifacts.step import Step

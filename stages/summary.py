@@ -9,7 +9,7 @@ from typing import Any
 
 from stages.artifacts.columns import SAMPLES, SCORES, SUMMARY
 from stages.artifacts.ledger import EVALUATION, training_cost
-from stages.artifacts.notes import read_manifest
+from stages.artifacts.manifests import read_manifest
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.measures.accuracy import Measure, mean_over_problems, share
 from stages.measures.scores import correct_by_problem, summarize_scores

@@ -21,7 +21,7 @@ import yaml
 
 from stages.artifacts.columns import ABLATION, CURVES, SAMPLES, SCORES
 from stages.artifacts.lock import lock_output
-from stages.artifacts.notes import read_manifest
+from stages.artifacts.manifests import read_manifest
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.errors import DataError, ModelError, RecipeError
 from stages.recipe import RECIPES, load_recipe

@@ -15,7 +15,7 @@ from PIL import Image
 from df_cli.main import main
 from stages.artifacts.audit_labels import write_labels
 from stages.artifacts.columns import AUDIT_AGREEMENT, AUDIT_LABELS, AUDIT_SAMPLE, EPISODES, PROBLEMS
-from stages.artifacts.notes import read_manifest
+from stages.artifacts.manifests import read_manifest
 from stages.artifacts.problems import encode_image
 from stages.artifacts.stage import execute
 from stages.artifacts.step import Plan, Step

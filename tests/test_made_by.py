@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.artifacts.columns import PROBLEMS
-from stages.artifacts.notes import read_manifest
+from stages.artifacts.manifests import read_manifest
 from stages.artifacts.stage import execute
 from stages.artifacts.weights import weights_fingerprint
 from stages.engines.loading import open_codec

@@ -13,7 +13,7 @@ import pytest
 
 from df_cli.standing import parser
 from stages.artifacts.columns import DRAFTS, EPISODES, GROUPS, METRICS, REPAIRS, ROLLOUTS, SCORES
-from stages.artifacts.notes import MANIFEST
+from stages.artifacts.manifests import MANIFEST
 from stages.artifacts.step import Step
 from stages.declared import declare
 from stages.run_folder import note_summary

@@ -26,7 +26,7 @@ from stages.artifacts.columns import (
     SCORES,
     SUMMARY,
 )
-from stages.artifacts.notes import read_manifest
+from stages.artifacts.manifests import read_manifest
 from stages.artifacts.stage import execute
 from stages.artifacts.store import iterate_rows
 from stages.audit_agreement import AuditAgreement

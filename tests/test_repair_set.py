@@ -13,7 +13,7 @@ from PIL import Image
 from stages.artifacts.columns import DRAFTS, ERRORS, REPAIR_SET
 from stages.artifacts.label_studio import CONFIG, PLAIN
 from stages.artifacts.ledger import CostLedger
-from stages.artifacts.notes import read_manifest
+from stages.artifacts.manifests import read_manifest
 from stages.artifacts.problems import Problem, encode_image
 from stages.artifacts.stage import execute
 from stages.artifacts.step import Tally

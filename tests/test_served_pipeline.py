@@ -9,7 +9,7 @@ from forked import df_pair
 from scripted_server import completion, data_of, refusal, serving
 from stages import summary
 from stages.artifacts.columns import EPISODES, REPAIRS, ROLLOUTS
-from stages.artifacts.notes import read_manifest
+from stages.artifacts.manifests import read_manifest
 from stages.artifacts.stage import execute
 from stages.artifacts.store import iterate_rows
 from stages.errors import EndpointError

@@ -13,7 +13,7 @@ import torch
 
 from data.strips.tiny_model import plain_logprobs
 from stages.artifacts.columns import GROUPS, METRICS, PROBLEMS, ROLLOUTS, SCORES
-from stages.artifacts.notes import read_manifest
+from stages.artifacts.manifests import read_manifest
 from stages.artifacts.problems import ProblemSet, encode_image
 from stages.artifacts.stage import execute
 from stages.artifacts.store import iterate_rows, write_rows

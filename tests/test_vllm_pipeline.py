@@ -5,7 +5,7 @@ import pytest
 
 from df_cli.main import app
 from stages.artifacts.columns import EPISODES, GROUPS, METRICS, REPAIRS, ROLLOUTS, SAMPLES, SCORES
-from stages.artifacts.notes import read_manifest
+from stages.artifacts.manifests import read_manifest
 from stages.artifacts.problems import ProblemSet
 from stages.artifacts.store import iterate_rows
 from stages.engines.protocol import ScoreRequest

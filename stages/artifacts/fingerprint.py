@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from stages.artifacts.digests import file_sha256, files_sha256
-from stages.artifacts.notes import MODEL, is_step, read_manifest
+from stages.artifacts.manifests import MODEL, is_step, read_manifest
 
 _MODEL_SUFFIXES = {".safetensors", ".json", ".jinja", ".txt", ".model", ".py"}
 

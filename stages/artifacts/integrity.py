@@ -10,7 +10,7 @@ from typing import Any
 
 from stages.artifacts.digests import file_sha256, files_sha256
 from stages.artifacts.fingerprint import files_read, matching
-from stages.artifacts.notes import MANIFEST, is_step, read_manifest
+from stages.artifacts.manifests import MANIFEST, is_step, read_manifest
 from stages.artifacts.store import check_parquet
 from stages.errors import ArtifactError
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.artifacts.notes import read_plan
+from stages.artifacts.manifests import read_plan
 from stages.artifacts.plan import ORIGIN
 from stages.errors import RecipeError
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from stages.artifacts.bad_rows import BadRow
 from stages.artifacts.fingerprint import fingerprint
-from stages.artifacts.notes import SCHEMA_VERSION
+from stages.artifacts.manifests import SCHEMA_VERSION
 
 ORIGIN = "origin"
 """Key of the whole recipe in a plan: for later commands to read, not part of what the output depends on."""

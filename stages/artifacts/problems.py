@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stages.artifacts.bad_rows import BadRow, OnBadRow, refuse
 from stages.artifacts.columns import IMAGE, PROBLEMS, TableSpec, null_message
-from stages.artifacts.ids import IdIndex, Ids
+from stages.artifacts.id_index import IdIndex, Ids
 from stages.artifacts.store import open_parquet, parquet_files, read_group, reading
 from stages.errors import DataError, RowError
 

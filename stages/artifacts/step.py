@@ -24,7 +24,7 @@ from stages.artifacts.columns import DROPPED, TableSpec
 from stages.artifacts.integrity import checked_manifest, describe, find_damage
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.lock import LOCK
-from stages.artifacts.notes import MANIFEST, PLAN, PROGRESS, is_intact, is_step, read_json, read_plan, sealed
+from stages.artifacts.manifests import MANIFEST, PLAN, PROGRESS, is_intact, is_step, read_json, read_plan, sealed
 from stages.artifacts.plan import Plan, differences, path_of
 from stages.artifacts.store import write_rows, write_tables
 from stages.artifacts.up_to_date import holds_work

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.integrity import check_files
-from stages.artifacts.notes import MANIFEST, PROGRESS, read_json, read_manifest, read_plan
+from stages.artifacts.manifests import MANIFEST, PROGRESS, read_json, read_manifest, read_plan
 from stages.artifacts.plan import Plan, differences
 from stages.errors import ArtifactError
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from stages.artifacts.digests import files_sha256
-from stages.artifacts.notes import MODEL, is_step, read_json, read_manifest
+from stages.artifacts.manifests import MODEL, is_step, read_json, read_manifest
 
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stages.artifacts.columns import EPISODES
-from stages.artifacts.notes import read_manifest
+from stages.artifacts.manifests import read_manifest
 from stages.artifacts.store import iterate_rows
 from stages.core.selection import is_correct
 from stages.errors import DataError

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from stages.artifacts.notes import model_folder
+from stages.artifacts.manifests import model_folder
 from stages.engines.protocol import Generator, Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.engines.vllm_engine import VllmEngine

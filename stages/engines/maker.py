@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from stages.artifacts.notes import MAKER_SETTINGS, read_manifest, recorded_maker
+from stages.artifacts.manifests import MAKER_SETTINGS, read_manifest, recorded_maker
 from stages.artifacts.weights import are_digests, weights_fingerprint
 from stages.errors import DataError, ModelError
 from stages.model.batches import encode_prompt

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from stages.artifacts.ledger import training_cost
-from stages.artifacts.notes import read_manifest
+from stages.artifacts.manifests import read_manifest
 from stages.study.steps import Steps
 
 RepairModel = Literal["rl", "sft", "rl_alone", "none"]

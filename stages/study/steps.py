@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from stages.artifacts.notes import MANIFEST
+from stages.artifacts.manifests import MANIFEST
 from stages.artifacts.stage import execute
 from stages.artifacts.writing import writing
 from stages.errors import StepError

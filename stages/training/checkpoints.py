@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from stages.artifacts.columns import METRICS
-from stages.artifacts.notes import MODEL
+from stages.artifacts.manifests import MODEL
 from stages.artifacts.step import Step
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.errors import ModelError

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.artifacts.notes import MODEL
+from stages.artifacts.manifests import MODEL
 from stages.core.preferences import gated_log_ratio
 from stages.core.process_rewards import outcome_loss, process_advantages
 from stages.model.layout import Reading

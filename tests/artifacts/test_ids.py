@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.artifacts.ids import IdIndex
+from stages.artifacts.id_index import IdIndex
 
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=3), min_size=1, unique=True)
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from stages.artifacts.columns import DROPPED, METRICS
-from stages.artifacts.notes import MANIFEST, PLAN, model_folder, read_manifest
+from stages.artifacts.manifests import MANIFEST, PLAN, model_folder, read_manifest
 from stages.artifacts.stage import execute, planned
 from stages.artifacts.step import Plan, Step
 from stages.artifacts.store import write_rows

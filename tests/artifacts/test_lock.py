@@ -16,7 +16,7 @@ import pytest
 
 from stages.artifacts.columns import METRICS
 from stages.artifacts.lock import LOCK, lock_output
-from stages.artifacts.notes import MANIFEST, PLAN, read_manifest
+from stages.artifacts.manifests import MANIFEST, PLAN, read_manifest
 from stages.artifacts.stage import execute
 from stages.artifacts.step import Plan, Step
 from stages.errors import ArtifactError

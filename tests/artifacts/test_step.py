@@ -14,7 +14,7 @@ from stages.artifacts.bad_rows import BadRow
 from stages.artifacts.columns import DROPPED, METRICS
 from stages.artifacts.fingerprint import fingerprint
 from stages.artifacts.ledger import CostLedger
-from stages.artifacts.notes import MANIFEST, PLAN, model_folder, read_manifest
+from stages.artifacts.manifests import MANIFEST, PLAN, model_folder, read_manifest
 from stages.artifacts.stage import execute
 from stages.artifacts.step import CHECKPOINTS, PENDING, PROGRESS, Plan, Step
 from stages.artifacts.store import iterate_rows

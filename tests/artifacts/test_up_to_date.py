@@ -8,7 +8,7 @@ import pytest
 
 from stages.artifacts.columns import METRICS, ROLLOUTS
 from stages.artifacts.integrity import check_input
-from stages.artifacts.notes import MANIFEST
+from stages.artifacts.manifests import MANIFEST
 from stages.artifacts.plan import Input, Plan, reads_of
 from stages.artifacts.step import Step
 from stages.artifacts.up_to_date import holds_work, standing

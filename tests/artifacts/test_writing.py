@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from stages.artifacts.columns import METRICS
-from stages.artifacts.notes import MANIFEST, PLAN
+from stages.artifacts.manifests import MANIFEST, PLAN
 from stages.artifacts.stage import execute
 from stages.artifacts.step import CHECKPOINTS, PROGRESS, Plan, Step
 from stages.artifacts.store import parquet_files, write_rows

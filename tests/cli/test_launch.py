@@ -9,7 +9,7 @@ from forked import df_pair
 from launching import launch
 from stages.artifacts.columns import GROUPS, ROLLOUTS
 from stages.artifacts.lock import lock_output
-from stages.artifacts.notes import read_manifest
+from stages.artifacts.manifests import read_manifest
 from stages.artifacts.store import iterate_rows, write_rows
 
 

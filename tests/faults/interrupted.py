@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from doomed import MOMENTS, Point, run
 from forked import server
 from stages.artifacts.lock import LOCK
-from stages.artifacts.notes import MANIFEST
+from stages.artifacts.manifests import MANIFEST
 from stages.artifacts.step import CHECKPOINTS, PENDING, PROGRESS
 from stages.training.trainer import MACHINE_METRICS
 

@@ -9,7 +9,7 @@ import pytest
 
 from df_cli.options import seconds
 from interrupted import content
-from stages.artifacts.notes import PLAN
+from stages.artifacts.manifests import PLAN
 from stages.artifacts.step import CHECKPOINTS, PROGRESS, TRACKING
 from stages.runtime.interruption import Requests
 

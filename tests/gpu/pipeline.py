@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from measured import Line
 
 from stages.artifacts.columns import METRICS
-from stages.artifacts.notes import read_manifest
+from stages.artifacts.manifests import read_manifest
 from stages.artifacts.stage import Stage, execute
 from stages.artifacts.store import iterate_rows
 from stages.evaluate import Evaluate

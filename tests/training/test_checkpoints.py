@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from stages.artifacts.notes import MODEL
+from stages.artifacts.manifests import MODEL
 from stages.artifacts.stage import execute
 from stages.artifacts.step import CHECKPOINTS, Plan, Step
 from stages.core.objectives import has_critic

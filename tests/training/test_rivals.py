@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from stages.artifacts.columns import GROUPS, METRICS, ROLLOUTS
-from stages.artifacts.notes import read_manifest
+from stages.artifacts.manifests import read_manifest
 from stages.artifacts.plan import Plan
 from stages.artifacts.stage import execute
 from stages.artifacts.step import Step
