@@ -23,7 +23,7 @@ from stages.measures.scores import summarize_by_kind, summarize_scores
 from stages.recipe import Recipe
 from stages.repair.answering import Answerer
 from stages.repair.image_removal import without_image
-from stages.reward.rewards import check_reward, open_reward
+from stages.reward.opening import check_reward, open_reward
 from stages.runtime.batching import batched
 from stages.runtime.progress import track
 from stages.seeds import Purpose, derive_seed

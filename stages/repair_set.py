@@ -24,7 +24,8 @@ from stages.declared import declare_repair_set
 from stages.engines.loading import open_codec
 from stages.errors import DataError, RowError
 from stages.recipe import Recipe
-from stages.reward.rewards import check_reward, open_reward, score_all
+from stages.reward.opening import check_reward, open_reward
+from stages.reward.rewards import score_all
 from stages.seeds import Purpose, derive_seed
 
 Row = dict[str, Any]

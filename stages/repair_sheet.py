@@ -28,7 +28,7 @@ from stages.recipe import Recipe
 from stages.repair.answering import Answerer
 from stages.repair.repairs import Draft
 from stages.repair.wrong_answers import WrongAnswer, draft_row, read_drafts, wrong_answers
-from stages.reward.rewards import check_reward, open_reward
+from stages.reward.opening import check_reward, open_reward
 from stages.runtime import processes
 from stages.runtime.batching import batched
 from stages.runtime.progress import track

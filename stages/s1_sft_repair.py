@@ -17,7 +17,8 @@ from stages.artifacts.manifests import MODEL
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Step
-from stages.audit.auditor import Auditor, NoAuditor, check_auditor, open_auditor
+from stages.audit.auditor import Auditor, NoAuditor
+from stages.audit.opening import check_auditor, open_auditor
 from stages.checks.problem_check import ProblemCheck
 from stages.declared import PromptKind, declare_sft_repair
 from stages.engines.loading import embedded_engine, open_codec, open_model
@@ -29,7 +30,7 @@ from stages.recipe import Recipe
 from stages.repair.answering import Answerer
 from stages.repair.references import References
 from stages.repair.repairs import Repairer
-from stages.reward.rewards import check_reward, open_reward
+from stages.reward.opening import check_reward, open_reward
 from stages.runtime.batching import batched
 from stages.runtime.prefetch import prefetch
 from stages.runtime.progress import track

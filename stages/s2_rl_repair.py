@@ -15,7 +15,8 @@ from stages.artifacts.manifests import MODEL
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
 from stages.artifacts.step import Step
-from stages.audit.auditor import check_auditor, open_auditor, warn_of_flags
+from stages.audit.auditor import warn_of_flags
+from stages.audit.opening import check_auditor, open_auditor
 from stages.checks.problem_check import ProblemCheck
 from stages.core.objectives import has_critic
 from stages.core.selection import is_correct, reaches_share
@@ -39,7 +40,7 @@ from stages.repair.image_removal import without_image
 from stages.repair.references import References
 from stages.repair.repairs import Draft, Repairer
 from stages.repair.wrong_answers import draft_row, read_drafts, wrong_answers
-from stages.reward.rewards import check_reward, open_reward
+from stages.reward.opening import check_reward, open_reward
 from stages.runtime.batching import batched
 from stages.runtime.progress import track
 from stages.seeds import Purpose, derive_seed

@@ -24,7 +24,7 @@ from stages.model.codec import Codec
 from stages.recipe import Recipe
 from stages.repair.answering import Answer, Answerer, Shard
 from stages.reward.lost_answers import Response, count_lost, why_none_is_right
-from stages.reward.rewards import check_reward, open_reward
+from stages.reward.opening import check_reward, open_reward
 from stages.runtime.batching import batched
 from stages.runtime.progress import Advance, track
 from stages.seeds import Purpose, derive_seed

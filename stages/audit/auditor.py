@@ -16,7 +16,6 @@ from stages.core.selection import is_correct
 from stages.engines.protocol import Request, Sampling
 from stages.model.codec import Codec
 from stages.model.prompts import continuation_prompt
-from stages.recipe import Recipe
 from stages.repair.answering import Answerer
 from stages.repair.repairs import Attempt, Draft
 from stages.reward.choice_extraction import choice_start
@@ -240,35 +239,6 @@ def warn_of_flags(counts: Mapping[str, int], kind: str) -> None:
             kind,
             told,
         )
-
-
-def open_auditor(recipe: Recipe, policy: Answerer) -> Auditor:
-    """The recipe's auditor; the embedded one asks the policy to continue repairs.
-
-    Raises:
-        RecipeError: it is a served one that cannot be had.
-    """
-    if recipe.audit.auditor == "none":
-        return NoAuditor()
-    if recipe.audit.auditor == "served":
-        from stages.audit.served_auditor import ServedAuditor  # it builds on this module
-
-        return ServedAuditor(recipe, policy)
-    return RulesAuditor(
-        recipe.audit, policy, threshold=recipe.reward.threshold, max_new_tokens=recipe.rollout.max_new_tokens
-    )
-
-
-def check_auditor(section: AuditSection) -> None:
-    """Refuse a served auditor that cannot be had, before any compute.
-
-    Raises:
-        RecipeError: it cannot be had.
-    """
-    if section.auditor == "served":
-        from stages.audit.served_auditor import open_model
-
-        open_model(section)
 
 
 def _reasoning(text: str) -> str:

@@ -1,0 +1,45 @@
+"""Difference feedback as functions of arrays, for any trainer: what is listed in `__all__` stays."""
+
+from stages.core.advantages import group_advantages, overlong_penalty
+from stages.core.alignment import DifferenceMasks, difference_masks, edit_cost, edit_script
+from stages.core.masks import gate_weights, leaky_gate, soft_weights, step_ids, step_mask
+from stages.core.mismatch import mismatch, truncated_weights
+from stages.core.objectives import PolicyLoss, kl_estimate, policy_loss
+from stages.core.preferences import dpo_loss
+from stages.core.process_rewards import outcome_loss, process_advantages
+from stages.core.repair_reward import c1_gate, repair_reward
+from stages.core.selection import Selection, select_repair
+from stages.core.token_credit import answer_gap_advantages, entropy_gates, perception_gate
+from stages.core.values import gae, value_loss, whiten
+
+__all__ = [
+    "DifferenceMasks",
+    "PolicyLoss",
+    "Selection",
+    "answer_gap_advantages",
+    "c1_gate",
+    "difference_masks",
+    "dpo_loss",
+    "edit_cost",
+    "edit_script",
+    "entropy_gates",
+    "gae",
+    "gate_weights",
+    "group_advantages",
+    "kl_estimate",
+    "leaky_gate",
+    "mismatch",
+    "outcome_loss",
+    "overlong_penalty",
+    "perception_gate",
+    "policy_loss",
+    "process_advantages",
+    "repair_reward",
+    "select_repair",
+    "soft_weights",
+    "step_ids",
+    "step_mask",
+    "truncated_weights",
+    "value_loss",
+    "whiten",
+]

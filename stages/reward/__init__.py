@@ -1,0 +1,5 @@
+"""Task rewards of responses."""
+
+from stages.reward.answers import score_answer
+
+__all__ = ["score_answer"]

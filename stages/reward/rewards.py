@@ -1,4 +1,4 @@
-"""Task rewards by name: ``math``, a served ``judge``, a user's own ``module:function``, or ``none``."""
+"""Task rewards: the rules, nothing, or a user's own function; and what every reward can do."""
 
 import importlib
 import numbers
@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from stages.errors import DataError, RecipeError
+from stages.errors import DataError
 from stages.reward.answers import AnswerScorer
 from stages.runtime.processes import join, own
-from stages.sections import RewardSection
 
 Problem = Mapping[str, Any]
 RewardFunction = Callable[[str, Problem], float | None]
@@ -44,35 +43,6 @@ def score_own(reward: Reward, responses: Sequence[str], problems: Sequence[Probl
     """`score_many` of this process's share of the responses alone."""
     share = own(list(zip(responses, problems, strict=True)))
     return reward.score_many([response for response, _ in share], [problem for _, problem in share])
-
-
-def open_reward(section: RewardSection) -> Reward:
-    """The recipe's reward.
-
-    Raises:
-        RecipeError: it cannot be had.
-    """
-    if section.name == "judge":
-        from stages.reward.judge import JudgeReward  # the OpenAI client takes a second to import
-
-        return JudgeReward(section)
-    options = {"workers": section.workers, "timeout_s": section.timeout_s} if section.name == "math" else {}
-    try:
-        return load_reward(section.name, **options)
-    except ValueError as error:
-        raise RecipeError(f"reward.name: {error}") from error
-
-
-def check_reward(section: RewardSection, *, needed: bool = True) -> None:
-    """Refuse a reward that cannot be had, or none where one is `needed`, before any compute.
-
-    Raises:
-        RecipeError: it cannot be had.
-    """
-    if needed and section.name == NONE:
-        raise RecipeError("reward.name is none, which df rollout alone can do without; take math, judge or your own")
-    with open_reward(section):
-        pass
 
 
 def load_reward(name: str, **options: Any) -> Reward:

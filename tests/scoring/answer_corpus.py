@@ -1,4 +1,4 @@
-r"""Right and wrong answers by kind, the verdicts reasoned by hand from the rules; see ``stages/scoring/rules``.
+r"""Right and wrong answers by kind, the verdicts reasoned by hand from the rules; see ``stages/reward/rules``.
 
 ``python tests/scoring/answer_corpus.py`` prints the table of agreement: how many of each kind score as they should.
 """

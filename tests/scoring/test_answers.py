@@ -398,7 +398,7 @@ def test_plain_throughput():
 
 def test_no_worker_outlives_the_interpreter():
     script = (
-        "from stages.scoring import answers\n"
+        "from stages.reward import answers\n"
         r"assert answers.score_answer(r'\boxed{\sqrt{8}}', r'2\sqrt{2}') == 1.0"
         "\n"
         "print(answers._shared_scorer(5.0)._workers[0]._process.pid)"

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from stages.artifacts.ledger import CostLedger
-from stages.audit.auditor import AuditCase, NoAuditor, RulesAuditor, Verdict, open_auditor, warn_of_flags
+from stages.audit.auditor import AuditCase, NoAuditor, RulesAuditor, Verdict, warn_of_flags
+from stages.audit.opening import open_auditor
 from stages.core.alignment import edit_cost
 from stages.engines.protocol import Completion
 from stages.engines.transformers_engine import TransformersEngine

@@ -1,7 +1,8 @@
 import pytest
 
 from stages.errors import DataError, RecipeError
-from stages.reward.rewards import check_reward, load_reward
+from stages.reward.opening import check_reward
+from stages.reward.rewards import load_reward
 from stages.sections import RewardSection
 
 MODULE = """

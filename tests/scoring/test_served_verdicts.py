@@ -14,7 +14,8 @@ from injections import ORDERS
 from scripted_server import completion, data_of, refusal, serving
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.problems import Video
-from stages.audit.auditor import AuditCase, Verdict, check_auditor, open_auditor
+from stages.audit.auditor import AuditCase, Verdict
+from stages.audit.opening import check_auditor, open_auditor
 from stages.audit.served_auditor import INSTRUCTIONS as AUDITOR
 from stages.core.alignment import edit_cost
 from stages.engines.protocol import Completion
@@ -25,7 +26,8 @@ from stages.repair.answering import Answerer
 from stages.repair.image_removal import without_image
 from stages.repair.repairs import Attempt
 from stages.reward.judge import INSTRUCTIONS as JUDGE
-from stages.reward.rewards import check_reward, open_reward, score_all
+from stages.reward.opening import check_reward, open_reward
+from stages.reward.rewards import score_all
 from stages.served import endpoint
 from stages.training.heldout import annotated_draft, with_end
 

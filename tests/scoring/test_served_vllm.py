@@ -13,7 +13,8 @@ import pytest
 
 from injections import ORDERS
 from stages.artifacts.ledger import CostLedger
-from stages.audit.auditor import AuditCase, open_auditor
+from stages.audit.auditor import AuditCase
+from stages.audit.opening import open_auditor
 from stages.core.alignment import edit_cost
 from stages.engines.protocol import Completion
 from stages.engines.transformers_engine import TransformersEngine

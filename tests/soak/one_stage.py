@@ -10,10 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-from stages import s3_rollout, s4_build_masks
+from stages import s3_rollout
 from stages.artifacts.stage import Stage, execute
 from stages.s3_rollout import Rollout
 from stages.s4_build_masks import BuildMasks
+from stages.s4_build_masks import stage as build_masks
 from stages.s5_train_policy import TrainPolicy
 from sums import SumEngine, recipe
 
@@ -22,7 +23,7 @@ STAGES = ("rollout", "build-masks", "train-policy")
 
 def main() -> None:
     name, folder = sys.argv[1], Path(sys.argv[2])
-    s3_rollout.open_engine = s4_build_masks.open_engine = SumEngine.open
+    s3_rollout.open_engine = build_masks.open_engine = SumEngine.open
     before, started, cpu = memory_mib("VmRSS"), time.perf_counter(), time.process_time()
     manifest = execute(stage_of(name, folder), folder / name).manifest
     measured = {

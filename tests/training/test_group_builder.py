@@ -10,7 +10,7 @@ from stages.artifacts.problems import encode_image
 from stages.artifacts.stage import execute
 from stages.artifacts.step import Tally
 from stages.artifacts.store import iterate_rows, write_rows
-from stages.audit.auditor import open_auditor
+from stages.audit.opening import open_auditor
 from stages.engines.protocol import Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.errors import DataError
@@ -19,7 +19,7 @@ from stages.repair.answering import Answerer
 from stages.repair.repairs import Repairer
 from stages.runtime.interruption import Requests, Stopped
 from stages.s4_build_masks import BuildMasks
-from stages.scoring.group_builder import GroupBuilder
+from stages.s4_build_masks.group_builder import GroupBuilder
 from stages.training.heldout import with_end
 
 SETTINGS = ("audit.auditor=none", "masks.candidates=4", "rollout.temperature=1.0")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stages.artifacts.ledger import CostLedger
-from stages.audit.auditor import open_auditor
+from stages.audit.opening import open_auditor
 from stages.engines.loading import open_engine, recipe_sampling
 from stages.engines.protocol import ScoreRequest
 from stages.model.batches import encode_prompt
@@ -15,7 +15,7 @@ from stages.model.prompts import policy_prompt
 from stages.recipe import load_recipe
 from stages.repair.answering import Answerer
 from stages.repair.repairs import Repairer
-from stages.scoring.group_builder import GroupBuilder
+from stages.s4_build_masks.group_builder import GroupBuilder
 from stages.sections import ObjectiveSection, OptimizerSection, TrainerSection
 from stages.seeds import Purpose
 from stages.training.groups import optimization_group, with_token_advantages

@@ -16,7 +16,8 @@ from stages.artifacts.problems import EncodedImages, ProblemSet, Video, encode_i
 from stages.artifacts.stage import execute
 from stages.artifacts.step import Plan, Step, Tally
 from stages.artifacts.store import iterate_rows, write_rows
-from stages.audit.auditor import Verdict, open_auditor
+from stages.audit.auditor import Verdict
+from stages.audit.opening import open_auditor
 from stages.engines.protocol import Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.model.batches import encode_prompt

@@ -5,14 +5,14 @@ from itertools import pairwise
 import pytest
 
 from stages.artifacts.ledger import CostLedger
-from stages.audit.auditor import open_auditor
+from stages.audit.opening import open_auditor
 from stages.core.alignment import difference_masks
 from stages.engines.protocol import Sampling, ScoreRequest
 from stages.engines.transformers_engine import TransformersEngine
 from stages.recipe import load_recipe
 from stages.repair.answering import Answerer
 from stages.repair.repairs import Repairer
-from stages.scoring.group_builder import GroupBuilder
+from stages.s4_build_masks.group_builder import GroupBuilder
 from stages.training.heldout import with_end
 
 

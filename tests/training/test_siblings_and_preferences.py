@@ -16,7 +16,7 @@ from stages.recipe import load_recipe
 from stages.repair.answering import Answerer
 from stages.repair.repairs import Repairer
 from stages.s4_build_masks import BuildMasks, BuildMasksFromPreferences
-from stages.scoring.group_builder import GroupBuilder
+from stages.s4_build_masks.group_builder import GroupBuilder
 from stages.training.heldout import with_end
 
 SIBLING = "masks.repairer=sibling"

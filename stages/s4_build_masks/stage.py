@@ -16,7 +16,8 @@ from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
 from stages.artifacts.step import Step
 from stages.artifacts.store import count_rows, iterate_rows, parquet_files
 from stages.artifacts.writing import write_text
-from stages.audit.auditor import NoAuditor, check_auditor, open_auditor, warn_of_flags
+from stages.audit.auditor import NoAuditor, warn_of_flags
+from stages.audit.opening import check_auditor, open_auditor
 from stages.checks.problem_check import ProblemCheck
 from stages.core.selection import is_correct
 from stages.declared import declare_build_masks
@@ -33,11 +34,12 @@ from stages.model.codec import Codec
 from stages.recipe import Recipe
 from stages.repair.answering import Answerer
 from stages.repair.repairs import Repairer
-from stages.reward.rewards import check_reward, open_reward, score_all
+from stages.reward.opening import check_reward, open_reward
+from stages.reward.rewards import score_all
 from stages.runtime import processes
 from stages.runtime.batching import batched
 from stages.runtime.progress import track
-from stages.scoring.group_builder import GroupBuilder
+from stages.s4_build_masks.group_builder import GroupBuilder
 from stages.sections import SCORE_COLUMNS
 from stages.seeds import Purpose
 from stages.training.heldout import with_end
