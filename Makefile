@@ -42,8 +42,8 @@ override OVERWRITE := $(filter-out 0 no false,$(OVERWRITE))
 TIME ?= 60
 WORKERS ?= 2
 # Arrays in, arrays out; recipes, messages, columns, pages.
-PURE := tests/core $(addprefix tests/,test_recipe.py test_nested.py test_told.py test_source_code.py test_readme.py \
-  artifacts/test_columns.py scoring/test_word_difference.py scoring/test_agreement.py training/test_metrics.py)
+PURE := tests/core $(addprefix tests/,test_recipe.py untrusted test_source_code.py test_readme.py \
+  artifacts/test_columns.py scoring/test_word_difference.py audit/test_agreement.py training/test_metrics.py)
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -223,7 +223,7 @@ soak: .venv/installed
 	PYTHONPATH=.:tests/support $(BIN)/python tests/soak/load.py
 
 fuzz: .venv-fuzz/installed
-	for target in decide compare; do .venv-fuzz/bin/python tests/scoring/fuzz_answers.py $$target --seconds $(TIME) || exit 1; done
+	for target in decide compare; do .venv-fuzz/bin/python tests/reward/fuzz_answers.py $$target --seconds $(TIME) || exit 1; done
 
 clean:
 	rm -rf $(RUN)

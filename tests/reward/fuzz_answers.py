@@ -1,6 +1,6 @@
 """Fuzzes answer checking with atheris, from the table of hostile answers on.
 
-python tests/scoring/fuzz_answers.py {decide,compare} [--seconds 60] [--out runs/fuzz]
+python tests/reward/fuzz_answers.py {decide,compare} [--seconds 60] [--out runs/fuzz]
 
 decide mutates whole responses and golds, led by the coverage of what the parent process does with them. compare strings
 LaTeX tokens of the table together and lets a real worker compare them. An input that breaks a property ends the run

@@ -1,6 +1,6 @@
 r"""Right and wrong answers by kind, the verdicts reasoned by hand from the rules; see ``stages/reward/rules``.
 
-``python tests/scoring/answer_corpus.py`` prints the table of agreement: how many of each kind score as they should.
+``python tests/reward/answer_corpus.py`` prints the table of agreement: how many of each kind score as they should.
 """
 
 from typing import NamedTuple

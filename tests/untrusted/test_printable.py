@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages import told as telling
+from stages.untrusted import printable as telling
 from stages.untrusted.printable import keep_secret, redacted, told, told_lines
 
 KEY = "sk-\"quoted\\'0123456789"
