@@ -445,6 +445,11 @@ class TrainSection(Section):
     leak: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="Weight of the tokens that a gate leaves out, and the least of the others (our choice)."
     )
+    evenness: Share = Field(
+        0.0,
+        description="How far responses weigh alike, whatever share of them a gate leaves open: gates are multiplied by "
+        "(length / their sum) to this power (our choice).",
+    )
     advantage: Literal["group", "prime", "answer_gap"] = Field(
         "group",
         description="`group`: one a response, of the group's rewards. One a token, with gate `none`: `prime`, of "

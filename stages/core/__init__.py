@@ -2,7 +2,7 @@
 
 from stages.core.advantages import group_advantages, overlong_penalty
 from stages.core.alignment import DifferenceMasks, difference_masks, edit_cost, edit_script
-from stages.core.masks import gate_weights, leaky_gate, soft_weights, step_ids, step_mask
+from stages.core.masks import evened_gate, gate_weights, leaky_gate, soft_weights, step_ids, step_mask
 from stages.core.mismatch import mismatch, truncated_weights
 from stages.core.objectives import PolicyLoss, kl_estimate, policy_loss
 from stages.core.preferences import dpo_loss
@@ -23,6 +23,7 @@ __all__ = [
     "edit_cost",
     "edit_script",
     "entropy_gates",
+    "evened_gate",
     "gae",
     "gate_weights",
     "group_advantages",

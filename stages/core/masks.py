@@ -72,6 +72,20 @@ def leaky_gate(gate_T: ArrayLike, leak: float) -> NDArray[np.float32]:
     return np.maximum(np.asarray(gate_T, np.float32), np.float32(leak))
 
 
+def evened_gate(gate_T: ArrayLike, evenness: float) -> NDArray[np.float32]:
+    """`gate * (T / sum(gate)) ** evenness`: how far responses weigh alike, whatever share of them is open (our choice).
+
+    A loss that is a mean over a response's tokens gives a response with few open tokens little weight; with 1 its
+    gate has mean 1, as an ungated response's has, with 0 it stays as it is. (T,), float32; a closed gate stays closed.
+    Raises ValueError unless `evenness` lies in [0, 1].
+    """
+    if not 0 <= evenness <= 1:
+        raise ValueError(f"evenness is {evenness}; it must lie in [0, 1]")
+    gate = np.asarray(gate_T, np.float32)
+    total = float(gate.sum())
+    return gate * np.float32((len(gate) / total) ** evenness) if total else gate
+
+
 def soft_weights(mask_T: ArrayLike, *, half_life: float = 2.0) -> NDArray[np.float32]:
     """Eq. 9: `2^(-d / half_life)`, `d` tokens from the nearest marked one; below 1/256 the weight is 0.
 

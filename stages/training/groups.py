@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from stages.core.advantages import group_advantages, overlong_penalty
-from stages.core.masks import gate_weights, leaky_gate
+from stages.core.masks import evened_gate, gate_weights, leaky_gate
 from stages.core.objectives import has_critic
 from stages.core.token_credit import answer_gap_advantages, entropy_gates, perception_gate
 from stages.core.values import CriticSettings, gae, whiten
@@ -89,7 +89,7 @@ def _pairs(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], M
 
 
 def _trajectory(row: Mapping[str, Any], advantage: float, train: TrainSection) -> Trajectory:
-    gate_T = leaky_gate(_gate(row, train), train.leak).tolist()
+    gate_T = _weighed(_gate(row, train), train)
     if train.advantage != "answer_gap":
         return Trajectory(row, advantage, gate_T)
     advantages_T = answer_gap_advantages(advantage, row["answer_gaps"], weight=train.answer_gap_weight)
@@ -104,6 +104,10 @@ def _gate(row: Mapping[str, Any], train: TrainSection) -> NDArray[np.float32]:
     return gate_weights(row["mask"], "none" if is_free or gate == "entropy" else gate, half_life=train.half_life)
 
 
+def _weighed(gate_T: NDArray[np.float32], train: TrainSection) -> list[float]:
+    return evened_gate(leaky_gate(gate_T, train.leak), train.evenness).tolist()
+
+
 def with_batch_gates(groups: Sequence[Sequence[Trajectory]], train: TrainSection) -> list[list[Trajectory]]:
     """All groups of one optimizer step, whatever process works on them, with the gate that is told from them together.
 
@@ -112,7 +116,7 @@ def with_batch_gates(groups: Sequence[Sequence[Trajectory]], train: TrainSection
     if train.gate != "entropy":
         return [list(group) for group in groups]
     gates = iter(entropy_gates([t.row["entropies"] for group in groups for t in group]))
-    return [[replace(t, gate_T=leaky_gate(next(gates), train.leak).tolist()) for t in group] for group in groups]
+    return [[replace(t, gate_T=_weighed(next(gates), train)) for t in group] for group in groups]
 
 
 def advantages_of(

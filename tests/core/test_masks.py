@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.core.masks import gate_weights, leaky_gate, soft_weights, step_ids, step_mask
+from stages.core.masks import evened_gate, gate_weights, leaky_gate, soft_weights, step_ids, step_mask
 
 
 def test_soft_weights_halve_every_half_life_on_both_sides():
@@ -111,3 +111,15 @@ def test_unknown_step_ends_and_unequal_lengths_are_refused():
         step_ids(["a"], "paragraph")
     with pytest.raises(ValueError, match=r"mask of shape \(1,\), step ids of shape \(2,\)"):
         step_mask([True], [0, 1])
+
+
+def test_an_evened_gate_has_the_mean_of_an_ungated_response():
+    assert evened_gate([0, 1, 0, 0], 1.0).tolist() == [0, 4, 0, 0]
+    assert evened_gate([0, 1, 0, 0], 0.5).tolist() == [0, 2, 0, 0]
+    assert evened_gate([0, 0.5, 0.25, 0.25], 1.0).tolist() == [0, 2, 1, 1]
+    assert evened_gate([0, 1, 0, 0], 0.0).tolist() == [0, 1, 0, 0]
+    assert evened_gate([1, 1], 1.0).tolist() == [1, 1]
+    assert evened_gate([0, 0], 1.0).tolist() == [0, 0]
+    assert evened_gate([], 1.0).tolist() == []
+    with pytest.raises(ValueError, match=r"evenness is 1.5; it must lie in \[0, 1\]"):
+        evened_gate([1], 1.5)

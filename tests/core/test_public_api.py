@@ -18,6 +18,7 @@ API = {
     "edit_cost",
     "edit_script",
     "entropy_gates",
+    "evened_gate",
     "gae",
     "gate_weights",
     "group_advantages",

@@ -73,6 +73,12 @@ def test_what_a_gate_leaves_out_keeps_the_leak():
     assert gates("soft", 0.0) == [list(trajectory.gate_T) for trajectory in group(GROUP, "soft", of="all")]
 
 
+def test_an_evened_pair_weighs_as_much_as_an_ungated_response():
+    section = TrainSection(gate="difference", group="all", evenness=1.0)
+    found = [trajectory.gate_T for trajectory in optimization_group(GROUP, section, ROLLOUT)]
+    assert found == [[1] * 3, [0, 4, 0, 0], [0, 3, 0], [1] * 2]
+
+
 @pytest.mark.parametrize("gate", ["difference", "soft"])
 def test_an_error_kept_without_repair_has_gate_one(gate):
     found = group([CORRECT, ERROR, REPAIR, UNGATED], gate)
