@@ -1,4 +1,5 @@
-# make all     the pipeline on an embedded example (RECIPE=digits or long_digits), then its result table
+# make all     the pipeline on an embedded example (RECIPE=digits or long_digits), then its result table, and a page
+#              that shows it, $(RUN)/report.html
 # make ablate  the recipe's variants, compared, in runs/<recipe>-ablation; takes the same variables
 # make study   difference feedback beside its rivals at equal cost, each tuned, in runs/<recipe>-study; the same variables, and
 #              VARIANTS="grpo difference" for those alone
@@ -43,7 +44,7 @@ TIME ?= 60
 WORKERS ?= 2
 # Arrays in, arrays out; recipes, messages, columns, pages.
 PURE := tests/core $(addprefix tests/,test_recipe.py untrusted test_source_code.py test_readme.py \
-  artifacts/test_columns.py scoring/test_word_difference.py audit/test_agreement.py training/test_metrics.py)
+  artifacts/test_columns.py artifacts/test_word_difference.py audit/test_agreement.py training/test_metrics.py)
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -148,13 +149,16 @@ $(foreach goal,$(or $(MAKECMDGOALS),all),$(if $(told/$(goal)),$(info $(told/$(go
 
 .PHONY: all ablate study help quick test test-slow test-vllm test-faults lint check lock bench test-gpu soak fuzz clean again refuse
 
-all: $(RUN)/summary.parquet
+all: $(RUN)/report.html
 
 refuse:
 	@echo $(call quoted,make: $(REFUSAL)) >&2; exit 1
 
 $(RUN)/summary.parquet: $(call to_do,$(RUN)) | $(STEPS:%=%/manifest.json)
 	$(BIN)/df $(SUMMARIZE)
+
+$(RUN)/report.html: $(call to_do,$(RUN)) | $(RUN)/summary.parquet
+	$(BIN)/df report $(RUN)
 
 define rule
 $(1)/manifest.json: $(call to_do,$(1)) | $(READY) $(patsubst %,%/manifest.json,$(before/$(1)))

@@ -54,6 +54,10 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "df ablate --recipe digits --train data/digits/problems_train.parquet --test data/digits/problems_test.parquet "
         "--repair-set data/digits/repair_set.parquet --base data/digits/base --out runs/digits-ablation",
     ),
+    "report": (
+        "df report runs/digits",
+        "df report runs/digits runs/mine --out compared.html",
+    ),
     "recipe list": ("df recipe list",),
     "recipe show": (
         "df recipe show digits --set rollout.temperature=1",

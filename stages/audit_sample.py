@@ -18,13 +18,13 @@ from stages.artifacts.overlay import PairView, overlay_page
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.step import Step
+from stages.artifacts.word_difference import difference_text, marked_words
 from stages.artifacts.writing import writing
 from stages.audit.auditor import MEANINGS
 from stages.audit.episodes import CLEAN, Audit, AuditedRepair, read_audit
 from stages.declared import episodes_read
 from stages.errors import DataError
 from stages.runtime import processes
-from stages.scoring.word_difference import difference_text, marked_words
 from stages.seeds import Purpose, derive_seed
 from stages.untrusted.printable import counted
 

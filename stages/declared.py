@@ -30,14 +30,14 @@ def declare_repair_sheet(recipe: Recipe, problems: Path, policy: Path, count: in
         rollout=SAMPLING_FIELDS,
         repair_set={"samples_per_problem", "errors_per_problem"},
     )
-    inputs = {"problems": _table(problems, PROBLEMS), "policy": Input(policy, WEIGHTS)}
+    inputs = {"problems": table_input(problems, PROBLEMS), "policy": Input(policy, WEIGHTS)}
     return Plan("repair-set sheet", sections | {"count": count}, recipe.seed, inputs)
 
 
 def declare_repair_set(recipe: Recipe, sheet: Path, annotated: Path, policy: Path) -> Plan:
     sections = recipe.subset("reward", repair_set={"max_edit_cost"}, sft={"heldout_share"})
     policy_read = Input(policy, WEIGHTS)
-    inputs: Inputs = {"sheet": _table(sheet, ERRORS), "annotated": annotated, "policy": policy_read}
+    inputs: Inputs = {"sheet": table_input(sheet, ERRORS), "annotated": annotated, "policy": policy_read}
     return Plan("repair-set read", sections, recipe.seed, inputs)
 
 
@@ -50,7 +50,7 @@ def declare_sft_repair(recipe: Recipe, repair_set: Path, model: Path, prompt: Pr
         sections = recipe.subset(
             "model", "prompt", "reward", "audit", "sft", "trainer", engine=batches, rollout=SAMPLING_FIELDS
         )
-    inputs = {"repair_set": _table(repair_set, REPAIR_SET), "model": Input(model, WEIGHTS)}
+    inputs = {"repair_set": table_input(repair_set, REPAIR_SET), "model": Input(model, WEIGHTS)}
     return Plan("sft-repair", sections, recipe.seed, inputs)
 
 
@@ -71,18 +71,18 @@ def declare_rl_repair(
         **marks,
     )
     inputs = {
-        "problems": _table(problems, PROBLEMS),
+        "problems": table_input(problems, PROBLEMS),
         "policy": Input(policy, WEIGHTS),
         "repair_model": Input(repair_model, WEIGHTS + _critic(recipe.repair_rl.objective.algorithm)),
     }
     if repair_set is not None:
-        inputs["repair_set"] = _table(repair_set, REPAIR_SET)
+        inputs["repair_set"] = table_input(repair_set, REPAIR_SET)
     return Plan("rl-repair", sections, recipe.seed, inputs)
 
 
 def declare_rollout(recipe: Recipe, problems: Path, policy: Path) -> Plan:
     sections = recipe.subset("model", "engine", "prompt", "reward", "rollout")
-    inputs = {"problems": _table(problems, PROBLEMS), "policy": Input(policy, WEIGHTS)}
+    inputs = {"problems": table_input(problems, PROBLEMS), "policy": Input(policy, WEIGHTS)}
     return Plan("rollout", sections, recipe.seed, inputs)
 
 
@@ -96,13 +96,13 @@ def declare_build_masks(recipe: Recipe, repair_model: Path | None, policy: Path,
         sections |= {"scores": recipe.train.scores}
     if recipe.train.gate == "perception":
         sections |= recipe.subset(repair_rl={"blank"})
-    inputs = {name: _table(path, specs[name]) for name, path in data.items()}
+    inputs = {name: table_input(path, specs[name]) for name, path in data.items()}
     inputs |= {} if repair_model is None else {"repair_model": Input(repair_model, WEIGHTS)}
     return Plan("build-masks", sections, recipe.seed, inputs | {"policy": Input(policy, WEIGHTS)})
 
 
 def declare_realigned_pairs(recipe: Recipe, pairs: Path) -> Plan:
-    return Plan("build-masks", recipe.subset(masks=MASK_OPTIONS), recipe.seed, {"pairs": _table(pairs, GROUPS)})
+    return Plan("build-masks", recipe.subset(masks=MASK_OPTIONS), recipe.seed, {"pairs": table_input(pairs, GROUPS)})
 
 
 def declare_train_policy(
@@ -118,8 +118,8 @@ def declare_train_policy(
     optimizer = () if recipe.trainer.lora is not None else ("optimizer.safetensors",)
     prm = ("prm/*",) if recipe.train.advantage == "prime" else ()
     inputs = {
-        "groups": _table(groups, GROUPS),
-        "problems": Input(problems, _table(problems, PROBLEMS).reads + _table(problems, PREFERENCES).reads),
+        "groups": table_input(groups, GROUPS),
+        "problems": Input(problems, table_input(problems, PROBLEMS).reads + table_input(problems, PREFERENCES).reads),
         "policy": Input(policy, WEIGHTS + optimizer + prm + _critic(recipe.train.objective.algorithm)),
     }
     return Plan("train-policy", sections | budget, recipe.seed, inputs)
@@ -129,7 +129,7 @@ def declare_evaluate(recipe: Recipe, problems: Path, model: Path) -> Plan:
     sections = recipe.subset(
         "model", "engine", "prompt", "reward", "evaluate", rollout=SAMPLING_FIELDS, repair_rl={"blank"}
     )
-    inputs = {"problems": _table(problems, PROBLEMS), "model": Input(model, WEIGHTS)}
+    inputs = {"problems": table_input(problems, PROBLEMS), "model": Input(model, WEIGHTS)}
     return Plan("evaluate", sections, recipe.seed, inputs)
 
 
@@ -158,7 +158,7 @@ _DECLARED: Mapping[str, Callable[..., Plan]] = {
 
 def episodes_read(episodes: Path) -> Input:
     """What an audit reads of `df rl-repair`'s output."""
-    return _table(episodes, EPISODES)
+    return table_input(episodes, EPISODES)
 
 
 def _without(sections: dict[str, Any], section: str, off: set[str]) -> dict[str, Any]:
@@ -166,7 +166,8 @@ def _without(sections: dict[str, Any], section: str, off: set[str]) -> dict[str,
     return sections | {section: {name: value for name, value in sections[section].items() if name not in off}}
 
 
-def _table(path: Path, spec: TableSpec) -> Input:
+def table_input(path: Path, spec: TableSpec) -> Input:
+    """A file of this artifact, or a folder of which its files are read."""
     return Input(path, (f"{spec.name}-*.parquet", f"{spec.name}.parquet"))
 
 

@@ -28,6 +28,8 @@ from stages.run_folder import (
 )
 from stages.training.heldout import summarize_samples
 
+Scores = list[dict[str, Any]]
+
 
 def summarize_run(run: Path, rounds: int) -> list[Measure]:
     """Read the folders that `make all` writes, write `summary.parquet` beside them, return its rows.
@@ -41,9 +43,9 @@ def summarize_run(run: Path, rounds: int) -> list[Measure]:
     threshold = read_manifest(run / BASE)["recipe"]["reward"]["threshold"]
     measures = [
         *(_repair_training(run / SFT, run / RL, threshold) if repair_steps(run) else []),
-        *(measure for number, folder in enumerate(folders, 1) for measure in _round(number, folder)),
+        *(measure for number, folder in enumerate(folders, 1) for measure in measure_round(number, folder)),
         *_policies(run / BASE, final_scores(run, rounds), threshold),
-        *_costs(all_steps(run, rounds)),
+        *measure_costs(all_steps(run, rounds)),
     ]
     write_rows(run / SUMMARY_FILE, SUMMARY, [measure._asdict() for measure in measures])
     note_summary(run, rounds)
@@ -52,18 +54,19 @@ def summarize_run(run: Path, rounds: int) -> list[Measure]:
 
 def _repair_training(sft: Path, rl: Path, threshold: float) -> list[Measure]:
     return [
-        *_repair_model("repair model after SFT", sft, threshold),
-        *_repair_model("repair model after RL", rl, threshold),
-        *_gates(rl),
+        *measure_repair_model("repair model after SFT", sft, threshold),
+        *measure_repair_model("repair model after RL", rl, threshold),
+        *measure_gates(rl),
     ]
 
 
-def _repair_model(section: str, folder: Path, threshold: float) -> list[Measure]:
+def measure_repair_model(section: str, folder: Path, threshold: float) -> list[Measure]:
+    """Acc@k and edit cost of its held-out repairs."""
     read_manifest(folder)
     return summarize_samples(section, iterate_rows(folder / f"{SAMPLES.name}.parquet", SAMPLES), threshold)
 
 
-def _gates(folder: Path) -> list[Measure]:
+def measure_gates(folder: Path) -> list[Measure]:
     """Hit rates of C1 and of the auditor in repair RL: the auditor's over right repairs, overall and per category."""
     counts = Counter(read_manifest(folder)["counts"])
     audited, with_c1 = counts["repairs_audited"], counts["errors"] - counts["errors_without_c1"]
@@ -79,7 +82,8 @@ def _gates(folder: Path) -> list[Measure]:
     ]
 
 
-def _round(number: int, folder: Path) -> list[Measure]:
+def measure_round(number: int, folder: Path) -> list[Measure]:
+    """Shares of one round, its rollouts and masks complete."""
     section = f"round {number}"
     rollout, masks = read_manifest(folder / ROLLOUT), read_manifest(folder / MASKS)
     counts = Counter(masks["counts"])
@@ -93,24 +97,31 @@ def _round(number: int, folder: Path) -> list[Measure]:
 
 
 def _policies(base: Path, final: Path, threshold: float) -> list[Measure]:
-    scores = [_scores(folder) for folder in (base, final)]
-    measures = [
-        *summarize_scores("base policy", scores[0], threshold),
-        *summarize_scores("final policy", scores[1], threshold),
+    before, after = read_scores(base), read_scores(final)
+    return [
+        *summarize_scores("base policy", before, threshold),
+        *summarize_scores("final policy", after, threshold),
+        *measure_gains(before, after, threshold),
     ]
+
+
+def measure_gains(before: Scores, after: Scores, threshold: float) -> list[Measure]:
+    """Of two policies' rows of `scores`: sampled and greedy accuracy, paired by problem."""
+    measures = []
     for mode in ("sampled", "greedy"):
-        before, after = (correct_by_problem(rows, mode, threshold) for rows in scores)
-        gains = [_mean(after[problem]) - _mean(before[problem]) for problem in before if problem in after]
+        base, final = (correct_by_problem(rows, mode, threshold) for rows in (before, after))
+        gains = [_mean(final[problem]) - _mean(base[problem]) for problem in base if problem in final]
         measures.append(mean_over_problems("gain, final over base", f"{mode} accuracy", gains))
     return measures
 
 
-def _scores(folder: Path) -> list[dict[str, Any]]:
+def read_scores(folder: Path) -> Scores:
+    """Rows of `scores` of a complete evaluation."""
     read_manifest(folder)
     return list(iterate_rows(folder, SCORES))
 
 
-def _costs(folders: Sequence[Path]) -> list[Measure]:
+def measure_costs(folders: Sequence[Path]) -> list[Measure]:
     """Device-seconds by stage, rounds added up (eq. 29); every evaluation is `evaluate`'s."""
     seconds: dict[str, float] = defaultdict(float)
     for folder in folders:

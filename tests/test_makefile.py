@@ -89,6 +89,7 @@ def written(tmp_path_factory) -> Path:
     for command in commands(run).values():
         write_step(command)
     (run / "summary.parquet").touch()
+    (run / "report.html").touch()
     note_summary(run, 2)
     return run
 
@@ -165,6 +166,16 @@ def test_a_summary_of_other_rounds_is_made_again(complete):
     note_summary(complete, 1)
     assert "df " not in make(complete, "ROUNDS=1").stdout
     assert f"df summarize {complete} --rounds 2" in make(complete).stdout
+
+
+def test_a_page_follows_its_summary_and_is_written_where_there_is_none(complete):
+    (complete / "report.html").unlink()
+    assert make(complete).stdout.splitlines() == [f".venv/bin/df report {complete}"]
+    (complete / "report.html").touch()
+    (complete / "summary.json").unlink()
+    assert make(complete).stdout.splitlines()[-2:] == [
+        f".venv/bin/df summarize {complete} --rounds 2", f".venv/bin/df report {complete}",
+    ]  # fmt: skip
 
 
 ROUND_1, ROUND_2 = ORDER[2:5], ORDER[5:8]

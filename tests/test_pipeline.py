@@ -33,6 +33,7 @@ from stages.audit_agreement import AuditAgreement
 from stages.audit_sample import TO_LABEL, AuditSample
 from stages.evaluate import Evaluate
 from stages.model.loading import load_model
+from stages.pages.page import MEGABYTE, report_page
 from stages.recipe import load_recipe
 from stages.s1_sft_repair import SftRepair
 from stages.s2_rl_repair import RlRepair
@@ -266,6 +267,13 @@ def test_the_first_optimizer_step_starts_from_ratio_one(run):
         assert metrics[1, f"ratio_max/{role}"] == pytest.approx(1, abs=1e-3)
         assert 0 < metrics[1, f"gate_density/{role}"] < 0.5
     assert metrics[1, "grad_norm"] > 0
+
+
+def test_the_page_shows_every_repair_with_its_tokens_and_pictures(run):
+    found = report_page([run.folder], 5 * MEGABYTE)
+    assert found.count("<article") == len(run.rows("round-1/build-masks", REPAIRS))
+    assert "differences by word" not in found
+    assert "without questions and pictures" not in found
 
 
 def test_the_summary_reports_the_gain_that_the_scores_show(run):

@@ -288,7 +288,7 @@ def test_hit_rates_are_over_what_was_audited(recipe_of, script, server, tmp_path
     rows = list(iterate_rows(tmp_path / "out" / "episodes.parquet", EPISODES))
     audited = [row for row in rows if row["reward"] == 1 and row["gate_audit"] is not None]
     flagged = [row for row in audited if not row["gate_audit"]]
-    measures = {measure.measure: measure for measure in summary._gates(tmp_path / "out")}
+    measures = {measure.measure: measure for measure in summary.measure_gates(tmp_path / "out")}
     assert 0 < len(flagged) < len(audited) < sum(row["reward"] == 1 for row in rows) < len(rows)
     for name in ("audit hit rate", "audit hit rate, answer_pasted"):
         assert (measures[name].value, measures[name].n) == (len(flagged) / len(audited), len(audited))

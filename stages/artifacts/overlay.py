@@ -61,15 +61,15 @@ def overlay_page(
 
     `notes` are paragraphs at its top.
     """
-    head = [f"<p>{_text(note)}</p>" for note in notes]
+    head = [f"<p>{text_html(note)}</p>" for note in notes]
     body = "\n".join([*head, *(_article(pair, large_pictures) for pair in pairs)])
     return (
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{_text(title)}</title>"
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{text_html(title)}</title>"
         f"<style>{_STYLE}{_LARGE if large_pictures else _SMALL}</style><body>\n{body}\n</body></html>\n"
     )
 
 
-def _text(text: str) -> str:
+def text_html(text: str) -> str:
     """Neither markup nor control characters."""
     return escape(told(text))
 
@@ -77,28 +77,30 @@ def _text(text: str) -> str:
 def _article(pair: PairView, large_pictures: bool) -> str:
     pictures = _large_pictures(pair) if large_pictures else _pictures(pair)
     images = "".join(f"<img alt='' src='data:image/png;base64,{_png(image)}'>" for image in pictures)
-    name = "" if pair.name is None else f"<p><i>{_text(pair.name)}</i></p>"
+    name = "" if pair.name is None else f"<p><i>{text_html(pair.name)}</i></p>"
     return (
-        f"<article>{name}{images}<p>{_text(pair.question)} <i>({_text(pair.answer)})</i></p>"
-        f"<p class='error'><b>error</b>{_tokens(pair.error)}</p>"
-        f"<p class='repair'><b>repair</b>{_tokens(pair.repair)}</p></article>"
+        f"<article>{name}{images}<p>{text_html(pair.question)} <i>({text_html(pair.answer)})</i></p>"
+        f"<p class='error'><b>error</b>{tokens_html(pair.error)}</p>"
+        f"<p class='repair'><b>repair</b>{tokens_html(pair.repair)}</p></article>"
     )
 
 
-def _tokens(tokens: Sequence[MarkedToken]) -> str:
-    return "".join(f"<mark>{_text(t.text)}</mark>" if t.marked else _text(t.text) for t in tokens)
+def tokens_html(tokens: Sequence[MarkedToken]) -> str:
+    """The tokens one behind the other, the marked ones in `mark`."""
+    return "".join(f"<mark>{text_html(t.text)}</mark>" if t.marked else text_html(t.text) for t in tokens)
 
 
 def _pictures(pair: PairView) -> list[Image.Image]:
     """Its images, and its frames no larger than the page needs: a video has many."""
-    return [*pair.images, *(_within(_FRAME, frame) for frame in pair.frames)]
+    return [*pair.images, *(within(_FRAME, frame) for frame in pair.frames)]
 
 
 def _large_pictures(pair: PairView) -> list[Image.Image]:
-    return [_within(_LARGE_PICTURE, picture) for picture in (*pair.images, *pair.frames)]
+    return [within(_LARGE_PICTURE, picture) for picture in (*pair.images, *pair.frames)]
 
 
-def _within(size: tuple[int, int], picture: Image.Image) -> Image.Image:
+def within(size: tuple[int, int], picture: Image.Image) -> Image.Image:
+    """The picture, no wider and no higher than this."""
     smaller = picture.copy()
     smaller.thumbnail(size)
     return smaller

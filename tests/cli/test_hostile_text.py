@@ -13,23 +13,14 @@ from PIL import Image
 from workspace import PAIR, PROBLEM
 
 import forked
+from hostile_text import CONTROLS, HOSTILE, MARKUP, SHOWN, assert_plain
 from scripted_server import completion, refusal, serving
 from stages.artifacts.columns import EPISODES, PREFERENCES, PROBLEMS
 from stages.artifacts.step import Plan, Step
 from stages.artifacts.store import write_rows
 
 DIGITS = ("--recipe", "digits")
-CONTROLS = "\x1b]0;owned\x07\x1b[2J\u202e\x9b31m"
-SHOWN = r"\x1b]0;owned\x07\x1b[2J\u202e\x9b31m"
-MARKUP = "[red]x[/red] [/bold] <script>x</script></p></mark><img src=x onerror=x> \" onerror=x ' onerror=x "
-HOSTILE = MARKUP + CONTROLS
 KEY = "sk-never-to-be-seen-0123456789"
-
-
-def assert_plain(*texts):
-    """Nothing that a terminal obeys, or that hides or reorders letters."""
-    for text in texts:
-        assert not {letter for letter in text if not letter.isprintable()} - {"\n"}
 
 
 def usage(text):

@@ -5,7 +5,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.scoring.word_difference import difference_text, marked_words
+from stages.artifacts.word_difference import difference_text, marked_words
 
 TEXTS = st.text(alphabet="ab 12.+\n", max_size=30)
 

@@ -1,0 +1,68 @@
+"""`df report`: runs and studies as one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from stages.artifacts.overlay import text_html
+from stages.errors import DataError
+from stages.pages.gallery import gallery
+from stages.pages.run_part import RunResult, runs_part
+from stages.pages.state import read_state
+from stages.pages.study_part import is_study, study_part
+
+PAGE = "report.html"
+MEGABYTE = 10**6
+
+
+def report_page(folders: Sequence[Path], size: int) -> str:
+    """The page of these runs and studies; the gallery takes what is left of `size` bytes of UTF-8.
+
+    Raises:
+        DataError: a folder is neither a run nor a study, or a file in it cannot be read.
+    """
+    names = _names(folders)
+    runs, studies = [], []
+    for name, folder in zip(names, folders, strict=True):
+        state = read_state(folder)
+        if state is not None:
+            runs.append(RunResult(name, state))
+        if is_study(folder):
+            studies.append(study_part(name, folder))
+        elif state is None:
+            raise DataError(f"{folder}: no run of make all and no study of df ablate in it; give the folder of one")
+    head, foot = (
+        _head(f"Difference feedback: {', '.join(names)}"),
+        f"<script>{_file('page.js')}</script></body></html>\n",
+    )
+    body = (runs_part(runs) if runs else "") + "".join(studies)
+    rest = len((head + body + foot).encode())
+    return head + body + gallery([run.state for run in runs], [run.name for run in runs], size - rest) + foot
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The last part of each path, or all of it where two would be called the same."""
+    last = [os.path.basename(os.path.abspath(folder)) for folder in folders]
+    return last if len(set(last)) == len(last) else [str(folder) for folder in folders]
+
+
+def _head(title: str) -> str:
+    """Nothing is loaded from anywhere, and no script runs but the page's own."""
+    digest = base64.b64encode(hashlib.sha256(_file("page.js").encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" '
+        f'content="{policy}"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{text_html(title)}</title><style>{_file('page.css')}</style>"
+        "<noscript><style>.chart[hidden] { display: block !important; }</style></noscript></head><body>"
+        f"<h1>{text_html(title)}</h1>\n"
+    )
+
+
+def _file(name: str) -> str:
+    return resources.files("stages.pages").joinpath(name).read_text(encoding="utf-8")

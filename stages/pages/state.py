@@ -1,0 +1,92 @@
+"""How far a run has come: which of its steps are complete, and what they cost."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.artifacts.ledger import training_cost
+from stages.artifacts.manifests import read_manifest
+from stages.errors import ArtifactError
+from stages.run_folder import BASE, MASKS, RL, ROLLOUT, SFT, TRAIN
+
+Manifest = Mapping[str, Any]
+_ROUND, _SCORED = re.compile(r"round-([1-9]\d*)"), re.compile(r"evaluate-round-([1-9]\d*)")
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run of `make all`, complete or under way."""
+
+    folder: Path
+    rounds: int
+    """How many have begun."""
+    steps: Mapping[str, Manifest]
+    """Manifests of the complete steps by their place in the run, in pipeline order, evaluations last."""
+    missing: Mapping[str, str]
+    """The other steps of the rounds that have begun, and what is wrong with each."""
+
+    def of_round(self, number: int, step: str) -> Manifest | None:
+        """The manifest of a round's step, if it is complete."""
+        return self.steps.get(f"round-{number}/{step}")
+
+    def scored(self) -> dict[int, Path]:
+        """Folders of the complete evaluations by the round that they follow; 0 is the base policy."""
+        found = {0: self.folder / BASE} if BASE in self.steps else {}
+        return found | {number: self.folder / f"evaluate-round-{number}" for number in _numbers(_SCORED, self.steps)}
+
+    def cost_before(self, place: str) -> float:
+        """Device-seconds of the steps that come before this one, evaluations left out (eq. 29); of all before what is
+        none of them."""
+        names = [*_places(self.folder, self.rounds)]
+        before = names[: names.index(place)] if place in names else names
+        return sum(training_cost(self.steps[name]) for name in before if name in self.steps)
+
+    def cost_after(self, number: int) -> float:
+        """The same of all that led to the policy of a round; 0 of the base."""
+        return self.cost_before(f"round-{number + 1}/{ROLLOUT}") if number else 0.0
+
+    @property
+    def cost(self) -> float:
+        """The same of the whole run so far."""
+        return self.cost_after(self.rounds)
+
+
+def read_state(run: Path) -> RunState | None:
+    """The run in a folder; None where there is no step of one."""
+    names = [folder.name for folder in run.iterdir() if folder.is_dir()] if run.is_dir() else []
+    rounds = max(_numbers(_ROUND, names), default=0)
+    evaluations = [BASE, *(f"evaluate-round-{number}" for number in sorted(_numbers(_SCORED, names)))]
+    last = f"evaluate-round-{rounds}"
+    if rounds and last not in evaluations:
+        evaluations.append(last)
+    steps: dict[str, Manifest] = {}
+    missing: dict[str, str] = {}
+    for place in [*_places(run, rounds), *evaluations]:
+        try:
+            steps[place] = read_manifest(run / place)
+        except ArtifactError as error:
+            missing[place] = _told(run / place, error)
+    begun = rounds or not {SFT, RL, BASE}.isdisjoint(names)
+    return RunState(run, rounds, steps, missing) if begun else None
+
+
+def _places(run: Path, rounds: int) -> Iterator[str]:
+    """Steps that train, in pipeline order."""
+    if (run / SFT).is_dir() or (run / RL).is_dir():
+        yield from (SFT, RL)
+    for number in range(1, rounds + 1):
+        yield from (f"round-{number}/{step}" for step in (ROLLOUT, MASKS, TRAIN))
+
+
+def _told(folder: Path, error: ArtifactError) -> str:
+    if not folder.is_dir():
+        return "not begun"
+    return str(error).removeprefix(f"{folder}: ")
+
+
+def _numbers(pattern: re.Pattern[str], names: Any) -> list[int]:
+    return [int(found[1]) for name in names if (found := pattern.fullmatch(name))]

@@ -1,0 +1,368 @@
+"""The page that shows runs: its numbers are the files', it says what is missing, and texts stay texts."""
+
+import base64
+import hashlib
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from df_cli.main import main
+from hostile_text import HOSTILE, MARKUP, SHOWN, assert_plain
+from stages.artifacts.columns import ABLATION, CURVES
+from stages.artifacts.store import write_rows
+from stages.pages.chart import ticks
+from stages.pages.lines import LONGEST, Point, thinned
+from stages.pages.page import MEGABYTE, report_page
+from stages.study.curves import Point as StudyPoint
+from stages.study.curves import Run, rows_of
+from written_run import REPAIR, write_problems, write_run, write_scores
+
+
+class Page(HTMLParser):
+    """Tables by the words before them, articles by their heading, elements, and all text."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.source, self.elements, self.text, self.tables, self.articles = text, [], "", [], {}
+        self._row, self._cell, self._article, self._marks, self._open = [], None, None, [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, attributes))
+        self._open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self._row = []
+        elif tag in ("th", "td"):
+            self._cell = ""
+        elif tag == "article":
+            self._article = {"data": dict(attributes), "text": "", "marked": [], "title": ""}
+
+    def handle_endtag(self, tag):
+        self.elements.append((f"/{tag}", []))
+        self._open.pop()
+        if tag in ("th", "td"):
+            self._row.append(self._cell)
+            self._cell = None
+        elif tag == "tr":
+            self.tables[-1].append(self._row)
+        elif tag == "article":
+            self.articles[self._article["title"]] = self._article
+            self._article = None
+
+    def handle_data(self, data):
+        if "style" in self._open or "script" in self._open:
+            return
+        self.text += data
+        if self._cell is not None:
+            self._cell += data
+        if self._article is not None:
+            self._article["text"] += data
+            if "h3" in self._open:
+                self._article["title"] += data
+            if "mark" in self._open:
+                self._article["marked"].append(data)
+
+    def table(self, *head):
+        """The rows of the first table that begins so."""
+        return next(rows[1:] for rows in self.tables if tuple(rows[0][: len(head)]) == head)
+
+    def line(self, panel, label):
+        """The numbers of a line: round, device-seconds, value, low, high."""
+        place = self.source.index(f"<summary>Numbers: {panel}</summary>")
+        number = self.source[:place].count("<table")
+        return [tuple(row[1:]) for row in self.tables[number] if row[0] == label]
+
+
+def page(*folders, size=5 * MEGABYTE):
+    return Page(report_page(folders, size))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("written") / "run")
+
+
+@pytest.fixture(scope="module")
+def shown(run):
+    return page(run)
+
+
+def test_the_result_is_one_sentence_and_one_table(shown):
+    """1 of 4 problems right before, 3 after, in each mode; two rounds of 75 device-seconds."""
+    assert "After 2 rounds sampled accuracy" in shown.text
+    assert "from 0.250 to 0.750 (+0.500 [" in shown.text
+    assert "on 4 problems, for 150.0 device-seconds." in shown.text
+    rows = shown.table("policy", "sampled accuracy")
+    assert [row[0] for row in rows] == ["base policy", "final policy", "gain, paired by problem"]
+    assert [row[1][:6].strip(" [") for row in rows] == ["0.250", "0.750", "+0.500"]
+    assert {row[3] for row in rows} == {"4"}
+
+
+def test_lines_have_the_numbers_of_the_files(shown):
+    """Rounds are trained on when 35, then 110 device-seconds are spent; a round's training is 40, in two steps."""
+    accuracy = shown.line("Accuracy", "greedy")
+    assert [point[:3] for point in accuracy] == [("0", "0.0", "0.250"), ("2", "150.0", "0.750")]
+    assert accuracy[0][3:] == ("0.046", "0.699")  # Wilson's interval of 1 of 4
+    of_rounds = [("1", "35.0"), ("2", "110.0")]
+    for panel, label, value in (
+        ("Rollouts", "mean reward", "0.500"),  # of 0 and 1; a third is not scored
+        ("Rollouts", "correct rollouts", "0.333"),
+        ("p, rollouts that were repaired", "p, rollouts that triggered a repair (eq. 29)", "0.333"),
+        ("Feasible share", "errors with a selected repair", "1.000"),
+        ("Edit cost", "selected repairs", "0.125"),
+        ("Marked tokens", "marked tokens", "0.080"),
+    ):
+        assert [point[:3] for point in shown.line(panel, label)] == [(*place, value) for place in of_rounds], label
+    steps = [("0.5", "55.0", "0.500"), ("1", "75.0", "1.500"), ("1.5", "130.0", "1.000"), ("2", "150.0", "2.000")]
+    assert [point[:3] for point in shown.line("Entropy", "errors")] == steps
+    assert [point[:3] for point in shown.line("Gradient norm", "all rows")] == steps
+    assert [point[:3] for point in shown.line("Sampler mismatch", "all rows")] == steps
+
+
+def test_costs_and_what_was_dropped_are_the_manifests(shown):
+    assert shown.table("stage", "generate", "other", "score", "train", "all") == [
+        ["rollout", "20.0", "0.0", "", "", "20.0"],
+        ["build-masks", "40.0", "0.0", "10.0", "", "50.0"],
+        ["train-policy", "", "0.0", "", "80.0", "80.0"],
+        ["evaluate", "200.0", "0.0", "", "", "200.0"],
+    ]
+    steps = {row[0]: row[1:] for row in shown.table("step", "state")}
+    assert steps["round-1/build-masks"][:4] == ["complete", "12", "8", "unscored 4"]
+    assert steps["round-2/train-policy"][3] == "all correct 2"
+    assert "tokens marked 16" in steps["round-1/build-masks"][4]
+
+
+def test_the_measures_are_those_of_the_summary(run, shown):
+    """`df summarize` of the same folder."""
+    from stages.summary import summarize_run
+
+    manifest = run / "round-1" / "build-masks" / "manifest.json"
+    assert "repair_model" not in manifest.read_text()
+    measures = {f"{m.section}: {m.measure}": m for m in summarize_run(run, 2)}
+    rows = {row[0]: row[1] for row in shown.table("measure")}
+    assert rows.keys() == measures.keys()
+    for name, measure in measures.items():
+        digits = 1 if measure.section == "device-seconds" else 3
+        assert rows[name].startswith(f"{measure.value:.{digits}f}"), name
+
+
+def test_pairs_have_marks_on_both_sides_the_worst_first(shown):
+    titles = [*shown.articles]
+    assert len(titles) == 2 * 2 * 4
+    outcomes = [re.search("outcome(.*?)reward", shown.articles[title]["text"])[1] for title in titles]
+    assert outcomes == ["flagged"] * 2 + ["wrong"] * 4 + ["costlier"] * 2 + ["chosen"] * 8
+    chosen = shown.articles["round 1: p0, sample 0, repair 0"]
+    assert "How many?" in chosen["text"]
+    assert [text.strip() for text in chosen["marked"]] == ["4", "3"]  # the masks that the file has
+    assert f"repair {REPAIR}" in chosen["text"]
+    assert "edit cost0.125" in chosen["text"]
+    flagged = shown.articles["round 1: p1, sample 0, repair 1"]["text"]
+    assert "auditoranswer_pasted" in flagged
+    assert "evidenceseen" in flagged
+    assert shown.source.count("<use href='#p") == len(titles)
+    assert shown.source.count("<image id=") == 4  # a problem's picture is there once
+    assert "All 16 pairs" in shown.text
+
+
+def test_filters_are_labelled_lists_of_what_there_is(shown):
+    options = re.findall(r"<label>([^<]+) <select name='(\w+)'>(.*?)</select>", shown.source)
+    found = {name: re.findall(r"<option value='\d+'>([^<]+)</option>", of) for _, name, of in options}
+    assert found == {
+        "round": ["1 (8)", "2 (8)"],
+        "kind": ["difference (8)", "sum (8)"],
+        "outcome": ["chosen (8)", "costlier (2)", "flagged (2)", "wrong (4)"],
+        "category": ["answer_pasted (2)", "not flagged (14)"],
+    }
+
+
+def test_a_run_under_way_says_what_is_missing(tmp_path):
+    run = write_run(tmp_path / "run")
+    for step in ("round-2/train-policy", "evaluate-round-2"):
+        (run / step / "manifest.json").unlink()
+    found = page(run)
+    assert "The base policy has sampled accuracy 0.250" in found.text
+    assert "no trained policy is evaluated so far (110.0 device-seconds)" in found.text
+    assert "Still missing: round-2/train-policy, evaluate-round-2." in found.text
+    states = {row[0]: row[1] for row in found.table("step", "state")}
+    assert states["round-2/train-policy"].startswith("missing: no manifest.json")
+    assert states["round-2/build-masks"] == "complete"
+    assert [point[0] for point in found.line("Entropy", "errors")] == ["0.5", "1"]
+    assert len(found.articles) == 16
+
+
+def test_the_result_is_of_the_last_round_that_was_evaluated(tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / "evaluate-round-2" / "manifest.json").unlink()
+    write_scores(run / "evaluate-round-1", 2)
+    found = page(run)
+    assert "After 1 round sampled accuracy moved within its uncertainty from 0.250 to 0.500" in found.text
+    assert "on 4 problems, for 75.0 device-seconds. Still missing: evaluate-round-2." in found.text
+    assert [row[0] for row in found.table("policy")][1] == "policy after round 1"
+
+
+def test_a_run_that_has_just_begun_has_a_page(tmp_path):
+    (tmp_path / "run" / "1-sft-repair").mkdir(parents=True)
+    found = page(tmp_path / "run")
+    assert "Nothing is evaluated so far" in found.text
+    assert {row[0]: row[1] for row in found.table("step")}["2-rl-repair"] == "missing: not begun"
+
+
+def test_runs_stand_side_by_side(run, tmp_path):
+    other = write_run(tmp_path / "other", final=1)
+    found = page(run, other)
+    assert "run: After 2 rounds sampled accuracy" in found.text
+    assert "other: After 2 rounds sampled accuracy moved within its uncertainty from 0.250 to 0.250" in found.text
+    assert [line[2] for line in found.line("Accuracy", "other: greedy")] == ["0.250", "0.250"]
+    measures = {row[0]: row[1:] for row in found.table("measure", "run", "other")}
+    assert [cell[:5] for cell in measures["final policy: greedy accuracy"]] == ["0.750", "0.250"]
+    assert "<label>Run <select name='run'>" in found.source
+
+
+def test_without_tokenizer_and_problems_the_texts_differ_by_word(tmp_path, monkeypatch):
+    run = write_run(tmp_path / "run", rounds=1)
+    write_problems(tmp_path / "run-problems.parquet", 5)  # another file than the masks were built from
+    monkeypatch.setattr("stages.pages.pairs.open_codec", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr(Path, "is_dir", lambda path, real=Path.is_dir: path.name != "base" and real(path))
+    (run / "round-1" / "train-policy" / "manifest.json").unlink()
+    found = page(run)
+    assert "differences by word, since no tokenizer of the run is left" in found.text
+    assert "without questions and pictures" in found.text
+    assert found.articles["round 1: p0, sample 0, repair 0"]["marked"] == ["4", "3"]
+    assert "<image" not in found.source
+
+
+def test_nothing_is_loaded_and_no_other_script_runs(shown):
+    links = re.findall(r"""(?:src|href|action|srcset)=['"]?([^'" >]*)""", shown.source)
+    assert links
+    assert all(link.startswith(("#p", "data:image/png;base64,")) for link in links)
+    assert not re.search(r"url\(|@import|https?:", shown.source.replace("http-equiv", ""))
+    (script,) = re.findall(r"<script>(.*?)</script>", shown.source, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in shown.source
+
+
+def test_everything_to_look_at_or_to_use_has_a_name(shown):
+    elements = shown.elements
+    assert all(dict(at).get("aria-label") or dict(at).get("aria-hidden") for tag, at in elements if tag == "svg")
+    assert shown.source.count("<select") == shown.source.count("<label>")
+    ids = [dict(at)["id"] for _, at in elements if "id" in dict(at)]
+    assert len(ids) == len(set(ids))
+
+
+def test_texts_of_data_and_models_stay_texts(tmp_path):
+    plain, hostile = (
+        page(write_run(tmp_path / name, rounds=1, text=text)) for name, text in (("a", "x"), ("b", HOSTILE))
+    )
+    marks = {"mark", "/mark"}
+
+    def outline(found):
+        return [(tag, [name for name, _ in at]) for tag, at in found.elements if tag not in marks]
+
+    assert outline(hostile) == outline(plain)
+    assert all(at == [] for tag, at in hostile.elements if tag == "mark")
+    assert hostile.text.count(MARKUP) > 20
+    assert SHOWN in hostile.text
+    assert_plain(hostile.text)
+    assert "onerror=x" not in re.sub("<script>.*</script>", "", "".join(re.findall(r"<[^>]*>", hostile.source)))
+
+
+def test_names_of_folders_stay_texts(tmp_path):
+    name = "<b onclick=x>'\"\x1b[2J"
+    found = page(write_run(tmp_path / name, rounds=1), write_run(tmp_path / "other", rounds=1))
+    assert "b" not in {tag for tag, at in found.elements if at and tag == "b"}
+    assert "<b onclick=x>'\"\\x1b[2J: After 1 round" in found.text
+    assert_plain(found.text)
+
+
+def test_a_page_is_no_larger_than_asked_and_says_what_it_leaves_out(tmp_path):
+    run = write_run(tmp_path / "run", rounds=1, count=60, side=72)  # noise: each picture some 15 kB
+    whole = report_page([run], 5 * MEGABYTE)
+    small = report_page([run], MEGABYTE)
+    assert MEGABYTE < len(whole.encode()) < 5 * MEGABYTE
+    assert MEGABYTE * 0.9 < len(small.encode()) <= MEGABYTE
+    shown, of, left = re.search(r"(\d+) of (\d+) pairs.*?(\d+) are left out", Page(small).text).groups()
+    assert (int(of), int(shown) + int(left), int(shown)) == (120, 120, len(Page(small).articles))
+    outcomes = {dict(article["data"])["data-outcome"] for article in Page(small).articles.values()}
+    assert len(outcomes) == 4  # each has some
+
+
+def test_few_pairs_of_many_are_read(tmp_path, monkeypatch):
+    """Row groups in which none is wanted among them."""
+    monkeypatch.setattr("stages.pages.pairs.MOST", 2)
+    found = page(write_run(tmp_path / "run", rounds=1, count=200))
+    assert "2 of 400 pairs" in found.text
+    assert [*found.articles] == ["round 1: p1, sample 0, repair 1", "round 1: p0, sample 0, repair 1"]
+
+
+def test_a_study_is_a_line_a_variant(tmp_path):
+    """Two seeds of grpo, right on a half and on all after 100 device-seconds: their mean is 0.75, and half its
+    difference the standard error."""
+
+    def run(variant, seed, end):
+        points = [StudyPoint(float(n), 100.0 * n, 10.0 * n, {"sampled": np.array(v), "greedy": np.array(v)})
+                  for n, v in ((0, [0.0, 0.0]), (1, end))]  # fmt: skip
+        return Run(variant, seed, "test", key=f"{variant}{seed}", points=points)
+
+    study = tmp_path / "study"
+    study.mkdir()
+    runs = [run("grpo", 0, [1.0, 0.0]), run("grpo", 1, [1.0, 1.0]), run(MARKUP, 0, [1.0, 1.0])]
+    write_rows(study / "curves.parquet", CURVES, rows_of(runs))
+    under_way = page(study)
+    assert "Under way: 3 runs on test problems" in under_way.text
+    last = under_way.line("Sampled accuracy, test", "grpo (n = 2)")[-1]
+    assert last == ("1", "100.0", "0.750", "0.500", "1.000")
+    row = {"variant": "grpo", "seed": None, "measure": "sampled accuracy", "value": 0.75, "low": 0.5, "high": 1.0,
+           "n": 2, "note": None}  # fmt: skip
+    failed = row | {"variant": "difference", "seed": 3, "measure": "failed", "value": 1.0, "low": None, "note": MARKUP}
+    write_rows(study / "ablation.parquet", ABLATION, [row, failed])
+    done = page(study)
+    assert "Sampled accuracy on test problems, best first: grpo 0.750. 1 runs failed." in done.text
+    assert done.table("variant") == [["grpo", "0.750 [0.500, 1.000]"]]
+    assert done.table("failed variant") == [["difference", "3", MARKUP]]
+    assert f"{MARKUP} (n = 1)" in done.text
+
+
+def test_the_command_writes_the_page_and_says_where(run, tmp_path, monkeypatch, capsys):
+    def df(*arguments):
+        monkeypatch.setattr("sys.argv", ["df", "report", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+        return exit_info.value.code, capsys.readouterr()
+
+    code, told = df(run, "--out", tmp_path / "page.html")
+    assert (code, told.out) == (0, f"written to {tmp_path / 'page.html'}\n")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    code, told = df(run, run)
+    assert (code, told.err) == (1, "error: 2 folders: give the file with --out\n")
+    code, told = df(tmp_path)
+    assert code == 1
+    assert f"{tmp_path}: no run of make all and no study of df ablate in it" in told.err
+
+
+def test_long_lines_keep_their_ends():
+    points = [Point(n, n, n) for n in range(1, 10 * LONGEST + 4)]
+    kept = thinned(points)
+    assert LONGEST * 0.9 < len(kept) <= LONGEST
+    assert kept[-1] == points[-1]
+    assert list(kept) == sorted(kept)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (0.55, 0.86, [0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85]),
+        (-3, 12, [0, 5, 10]),
+        (0, 1e-7, None),
+    ],
+)
+def test_ticks_are_round_numbers_in_between(low, high, expected):
+    found = ticks(low, high)
+    assert expected is None or found == expected
+    assert 3 <= len(found) <= 7
+    assert all(low <= tick <= high for tick in found)
