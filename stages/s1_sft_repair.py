@@ -163,8 +163,7 @@ class SftRepair:
     def _row(self, repairer: Repairer, problem: Problem, response: str | None, with_reference: bool) -> TrainingRow:
         codec = repairer.engine.codec
         if self.prompt == "policy":
-            style = self.recipe.prompt
-            prompt = policy_prompt(codec.processor, style, problem.question, problem.images, problem.video)
+            prompt = policy_prompt(codec.processor, self.recipe.prompt, problem)
         else:
             prompt = repairer.prompt(annotated_draft(codec, problem, response), with_reference=with_reference)
         return TrainingRow(encode_prompt(codec, prompt), with_end(codec, problem.extra["repair"]), "repair")

@@ -275,9 +275,7 @@ class GroupSource:
 
     def _rows(self, group: Sequence[Trajectory]) -> list[TrainingRow]:
         problem = self.problems[group[0].row["problem_id"]]
-        style = self.recipe.prompt
-        prompt = policy_prompt(self.vlm.processor, style, problem.question, problem.images, problem.video)
-        encoded = encode_prompt(self.vlm, prompt)
+        encoded = encode_prompt(self.vlm, policy_prompt(self.vlm.processor, self.recipe.prompt, problem))
         return [
             TrainingRow(
                 encoded,

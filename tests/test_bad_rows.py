@@ -200,5 +200,5 @@ def test_unusual_images_are_usable_to_the_last_token(folder, digits, base_vlm):
     usable = ProblemCheck(RECIPE, base_vlm).usable(problems, problems.ids, "fail")
     assert list(usable.ids) == list(kinds)
     for problem in usable:
-        prompt = policy_prompt(base_vlm.processor, RECIPE.prompt, problem.question, problem.images)
+        prompt = policy_prompt(base_vlm.processor, RECIPE.prompt, problem)
         assert encode_prompt(base_vlm, prompt).ids.count(base_vlm.processor.image_token_id) >= 1

@@ -58,9 +58,7 @@ def lengths(base_dir, train):
     codec = open_engine(base_dir, RECIPE).codec
     problems = ProblemSet(train)
     return {
-        problem.problem_id: len(
-            encode_prompt(codec, policy_prompt(codec.processor, RECIPE.prompt, problem.question, problem.images)).ids
-        )
+        problem.problem_id: len(encode_prompt(codec, policy_prompt(codec.processor, RECIPE.prompt, problem)).ids)
         for problem in problems.many(problems.ids)
     }
 

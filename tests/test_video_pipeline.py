@@ -80,7 +80,7 @@ def test_old_logprobs_are_those_of_plain_rows_with_the_video(run, base_vlm):
     assert any(row["in_pair"] and row["role"] == "repair" for row in groups)
     for row in groups[::5]:
         problem = problems[row["problem_id"]]
-        text = policy_prompt(base_vlm.processor, RECIPE.prompt, problem.question, (), problem.video)
+        text = policy_prompt(base_vlm.processor, RECIPE.prompt, problem)
         assert text.text.count("<|video_pad|>") == 1
         batch = response_batch(base_vlm, [encode_prompt(base_vlm, text)], [row["ids"]])
         with torch.no_grad():

@@ -54,7 +54,7 @@ def test_sampler_logprobs_are_those_of_score(out, base_vlm, recipe, digits):
     assert len(rows) == 32
     problems = ProblemSet(digits / "problems_train.parquet")
     requests = [
-        ScoreRequest(policy_prompt(base_vlm.processor, recipe.prompt, problem.question, problem.images), row["ids"])
+        ScoreRequest(policy_prompt(base_vlm.processor, recipe.prompt, problem), row["ids"])
         for row in rows
         for problem in [problems[row["problem_id"]]]
     ]

@@ -59,7 +59,7 @@ def main(problems: int = 24, learning_rate: float = 1e-4) -> dict[str, float]:
     chosen = problem_set.many(problem_set.ids[:problems])
 
     # Eq. 11, 12: G rollouts of each problem; errors are those of reward below the threshold.
-    asked = [policy_prompt(policy.processor, RECIPE.prompt, p.question, p.images, p.video) for p in chosen]
+    asked = [policy_prompt(policy.processor, RECIPE.prompt, p) for p in chosen]
     rollouts = engine.generate([Request(prompt, ROLLOUTS) for prompt in asked], SAMPLING)
     errors = [
         (problem, rollout)
@@ -71,8 +71,7 @@ def main(problems: int = 24, learning_rate: float = 1e-4) -> dict[str, float]:
 
     # Eq. 5: K repairs of each error, by a model that sees the problem, the error and the right answer.
     repair_asked = [
-        repair_prompt(policy.processor, RECIPE.prompt, p.question, p.images, policy.without_end(e.ids), p.answer)
-        for p, e in errors
+        repair_prompt(policy.processor, RECIPE.prompt, p, policy.without_end(e.ids), p.answer) for p, e in errors
     ]
     requests = [Request(prompt, REPAIRS, draft_ids=e.ids) for prompt, (_, e) in zip(repair_asked, errors, strict=True)]
     candidates = engine.generate(requests, SAMPLING)
@@ -121,7 +120,7 @@ def step(policy: VisionLanguageModel, trajectories: Sequence[Trajectory], learni
     for _, members in groupby(trajectories, key=lambda t: t.problem.problem_id):
         group = list(members)
         problem = group[0].problem
-        prompt = encode_prompt(policy, policy_prompt(policy.processor, RECIPE.prompt, problem.question, problem.images))
+        prompt = encode_prompt(policy, policy_prompt(policy.processor, RECIPE.prompt, problem))
         readings += [Reading(prompt, t.ids) for t in group]
         advantages += group_advantages([t.reward for t in group]).tolist()
     # Old log-probs are the policy's own of every trajectory: a repair was sampled by another model, another prompt.

@@ -15,7 +15,7 @@ import torch
 from data.strips.handwriting import Handwriting, Strip
 from data.strips.tiny_model import plain_logprobs
 from data.strips.worked import QUESTIONS, gold_answer, reading
-from stages.artifacts.problems import encode_image
+from stages.artifacts.problems import Problem, encode_image
 from stages.engines.protocol import Request, Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.model.batches import encode_prompt, response_batch
@@ -64,20 +64,21 @@ class Exercises:
     def read(self, lengths: tuple[int, int] | None = None) -> Example:
         """A strip to be read."""
         strip = random_strip(self.pool, lengths or self.lengths, self.rng)
-        prompt = policy_prompt(self.vlm.processor, PROMPTS, READ, [strip.image.convert("RGB")])
+        prompt = policy_prompt(self.vlm.processor, PROMPTS, Problem.asking(READ, [strip.image.convert("RGB")]))
         return Example(prompt, reading(strip.digits))
 
     def worked(self, *, with_slips: bool) -> Example:
         """A question and its worked answer, or proofreading."""
         kind = str(self.rng.choice(list(QUESTIONS)))
         strip = random_strip(self.pool, self.lengths, self.rng)
-        images, right = [strip.image.convert("RGB")], self.right(kind, strip.digits)
+        problem = Problem.asking(QUESTIONS[kind], [strip.image.convert("RGB")])
+        right = self.right(kind, strip.digits)
         if self.rng.random() >= PROOFREADING:
-            prompt = policy_prompt(self.vlm.processor, PROMPTS, QUESTIONS[kind], images)
+            prompt = policy_prompt(self.vlm.processor, PROMPTS, problem)
             return Example(prompt, self.careless(kind, strip) if with_slips else right)
         ids = self.vlm.tokenizer(self.careless(kind, strip))["input_ids"]
         reference = str(gold_answer(kind, strip.digits)) if self.rng.random() < REFERENCE_SHOWN else None
-        return Example(repair_prompt(self.vlm.processor, PROMPTS, QUESTIONS[kind], images, ids, reference), right)
+        return Example(repair_prompt(self.vlm.processor, PROMPTS, problem, ids, reference), right)
 
 
 def random_strip(pool: Handwriting, lengths: tuple[int, int], rng: np.random.Generator) -> Strip:
@@ -149,7 +150,8 @@ def make_problems(
 def answers_of(vlm: VisionLanguageModel, rows: Sequence[Row], n: int, sampling: Sampling) -> list[list[str]]:
     """n answers to each problem."""
     engine = TransformersEngine(vlm, rows_per_batch=512)
-    requests = [Request(policy_prompt(vlm.processor, PROMPTS, row["question"], [row["image"]]), n) for row in rows]
+    problems = [Problem.asking(row["question"], [row["image"]]) for row in rows]
+    requests = [Request(policy_prompt(vlm.processor, PROMPTS, problem), n) for problem in problems]
     completions = engine.generate(requests, sampling)
     return [[vlm.decode(completion.ids) for completion in group] for group in completions]
 

@@ -102,6 +102,11 @@ class Problem:
     whole: Problem | None = field(default=None, compare=False, repr=False)
     """The problem itself, where this one lacks its image: responses are scored by it."""
 
+    @classmethod
+    def asking(cls, question: str, images: Sequence[Image.Image] = (), video: Video | None = None) -> Problem:
+        """What a prompt shows, without an id or an answer."""
+        return cls("", question, images, "", None, video, {})
+
     @property
     def is_visual(self) -> bool:
         """Whether there is anything to look at: an image or a video."""

@@ -86,7 +86,7 @@ class ProblemCheck:
         except RowError as error:
             return BadRow.of(name, error)
         if problem.video is not None:
-            policy_prompt(self.codec.processor, self.recipe.prompt, "", (), problem.video)
+            policy_prompt(self.codec.processor, self.recipe.prompt, Problem.asking("", (), problem.video))
         return problem
 
     def _look_at_pixels(self, problem: Problem | BadRow) -> BadRow | None:

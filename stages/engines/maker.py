@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from stages.artifacts.manifests import MAKER_SETTINGS, read_manifest, recorded_maker
+from stages.artifacts.problems import Problem
 from stages.artifacts.weights import are_digests, weights_fingerprint
 from stages.errors import DataError, ModelError
 from stages.model.batches import encode_prompt
@@ -83,9 +84,7 @@ def _other_settings(recorded: Mapping[str, Any], own: Mapping[str, Any]) -> Iter
 
 def _prompts_sha256(codec: Codec, recipe: Recipe) -> str:
     """Hex SHA-256 over the token ids of prompts without an image, with a small one and with a large one, expanded."""
-    prompts = [
-        policy_prompt(codec.processor, recipe.prompt, "What is seen here?", [Image.new("RGB", size) for size in sizes])
-        for sizes in _IMAGES
-    ]
+    problems = [Problem.asking("What is seen here?", [Image.new("RGB", size) for size in sizes]) for sizes in _IMAGES]
+    prompts = [policy_prompt(codec.processor, recipe.prompt, problem) for problem in problems]
     ids = [encode_prompt(codec, prompt).ids for prompt in prompts]
     return hashlib.sha256(json.dumps(ids).encode()).hexdigest()

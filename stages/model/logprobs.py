@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from stages.artifacts.problems import Problem
 from stages.errors import ModelError
 from stages.model.batches import encode_prompt
 from stages.model.codec import Codec
@@ -254,7 +255,7 @@ class _Check:
 def made_up_prompt(codec: Codec) -> Prompt:
     """A question about a noisy image."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8))
-    return policy_prompt(codec.processor, PromptSection(), "What is seen here?", [image])
+    return policy_prompt(codec.processor, PromptSection(), Problem.asking("What is seen here?", [image]))
 
 
 def made_up_group(vlm: VisionLanguageModel) -> list[Reading]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from stages.artifacts.problems import Video
+from stages.artifacts.problems import Problem, Video
 from stages.errors import DataError, ModelError
 from stages.sections import PromptSection
 
@@ -75,43 +75,31 @@ def _check_placeholders(processor: Any, texts: Sequence[str]) -> None:
         ) from error
 
 
-def policy_prompt(
-    processor: Any, style: PromptSection, question: str, images: Sequence[Image.Image], video: Video | None = None
-) -> Prompt:
+def policy_prompt(processor: Any, style: PromptSection, problem: Problem) -> Prompt:
     """`x`: the images, the video and the question, rendered by the model's own chat template.
 
     Raises:
         ModelError: there is a video, and the model takes none; its chat template cannot be rendered.
     """
-    text = _render(processor, len(images), video, _join(question, style.instruction))
-    return Prompt(text, tuple(images), video=video)
+    return _asked(processor, problem, problem.question, style.instruction)
 
 
-def answer_prompt(
-    processor: Any,
-    style: PromptSection,
-    question: str,
-    images: Sequence[Image.Image],
-    answer: str,
-    video: Video | None = None,
-) -> Prompt:
+def answer_prompt(processor: Any, style: PromptSection, problem: Problem) -> Prompt:
     """`(x, y*)`: the policy's prompt with the reference answer behind the question, in the recipe's words for it.
 
     Raises:
         ModelError: as `policy_prompt`.
     """
-    shown = style.reference_instruction.replace("{reference}", answer)
-    return policy_prompt(processor, style, _join(question, shown), images, video)
+    shown = style.reference_instruction.replace("{reference}", problem.answer)
+    return _asked(processor, problem, problem.question, shown, style.instruction)
 
 
 def repair_prompt(
     processor: Any,
     style: PromptSection,
-    question: str,
-    images: Sequence[Image.Image],
+    problem: Problem,
     draft_ids: Sequence[int],
     reference: str | None,
-    video: Video | None = None,
     *,
     is_response: bool = False,
 ) -> Prompt:
@@ -123,15 +111,16 @@ def repair_prompt(
         DataError: the question or the reference holds the character that stands for the draft.
         ModelError: there is a video, and the model takes none; its chat template cannot be rendered.
     """
-    parts = [question, style.repair_instruction, DRAFT_MARK]
+    parts = [problem.question, style.repair_instruction, DRAFT_MARK]
     if reference is not None:
         instruction = style.response_reference_instruction if is_response else style.reference_instruction
         parts.append(instruction.replace("{reference}", reference))
-    for name, text in (("question", question), ("reference", reference or "")):
+    for name, text in (("question", problem.question), ("reference", reference or "")):
         if DRAFT_MARK in text:
             raise DataError(f"{name} {text[:60]!r} holds the private-use character U+E000; take it out")
-    head, tail = _render(processor, len(images), video, _join(*parts)).split(DRAFT_MARK)
-    return Prompt(head, tuple(images), tuple(draft_ids), tail, video)
+    asked = _asked(processor, problem, *parts)
+    head, tail = asked.text.split(DRAFT_MARK)
+    return replace(asked, text=head, spliced_ids=tuple(draft_ids), tail=tail)
 
 
 def placeholders(processor: Any) -> tuple[str, ...]:
@@ -150,8 +139,11 @@ def continuation_prompt(prompt: Prompt, response_ids: Sequence[int]) -> Prompt:
     return replace(prompt, spliced_ids=tuple(response_ids))
 
 
-def _join(*parts: str) -> str:
-    return "\n".join(part for part in parts if part)
+def _asked(processor: Any, problem: Problem, *parts: str) -> Prompt:
+    """What there is to look at, and behind it those of the parts that are not empty, a line each."""
+    text = "\n".join(part for part in parts if part)
+    rendered = _render(processor, len(problem.images), problem.video, text)
+    return Prompt(rendered, tuple(problem.images), video=problem.video)
 
 
 def _render(processor: Any, images: int, video: Video | None, text: str) -> str:

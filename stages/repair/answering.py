@@ -45,7 +45,7 @@ class Answerer:
         self.ledger = ledger
 
     def prompt(self, problem: Problem) -> Prompt:
-        return policy_prompt(self.engine.codec.processor, self.style, problem.question, problem.images, problem.video)
+        return policy_prompt(self.engine.codec.processor, self.style, problem)
 
     def answer(self, problems: Sequence[Problem], n: int, sampling: Sampling) -> list[list[Answer]]:
         """`n` answers to each problem; none where the prompt is too long for the model."""

@@ -78,11 +78,9 @@ class Repairer:
         return repair_prompt(
             codec.processor,
             self.style,
-            problem.question,
-            problem.images,
+            problem,
             codec.without_end(draft.ids),
             reference if with_reference else None,
-            problem.video,
             is_response=response is not None,
         )
 

@@ -346,10 +346,7 @@ class GroupBuilder:
         """In the numerics of both passes alike: a trainer's log-probs would be off by its own rounding."""
         problems = {name: self.problems[name] for name, _ in rollouts}
         processor, style = self.policy.engine.codec.processor, self.policy.style
-        prompts = {
-            name: answer_prompt(processor, style, p.question, p.images, p.answer, p.video)
-            for name, p in problems.items()
-        }
+        prompts = {name: answer_prompt(processor, style, problem) for name, problem in problems.items()}
         taught = self._score([ScoreRequest(prompts[name], ids) for name, ids in rollouts], list(rollouts))
         return {
             rollout: [t - s for t, s in zip(teacher.logprobs, scores[rollout].logprobs, strict=True)]

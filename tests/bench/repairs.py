@@ -30,7 +30,7 @@ from rich.table import Table
 from tiny_vlm import VOCABULARY, describe, random_image, tiny_model, tiny_processor
 
 from stages.artifacts.columns import REPAIR_SET
-from stages.artifacts.problems import ProblemSet
+from stages.artifacts.problems import Problem, ProblemSet
 from stages.engines.decoding import DRAFT_BLOCKS, Decoder, Numbered
 from stages.engines.plain_generate import PlainGenerate
 from stages.engines.protocol import Completion, Request, Sampling
@@ -104,10 +104,7 @@ def rollouts() -> Case:
     """Eight of each of 64 digits problems, as `df rollout` samples them."""
     recipe, vlm = load_recipe("digits"), load_model(DIGITS / "base")
     problems = ProblemSet(DIGITS / "problems_test.parquet")
-    requests = [
-        Request(policy_prompt(vlm.processor, recipe.prompt, p.question, p.images), 8)
-        for p in problems.many(problems.ids[:64])
-    ]
+    requests = [Request(policy_prompt(vlm.processor, recipe.prompt, p), 8) for p in problems.many(problems.ids[:64])]
     sampling = Sampling(recipe.rollout.max_new_tokens, recipe.rollout.temperature)
     return Case("digits, rollouts", vlm, recipe.engine.rows_per_batch, requests, sampling, with_drafts=False)
 
@@ -133,10 +130,8 @@ class _Named:
 def long_repairs(model: Any, count: int, rows: int) -> list[Case]:
     vlm = wrap_model(model, tiny_processor())
     rng = np.random.default_rng(0)
-    prompts = [
-        policy_prompt(vlm.processor, load_recipe("digits").prompt, words(rng), [random_image(*IMAGE, rng)])
-        for _ in range(count)
-    ]
+    problems = [Problem.asking(words(rng), [random_image(*IMAGE, rng)]) for _ in range(count)]
+    prompts = [policy_prompt(vlm.processor, load_recipe("digits").prompt, problem) for problem in problems]
     sampling = Sampling(RESPONSE_TOKENS, SHARPNESS)
 
     def write(drafts: Sequence[Sequence[int]], block: int) -> list[list[int]]:

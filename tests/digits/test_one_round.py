@@ -29,9 +29,7 @@ def seen(monkeypatch):
 def logprobs(policy, trajectories):
     style = one_round.RECIPE.prompt
     prompts = {
-        t.problem.problem_id: encode_prompt(
-            policy, policy_prompt(policy.processor, style, t.problem.question, t.problem.images)
-        )
+        t.problem.problem_id: encode_prompt(policy, policy_prompt(policy.processor, style, t.problem))
         for t in trajectories
     }
     readings = [Reading(prompts[t.problem.problem_id], t.ids) for t in trajectories]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from noise import noisy
 from scripted_engine import ScriptedEngine
-from stages.artifacts.problems import Video
+from stages.artifacts.problems import Problem, Video
 from stages.engines.protocol import Request, Sampling, ScoreRequest
 from stages.engines.transformers_engine import TransformersEngine
 from stages.model.batches import encode_prompt
@@ -42,7 +42,7 @@ def prompts(tiny_vlm, problems, recipe):
         (problems[3].question, problems[3].images + problems[4].images),
         (problems[4].question, ()),
     ]
-    return [policy_prompt(tiny_vlm.processor, recipe.prompt, *question) for question in questions]
+    return [policy_prompt(tiny_vlm.processor, recipe.prompt, Problem.asking(*question)) for question in questions]
 
 
 @pytest.fixture(params=["qwen", "internvl"])
@@ -52,17 +52,17 @@ def asked(request, tiny_vlm, tiny_internvl, prompts, recipe):
         pictures = [(noisy(56, 28, 1),), (noisy(28, 84, 2), noisy(28, 28, 3)), ()]
         render = tiny_internvl.processor
         return tiny_internvl, [
-            policy_prompt(render, recipe.prompt, "Which?" * n, own) for n, own in enumerate(pictures)
+            policy_prompt(render, recipe.prompt, Problem.asking("Which?" * n, own)) for n, own in enumerate(pictures)
         ]
     draft = tiny_vlm.tokenizer("The digits are 3, 4.")["input_ids"]
-    question, images = "What?", prompts[0].images
+    problem = Problem.asking("What?", prompts[0].images)
     film = Video([noisy(56, 84, n) for n in range(5)], 3.0, "problem p")
     return tiny_vlm, [
         *prompts,
         continuation_prompt(prompts[3], draft),
-        repair_prompt(tiny_vlm.processor, recipe.prompt, question, images, draft[::-1], "7"),
-        policy_prompt(tiny_vlm.processor, STYLE, "And then?", (), film),
-        policy_prompt(tiny_vlm.processor, STYLE, "Which?", (noisy(84, 28, 7),), replace(film, fps=0.5)),
+        repair_prompt(tiny_vlm.processor, recipe.prompt, problem, draft[::-1], "7"),
+        policy_prompt(tiny_vlm.processor, STYLE, Problem.asking("And then?", (), film)),
+        policy_prompt(tiny_vlm.processor, STYLE, Problem.asking("Which?", (noisy(84, 28, 7),), replace(film, fps=0.5))),
     ]
 
 
@@ -144,8 +144,9 @@ def test_score_gives_the_entropy_before_each_token(open_engine, asked, temperatu
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_score_gives_the_divergence_from_another_image(open_engine, tiny_vlm, problems, recipe, temperature):
     """KL summed token by token; exactly 0 where there is nothing to compare with."""
-    prompts = [policy_prompt(tiny_vlm.processor, recipe.prompt, "What?", problem.images) for problem in problems[:3]]
-    blank = policy_prompt(tiny_vlm.processor, recipe.prompt, "What?", [Image.new("RGB", problems[0].images[0].size)])
+    prompts = [policy_prompt(tiny_vlm.processor, recipe.prompt, problem) for problem in problems[:3]]
+    blanked = replace(problems[0], images=[Image.new("RGB", problems[0].images[0].size)])
+    blank = policy_prompt(tiny_vlm.processor, recipe.prompt, blanked)
     asked = [
         (prompts[0], (30, 31, 32, 33), blank),
         (prompts[0], (30, 31), blank),
@@ -174,8 +175,9 @@ def test_each_prompt_sees_its_own_image(open_engine, tiny_vlm, problems, recipe)
     first, second = [problem for problem in problems if problem.images[0].width == 112][:2]
     ids = tiny_vlm.tokenizer("The digits are 3, 4.")["input_ids"]
 
-    def score(images, others):
-        prompts = [policy_prompt(tiny_vlm.processor, recipe.prompt, "What?", images) for images in (images, others)]
+    def score(*images):
+        problems = [Problem.asking("What?", own) for own in images]
+        prompts = [policy_prompt(tiny_vlm.processor, recipe.prompt, problem) for problem in problems]
         scores = open_engine(tiny_vlm, 2).score([ScoreRequest(p, ids) for p in prompts], temperature=1.0)
         return torch.tensor([score.logprobs for score in scores])
 
@@ -225,7 +227,7 @@ def test_banned_ids_are_never_sampled(open_engine, tempted, prompts, temperature
 
 
 def test_greedy_takes_the_likeliest_allowed_id(open_engine, base_vlm, problems, recipe):
-    prompts = [policy_prompt(base_vlm.processor, recipe.prompt, p.question, p.images) for p in problems[:3]]
+    prompts = [policy_prompt(base_vlm.processor, recipe.prompt, p) for p in problems[:3]]
     engine = open_engine(base_vlm, 3)
     groups = engine.generate([Request(prompt) for prompt in prompts], Sampling(12, temperature=0))
     for prompt, group in zip(prompts, groups, strict=True):
@@ -237,7 +239,7 @@ def test_greedy_takes_the_likeliest_allowed_id(open_engine, base_vlm, problems, 
 
 def test_a_response_ends_with_its_end_token_or_at_the_limit(open_engine, base_vlm, problems, recipe):
     (end,) = base_vlm.end_ids
-    prompts = [policy_prompt(base_vlm.processor, recipe.prompt, p.question, p.images) for p in problems[:6]]
+    prompts = [policy_prompt(base_vlm.processor, recipe.prompt, p) for p in problems[:6]]
     completions = flat(open_engine(base_vlm, 8).generate([Request(p, 4) for p in prompts], Sampling(45, 1.0, seed=3)))
     assert {completion.finish_reason for completion in completions} == {"stop", "length"}
     for completion in completions:
@@ -265,7 +267,7 @@ def test_a_prompt_that_leaves_no_room_gets_no_completion(open_engine, tiny_vlm, 
 def test_results_come_in_the_order_of_the_requests(open_engine, base_vlm, problems, recipe):
     engine = open_engine(base_vlm, 3)
     chosen = sorted(problems[:7], key=lambda problem: -problem.images[0].width * len(problem.question))
-    prompts = [policy_prompt(base_vlm.processor, recipe.prompt, p.question, p.images) for p in chosen]
+    prompts = [policy_prompt(base_vlm.processor, recipe.prompt, p) for p in chosen]
     greedy = Sampling(14, temperature=0)
     alone = [engine.generate([Request(prompt)], greedy)[0][0].ids for prompt in prompts]
     counts = [1, 2, 1, 3, 1, 1, 2]
@@ -277,7 +279,7 @@ def test_results_come_in_the_order_of_the_requests(open_engine, base_vlm, proble
 
 @pytest.mark.parametrize("rows_per_batch", [1, 2, 64])
 def test_batching_changes_no_result(open_engine, base_vlm, problems, recipe, rows_per_batch):
-    prompts = [policy_prompt(base_vlm.processor, recipe.prompt, p.question, p.images) for p in problems[:5]]
+    prompts = [policy_prompt(base_vlm.processor, recipe.prompt, p) for p in problems[:5]]
     ids = base_vlm.tokenizer("The digits are 1, 2, 3, 4.")["input_ids"]
     requests = [Request(prompt) for prompt in prompts]
     scored = [ScoreRequest(prompt, ids[: 3 + 2 * i]) for i, prompt in enumerate(prompts)]

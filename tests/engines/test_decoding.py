@@ -14,7 +14,7 @@ from scipy.stats import chisquare
 from transformers import GenerationConfig
 
 from noise import noisy
-from stages.artifacts.problems import Video
+from stages.artifacts.problems import Problem, Video
 from stages.engines.decoding import Decoder, Numbered
 from stages.engines.plain_generate import PlainGenerate
 from stages.engines.protocol import Request, Sampling, ScoreRequest
@@ -40,14 +40,14 @@ def asked(request):
     film = Video([noisy(56, 56, n) for n in range(5)], 3.0, "problem p")
     media = [((noisy(56, 28, 1),), None), ((noisy(28, 84, 2), noisy(28, 28, 3)), None), ((), None), ((), film)]
     return vlm, [
-        policy_prompt(vlm.processor, PromptSection(), "Which? " * n, images, video)
+        policy_prompt(vlm.processor, PromptSection(), Problem.asking("Which? " * n, images, video))
         for n, (images, video) in enumerate(media)
     ]
 
 
 @pytest.fixture(scope="module")
 def base_prompts(base_vlm, problems, recipe):
-    return [policy_prompt(base_vlm.processor, recipe.prompt, p.question, p.images) for p in problems[:6]]
+    return [policy_prompt(base_vlm.processor, recipe.prompt, p) for p in problems[:6]]
 
 
 def decode(vlm, requests, sampling, *, rows=64, block=8):
@@ -104,7 +104,7 @@ def test_the_distribution_is_that_of_plain_sampling(tiny_vlm, draft, temperature
     allowed = [30, 31, 32, tiny_vlm.end_ids[0]]
     vocabulary = tiny_vlm.model.config.get_text_config().vocab_size
     vlm = replace(tiny_vlm, banned_ids=tuple(sorted(set(range(vocabulary)) - set(allowed))))
-    prompt = policy_prompt(vlm.processor, PromptSection(), "Which?", [noisy(56, 28, 1)])
+    prompt = policy_prompt(vlm.processor, PromptSection(), Problem.asking("Which?", [noisy(56, 28, 1)]))
     expected = exact_distribution(vlm, prompt, allowed, 3, temperature)
     assert sum(expected.values()) == pytest.approx(1, abs=1e-4)
     likeliest = max(expected, key=expected.get)
@@ -284,7 +284,7 @@ def test_other_attention_is_left_to_transformers_loop(tiny_vlm, unwrapped, caplo
 
 
 def which(vlm, repeats):
-    return policy_prompt(vlm.processor, PromptSection(), "Which? " * repeats, [noisy(56, 28, repeats)])
+    return policy_prompt(vlm.processor, PromptSection(), Problem.asking("Which? " * repeats, [noisy(56, 28, repeats)]))
 
 
 def test_a_loop_that_is_off_is_found_out(tiny_vlm, caplog, monkeypatch):

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.vllm
 
 @pytest.fixture(scope="module")
 def prompts(tiny_vlm, problems, recipe):
-    return [policy_prompt(tiny_vlm.processor, recipe.prompt, p.question, p.images) for p in problems[:4]]
+    return [policy_prompt(tiny_vlm.processor, recipe.prompt, p) for p in problems[:4]]
 
 
 def test_its_raw_logprobs_are_those_of_score_where_nothing_is_banned(start_vllm, tiny_vlm, prompts, copy_of):

@@ -59,7 +59,7 @@ def _sampler(dtype: str) -> Iterator[Line]:
     vlm = load_model(DIGITS / "base", dtype=dtype)
     engine, style = TransformersEngine(vlm), load_recipe("digits").prompt
     problems = ProblemSet(DIGITS / "problems_test.parquet")
-    prompts = [policy_prompt(vlm.processor, style, p.question, p.images) for p in problems.many(problems.ids[:32])]
+    prompts = [policy_prompt(vlm.processor, style, p) for p in problems.many(problems.ids[:32])]
     sampled = engine.generate([Request(p, 4) for p in prompts], Sampling(72, TEMPERATURE))
     again = engine.generate([Request(p, 4) for p in prompts], Sampling(72, TEMPERATURE))
     flat = [(prompt, completion) for prompt, four in zip(prompts, sampled, strict=True) for completion in four]

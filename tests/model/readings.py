@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from data.strips.tiny_model import plain_logprobs
+from stages.artifacts.problems import Problem
 from stages.model.batches import encode_prompt, response_batch
 from stages.model.prompts import policy_prompt
 
@@ -16,7 +17,8 @@ def noisy(width, height, seed):
 
 
 def encode(vlm, question, *images):
-    return encode_prompt(vlm, policy_prompt(vlm.processor, SimpleNamespace(instruction=""), question, images))
+    problem = Problem.asking(question, images)
+    return encode_prompt(vlm, policy_prompt(vlm.processor, SimpleNamespace(instruction=""), problem))
 
 
 def plain(vlm, readings, temperature):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from stages.artifacts.problems import Problem
 from stages.model.batches import encode_prompt, prompt_batch, response_batch
 from stages.model.head import sampled_logits
 from stages.model.layout import Reading
@@ -19,7 +20,7 @@ def prompts(tiny_vlm, problems, recipe):
         ("Why?", ()),
         (problems[1].question, problems[1].images),
     ]
-    return [policy_prompt(tiny_vlm.processor, recipe.prompt, *question) for question in questions]
+    return [policy_prompt(tiny_vlm.processor, recipe.prompt, Problem.asking(*question)) for question in questions]
 
 
 @pytest.fixture(scope="module")

@@ -250,7 +250,7 @@ def test_under_bf16_autocast_gradients_are_float32_s_but_for_rounding(monkeypatc
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
 def test_under_bf16_autocast_a_model_is_read_as_its_own_lm_head_reads(tiny_vlm, problems, recipe, packed):
     vlm = replace(tiny_vlm, autocast_dtype=torch.bfloat16)
-    prompt = encode_prompt(vlm, policy_prompt(vlm.processor, recipe.prompt, "What is it?", problems[0].images))
+    prompt = encode_prompt(vlm, policy_prompt(vlm.processor, recipe.prompt, problems[0]))
     ids = [20, 21, 40, 22, 9]
     reader = LogprobReader(vlm)
     reader.packed = packed

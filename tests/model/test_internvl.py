@@ -1,10 +1,13 @@
 """A second architecture, with its own processor, tiling and placeholders, through the same code."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
 
 from data.strips.tiny_model import plain_logprobs
+from stages.artifacts.problems import Problem
 from stages.engines.protocol import Request, Sampling, ScoreRequest
 from stages.engines.transformers_engine import TransformersEngine
 from stages.model.batches import encode_prompt, response_batch
@@ -19,7 +22,7 @@ from tiny_internvl import SPECIAL
 def prompts(tiny_internvl, problems, recipe):
     images = [problems[0].images, (Image.new("RGB", (28, 56), "red"), problems[1].images[0]), ()]
     return [
-        policy_prompt(tiny_internvl.processor, recipe.prompt, problem.question, own)
+        policy_prompt(tiny_internvl.processor, recipe.prompt, replace(problem, images=own))
         for problem, own in zip(problems, images, strict=False)
     ]
 
@@ -59,7 +62,7 @@ def test_logprobs_are_those_of_a_plain_forward(tiny_internvl, prompts):
 
 def test_swapped_images_change_the_logprobs(tiny_internvl, problems, recipe):
     def score(problem):
-        prompt = policy_prompt(tiny_internvl.processor, recipe.prompt, "What?", problem.images)
+        prompt = policy_prompt(tiny_internvl.processor, recipe.prompt, Problem.asking("What?", problem.images))
         batch = response_batch(tiny_internvl, [encode_prompt(tiny_internvl, prompt)], [[20, 21]])
         with torch.no_grad():
             return plain_logprobs(tiny_internvl, batch, temperature=1.0)

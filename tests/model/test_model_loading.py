@@ -26,7 +26,7 @@ def checkpoint(tiny_vlm, tmp_path_factory):
 
 
 def logits(vlm, problem, recipe):
-    prompt = policy_prompt(vlm.processor, recipe.prompt, problem.question, problem.images)
+    prompt = policy_prompt(vlm.processor, recipe.prompt, problem)
     batch = response_batch(vlm, [encode_prompt(vlm, prompt)], [[10, 11, 12]])
     with torch.no_grad():
         return vlm.model(**batch.inputs).logits
@@ -250,7 +250,7 @@ def test_pixel_bounds_reach_the_processor(checkpoint, problems, recipe):
 
     def visual_tokens(**bounds):
         vlm = load_model(checkpoint, **bounds)
-        prompt = policy_prompt(vlm.processor, recipe.prompt, strip.question, strip.images)
+        prompt = policy_prompt(vlm.processor, recipe.prompt, strip)
         encoded = encode_prompt(vlm, prompt)
         assert encode_prompt(load_codec(checkpoint, **bounds), prompt).ids == encoded.ids
         return sum(encoded.token_types)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from stages.artifacts.problems import Problem
 from stages.engines.transformers_engine import TransformersEngine
 from stages.errors import DataError
 from stages.model.batches import encode_prompt
@@ -29,10 +30,10 @@ def spelled_out(tiny_vlm):
 
 def test_policy_prompt_is_the_chat_template_s(tiny_vlm, problems):
     images = problems[0].images + problems[1].images
-    prompt = policy_prompt(tiny_vlm.processor, STYLE, "How many?", images)
+    prompt = policy_prompt(tiny_vlm.processor, STYLE, Problem.asking("How many?", images))
     assert prompt.text == f"<|im_start|>user\n{IMAGE}{IMAGE}How many?\nThink.<|im_end|>\n<|im_start|>assistant\n"
     assert prompt.images == images
-    bare = policy_prompt(tiny_vlm.processor, STYLE.model_copy(update={"instruction": ""}), "How many?", ())
+    bare = policy_prompt(tiny_vlm.processor, STYLE.model_copy(update={"instruction": ""}), Problem.asking("How many?"))
     assert bare.text == "<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -55,15 +56,16 @@ class Decoded(Sequence):
 
 def test_a_prompt_decodes_an_image_once(tiny_vlm, problems):
     images = Decoded(problems[0].images[0])
-    policy_prompt(tiny_vlm.processor, STYLE, "How many?", images)
+    problem = Problem.asking("How many?", images)
+    policy_prompt(tiny_vlm.processor, STYLE, problem)
     assert images.times == 1
-    repair_prompt(tiny_vlm.processor, STYLE, "How many?", images, [], "71")
+    repair_prompt(tiny_vlm.processor, STYLE, problem, [], "71")
     assert images.times == 2
 
 
 def test_repair_prompt_holds_the_draft_s_very_ids(tiny_vlm, problems, spelled_out):
     draft = [tiny_vlm.tokenizer.eos_token_id, *spelled_out, 100]
-    prompt = repair_prompt(tiny_vlm.processor, STYLE, "How many?", problems[0].images, draft, "71")
+    prompt = repair_prompt(tiny_vlm.processor, STYLE, Problem.asking("How many?", problems[0].images), draft, "71")
     ids = encode_prompt(tiny_vlm, prompt).ids
     tail = tiny_vlm.tokenizer("\nRight is 71.<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
     head = encode_prompt(tiny_vlm, replace(prompt, spliced_ids=(), tail="")).ids
@@ -86,7 +88,7 @@ def test_withheld_reference_leaves_no_trace(tiny_vlm, problems, spelled_out):
 
 
 def test_continuation_goes_on_where_the_response_was_cut(tiny_vlm, problems, spelled_out):
-    prompt = policy_prompt(tiny_vlm.processor, STYLE, "How many?", problems[0].images)
+    prompt = policy_prompt(tiny_vlm.processor, STYLE, problems[0])
     encoded = encode_prompt(tiny_vlm, continuation_prompt(prompt, spelled_out))
     assert encoded.ids == encode_prompt(tiny_vlm, prompt).ids + spelled_out
     assert len(encoded.token_types) == len(encoded.ids)
@@ -94,6 +96,6 @@ def test_continuation_goes_on_where_the_response_was_cut(tiny_vlm, problems, spe
 
 
 @pytest.mark.parametrize(("question", "reference"), [("How \ue000 many?", "71"), ("How many?", "7\ue0001")])
-def test_the_character_that_stands_for_the_draft_is_refused(tiny_vlm, problems, question, reference):
+def test_the_character_that_stands_for_the_draft_is_refused(tiny_vlm, question, reference):
     with pytest.raises(DataError, match=r"holds the private-use character U\+E000; take it out"):
-        repair_prompt(tiny_vlm.processor, STYLE, question, problems[0].images, [5], reference)
+        repair_prompt(tiny_vlm.processor, STYLE, Problem.asking(question), [5], reference)

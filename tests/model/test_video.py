@@ -13,7 +13,7 @@ import torch
 
 from data.strips.tiny_model import CHAT_TEMPLATE
 from readings import assert_read_as_plain, noisy
-from stages.artifacts.problems import Video
+from stages.artifacts.problems import Problem, Video
 from stages.engines.decoding import Decoder, Numbered
 from stages.engines.plain_generate import PlainGenerate
 from stages.engines.protocol import Request, Sampling
@@ -35,7 +35,7 @@ def film(frames, *, width=56, height=56, fps=2.0, seed=0):
 
 
 def prompt(vlm, question="Why?", images=(), video=None):
-    return policy_prompt(vlm.processor, STYLE, question, images, video)
+    return policy_prompt(vlm.processor, STYLE, Problem.asking(question, images, video))
 
 
 def encode(vlm, *args, **kwargs):
@@ -113,7 +113,8 @@ def test_images_stand_before_the_video_and_both_before_the_question(tiny_vlm):
 def test_a_repair_prompt_holds_the_video_and_the_draft_s_ids(tiny_vlm):
     video = film(3)
     style = PromptSection(instruction="", repair_instruction="Repair this draft:", reference_instruction="{reference}")
-    repair = encode_prompt(tiny_vlm, repair_prompt(tiny_vlm.processor, style, "Why?", (), [20, 21], None, video))
+    problem = Problem.asking("Why?", (), video)
+    repair = encode_prompt(tiny_vlm, repair_prompt(tiny_vlm.processor, style, problem, [20, 21], None))
     asked = encode(tiny_vlm, "Why?\nRepair this draft:\n", video=video)
     assert repair.vision["pixel_values_videos"].equal(asked.vision["pixel_values_videos"])
     end = asked.ids.index(tiny_vlm.end_ids[0])

@@ -18,7 +18,7 @@ def test_nothing_but_the_pixels_changes(problems, tiny_vlm, recipe, blank):
     assert replace(blanked, images=()) == replace(problem, images=())
 
     def encoded(problem):
-        return encode_prompt(tiny_vlm, policy_prompt(tiny_vlm.processor, recipe.prompt, "What?", problem.images))
+        return encode_prompt(tiny_vlm, policy_prompt(tiny_vlm.processor, recipe.prompt, problem))
 
     assert [(image.size, image.mode) for image in blanked.images] == [(i.size, i.mode) for i in problem.images]
     assert encoded(blanked).ids == encoded(problem).ids
@@ -40,7 +40,7 @@ def test_every_frame_of_a_video_is_blanked(problems, tiny_vlm, recipe, blank):
         assert [frame.tobytes() for frame in blanked.video.decoded()] == [frame.tobytes() for frame in frames]
 
     def encoded(problem):
-        prompt = policy_prompt(tiny_vlm.processor, recipe.prompt, "What?", problem.images, problem.video)
+        prompt = policy_prompt(tiny_vlm.processor, recipe.prompt, problem)
         return encode_prompt(tiny_vlm, prompt)
 
     before, after = encoded(problem), encoded(blanked)

@@ -67,9 +67,7 @@ def test_the_prompt_holds_image_draft_and_reference(repairer, drafts, base_vlm, 
     for request, draft in zip(repairer.engine.requests, drafts, strict=True):
         problem, ids = draft.problem, draft.ids[:-1]
         assert request.n == 2
-        assert request.prompt == repair_prompt(
-            base_vlm.processor, recipe.prompt, problem.question, problem.images, ids, problem.answer
-        )
+        assert request.prompt == repair_prompt(base_vlm.processor, recipe.prompt, problem, ids, problem.answer)
         assert f"The right answer is {problem.answer}." in request.prompt.tail
 
 
@@ -78,9 +76,7 @@ def test_the_counterfactual_withholds_reference_and_image(repairer, drafts, base
     repairer.repair_without_image(drafts, 2, SAMPLING, blank, with_reference=False)
     for request, draft in zip(repairer.engine.requests, drafts, strict=True):
         problem = draft.problem
-        expected = repair_prompt(
-            base_vlm.processor, recipe.prompt, problem.question, problem.images, draft.ids[:-1], None
-        )
+        expected = repair_prompt(base_vlm.processor, recipe.prompt, problem, draft.ids[:-1], None)
         assert (request.prompt.text, request.prompt.tail) == (expected.text, expected.tail)
         assert request.prompt.spliced_ids == tuple(draft.ids[:-1])
         assert "right answer" not in request.prompt.text + request.prompt.tail

@@ -30,7 +30,7 @@ def prompts(vlm):
     problems = ProblemSet(DIGITS / "problems_test.parquet")
     style = load_recipe("digits").prompt
     return [
-        policy_prompt(vlm.processor, style, p.question, () if index % 3 == 2 else p.images)
+        policy_prompt(vlm.processor, style, replace(p, images=()) if index % 3 == 2 else p)
         for index, p in enumerate(problems.many(problems.ids[:6]))
     ]
 

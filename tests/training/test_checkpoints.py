@@ -30,10 +30,7 @@ DROPOUT = 0.3
 
 @pytest.fixture(scope="module")
 def prompts(tiny_vlm, problems, recipe):
-    return [
-        encode_prompt(tiny_vlm, policy_prompt(tiny_vlm.processor, recipe.prompt, p.question, p.images))
-        for p in problems[:3]
-    ]
+    return [encode_prompt(tiny_vlm, policy_prompt(tiny_vlm.processor, recipe.prompt, p)) for p in problems[:3]]
 
 
 @pytest.fixture

@@ -154,7 +154,7 @@ def rows(tiny_vlm, repair_problems, recipe):
     found = []
     for problem in repair_problems[:6]:
         style = recipe.prompt
-        prompt = encode_prompt(tiny_vlm, policy_prompt(tiny_vlm.processor, style, problem.question, problem.images))
+        prompt = encode_prompt(tiny_vlm, policy_prompt(tiny_vlm.processor, style, problem))
         for role, advantage in (("error", -1.0), ("repair", 1.0)):
             ids = with_end(tiny_vlm, problem.extra[role])
             gate_T = [float(token % 3 == 0) for token in range(len(ids))]

@@ -42,7 +42,7 @@ def rows(vlm, problems, recipe):
     allowed = np.setdiff1d(np.arange(len(vlm.tokenizer)), vlm.banned_ids)
     made = []
     for group, images in enumerate((problems[0].images, (*problems[1].images, *problems[2].images), ())):
-        text = policy_prompt(vlm.processor, recipe.prompt, problems[group].question, images)
+        text = policy_prompt(vlm.processor, recipe.prompt, replace(problems[group], images=images))
         prompt = encode_prompt(vlm, text)
         for length in (20, 13):
             error = rng.choice(allowed, length).tolist()

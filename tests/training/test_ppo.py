@@ -136,7 +136,7 @@ def test_every_row_is_worked_on():
 @pytest.fixture(scope="module")
 def rows(tiny_vlm, problems, recipe):
     problem = problems[0]
-    text = policy_prompt(tiny_vlm.processor, recipe.prompt, problem.question, problem.images)
+    text = policy_prompt(tiny_vlm.processor, recipe.prompt, problem)
     return with_token_advantages(bare_rows(encode_prompt(tiny_vlm, text)), PPO)
 
 

@@ -38,7 +38,7 @@ def rows(tiny_vlm, problems, recipe):
     made = []
     for index in range(3):
         problem = problems[index]
-        text = policy_prompt(tiny_vlm.processor, recipe.prompt, problem.question, problem.images)
+        text = policy_prompt(tiny_vlm.processor, recipe.prompt, problem)
         prompt = encode_prompt(tiny_vlm, text)
         for role in ("correct", "error", "correct" if index else "error"):
             ids = rng.integers(30, 60, int(rng.integers(2, 8))).tolist()
@@ -136,7 +136,7 @@ def groups(tmp_path_factory, base_vlm, repair_problems, recipe):
     folder = tmp_path_factory.mktemp("groups")
     written = []
     for problem in repair_problems[:3]:
-        text = policy_prompt(base_vlm.processor, recipe.prompt, problem.question, problem.images)
+        text = policy_prompt(base_vlm.processor, recipe.prompt, problem)
         prompt = encode_prompt(base_vlm, text)
         sides = [(0, "error", "error", 0.0), (0, "repair", "repair", 1.0), (1, "repair", "correct", 1.0)]
         for sample, column, role, reward in sides:

@@ -10,6 +10,7 @@ from PIL import Image
 from stages.artifacts.columns import GROUPS, METRICS, ROLLOUTS
 from stages.artifacts.manifests import read_manifest
 from stages.artifacts.plan import Plan
+from stages.artifacts.problems import Problem
 from stages.artifacts.stage import execute
 from stages.artifacts.step import Step
 from stages.artifacts.store import iterate_rows, write_rows
@@ -110,7 +111,7 @@ def test_scores_are_the_policy_s_at_the_rollout_temperature(groups_of, base_vlm,
 
     def score(problem, row, question="{}", against=None):
         def prompt(question, images):
-            return policy_prompt(base_vlm.processor, recipe.prompt, question, images)
+            return policy_prompt(base_vlm.processor, recipe.prompt, Problem.asking(question, images))
 
         own = prompt(question.format(problem.question), problem.images)
         request = ScoreRequest(own, row["ids"], against and prompt(problem.question, against))

@@ -32,7 +32,7 @@ def shifted(row):
 def rows(tiny_vlm, problems, recipe):
     """An error, a repair and a correct rollout; old log-probs are the model's own, and the sampler's the same."""
     rng = torch.Generator().manual_seed(2)
-    prompts = [policy_prompt(tiny_vlm.processor, recipe.prompt, p.question, p.images) for p in problems[:3]]
+    prompts = [policy_prompt(tiny_vlm.processor, recipe.prompt, p) for p in problems[:3]]
     encoded = [encode_prompt(tiny_vlm, prompt) for prompt in prompts]
     ids = [torch.randint(7, len(tiny_vlm.tokenizer), (n,), generator=rng).tolist() for n in LENGTHS]
     with torch.no_grad():

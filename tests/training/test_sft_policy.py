@@ -42,7 +42,7 @@ def taught(tmp_path_factory, repair_set, base_dir):
 
 def loss_of(vlm, problem):
     """Of the repair behind the question alone, token by token from the model's own logits."""
-    prompt = policy_prompt(vlm.processor, RECIPE.prompt, problem.question, problem.images)
+    prompt = policy_prompt(vlm.processor, RECIPE.prompt, problem)
     batch = response_batch(vlm, [encode_prompt(vlm, prompt)], [with_end(vlm, problem.extra["repair"])])
     with torch.no_grad():
         return -plain_logprobs(vlm, batch, temperature=1.0)[0].mean().item()

@@ -33,7 +33,7 @@ def trajectories(base_vlm, repair_problems, recipe):
     """Of each of twelve problems its wrong and its right response, with the base policy's log-probs."""
     engine = TransformersEngine(base_vlm, rows_per_batch=64)
     chosen = repair_problems[:12]
-    prompts = [policy_prompt(base_vlm.processor, recipe.prompt, p.question, p.images) for p in chosen]
+    prompts = [policy_prompt(base_vlm.processor, recipe.prompt, p) for p in chosen]
     ids = [[with_end(base_vlm, problem.extra[side]) for side in ("error", "repair")] for problem in chosen]
     requests = [ScoreRequest(prompt, own) for prompt, pair in zip(prompts, ids, strict=True) for own in pair]
     scores = iter(engine.score(requests, temperature=recipe.rollout.temperature))

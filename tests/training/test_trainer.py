@@ -28,7 +28,7 @@ ADVANTAGES = (1.5, -0.7, 0.4, -1.2, 0.9)
 def rows(tiny_vlm, problems, recipe):
     """Unequal prompts and responses; old log-probs near the model's own, gates from 0 to 1, two roles."""
     rng = torch.Generator().manual_seed(1)
-    prompts = [policy_prompt(tiny_vlm.processor, recipe.prompt, p.question, p.images) for p in problems[:5]]
+    prompts = [policy_prompt(tiny_vlm.processor, recipe.prompt, p) for p in problems[:5]]
     encoded = [encode_prompt(tiny_vlm, prompt) for prompt in prompts]
     ids = [torch.randint(7, len(tiny_vlm.tokenizer), (n,), generator=rng).tolist() for n in LENGTHS]
     with torch.no_grad():

@@ -37,7 +37,7 @@ def training_rows(vlm, problems, recipe, seed):
     allowed = np.setdiff1d(np.arange(len(vlm.tokenizer)), vlm.banned_ids)
     rows = []
     for group, images in enumerate((problems[0].images, (*problems[1].images, *problems[2].images))):
-        text = policy_prompt(vlm.processor, recipe.prompt, problems[group].question, images)
+        text = policy_prompt(vlm.processor, recipe.prompt, replace(problems[group], images=images))
         prompt = encode_prompt(vlm, text)
         beginning = rng.choice(allowed, 3 + seed).tolist()
         for member in range(2 + group):
