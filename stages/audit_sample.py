@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from stages.artifacts.columns import AUDIT_SAMPLE
 from stages.artifacts.overlay import PairView, overlay_page
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import Problem, ProblemSet
+from stages.artifacts.rows import AnyRow, AuditSampleRow
 from stages.artifacts.step import Step
 from stages.artifacts.word_difference import difference_text, marked_words
 from stages.artifacts.writing import writing
@@ -76,7 +77,7 @@ class AuditSample:
         drawn = self.draw()
         problems = ProblemSet(self.problems).many([repair.problem_id for repair in drawn.values()])
         to_label = [Drawn(*pair, problem) for pair, problem in zip(drawn.items(), problems, strict=True)]
-        rows = [
+        rows: list[AuditSampleRow] = [
             {
                 "episode_id": episode_id,
                 "stratum": repair.verdict,
@@ -156,7 +157,7 @@ def spread_evenly(populations: Mapping[str, int], count: int) -> dict[str, int]:
     return sizes
 
 
-def _sheet_row(drawn: Drawn) -> dict[str, Any]:
+def _sheet_row(drawn: Drawn) -> AnyRow:
     problem, repair = drawn.problem, drawn.repair
     return {
         "episode_id": drawn.episode_id,

@@ -88,7 +88,7 @@ def declare_rollout(recipe: Recipe, problems: Path, policy: Path) -> Plan:
 
 def declare_build_masks(recipe: Recipe, repair_model: Path | None, policy: Path, **data: Path) -> Plan:
     """`data` is `rollouts` and `problems`, or `preferences`."""
-    specs = {"rollouts": ROLLOUTS, "problems": PROBLEMS, "preferences": PREFERENCES}
+    specs: dict[str, TableSpec[Any]] = {"rollouts": ROLLOUTS, "problems": PROBLEMS, "preferences": PREFERENCES}
     sections = recipe.subset("model", "engine", "prompt", "reward", "audit", "masks", rollout=SAMPLING_FIELDS)
     if recipe.masks.repair_when == "always":
         sections = _without(sections, "masks", {"repair_when", "worthwhile_share", "worthwhile_after"})
@@ -166,7 +166,7 @@ def _without(sections: dict[str, Any], section: str, off: set[str]) -> dict[str,
     return sections | {section: {name: value for name, value in sections[section].items() if name not in off}}
 
 
-def table_input(path: Path, spec: TableSpec) -> Input:
+def table_input(path: Path, spec: TableSpec[Any]) -> Input:
     """A file of this artifact, or a folder of which its files are read."""
     return Input(path, (f"{spec.name}-*.parquet", f"{spec.name}.parquet"))
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import SCORES, SUMMARY
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
+from stages.artifacts.rows import ScoreRow
 from stages.artifacts.step import Step
 from stages.artifacts.store import iterate_rows
 from stages.checks.problem_check import ProblemCheck
@@ -98,12 +99,12 @@ class Evaluate:
 
     def _rows(
         self, answerer: Answerer, problems: Sequence[Problem], mode: Mode, seed: int, step: Step
-    ) -> list[dict[str, Any]]:
+    ) -> list[ScoreRow]:
         if mode.blank_image:
             problems = [without_image(problem, self.recipe.repair_rl.blank) for problem in problems]
         sampling = Sampling(self.recipe.rollout.max_new_tokens, mode.temperature, seed)
         groups = answerer.answer(problems, mode.draws, sampling)
-        rows = [
+        rows: list[ScoreRow] = [
             {
                 "problem_id": problem.problem_id,
                 "kind": problem.kind,

@@ -13,6 +13,7 @@ from typing import Any
 from stages.artifacts.columns import DROPPED, PROBLEMS
 from stages.artifacts.plan import Plan
 from stages.artifacts.problems import EncodedImages
+from stages.artifacts.rows import AnyRow, DroppedRow
 from stages.artifacts.step import Step
 from stages.artifacts.writing import writing
 from stages.errors import ArtifactError, DataError
@@ -168,9 +169,9 @@ def _write(
     step: Step, index: int, reader: RowReader, rows: Iterator[tuple[int, dict[str, Any]]], tested: set[int] | None
 ) -> None:
     """Write a shard; where rows are kept apart, one of each side."""
-    problems: list[dict[str, Any]] = []
-    apart: list[dict[str, Any]] = []
-    dropped: list[dict[str, Any]] = []
+    problems: list[AnyRow] = []
+    apart: list[AnyRow] = []
+    dropped: list[DroppedRow] = []
     for row_number, row in rows:
         problem_id = reader.problem_id(row_number, row)
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -36,7 +37,7 @@ def with_reference(text: str) -> str:
     return text
 
 
-def _table(spec: TableSpec) -> str:
+def _table(spec: TableSpec[Any]) -> str:
     head = f"**`{spec.name}`**, written by {spec.producer}, read by {spec.consumers}\n"
     rows = ["| column | type | meaning | null |", "|---|---|---|---|"]
     rows += [f"| `{c.name}` | {_type(str(c.type))} | {c.meaning} | {c.null or 'never'} |" for c in spec.columns]

@@ -14,6 +14,7 @@ from stages.artifacts.columns import ERRORS, REPAIR_SET
 from stages.artifacts.label_studio import Annotated, is_unicode, read_annotated
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import problem_of_row
+from stages.artifacts.rows import AnyRow
 from stages.artifacts.step import Step
 from stages.artifacts.store import iterate_rows
 from stages.checks.problem_check import ProblemCheck
@@ -27,8 +28,6 @@ from stages.recipe import Recipe
 from stages.reward.opening import check_reward, open_reward
 from stages.reward.rewards import score_all
 from stages.seeds import Purpose, derive_seed
-
-Row = dict[str, Any]
 
 REMEDIES = {
     "unknown_error": "no error of this sheet; give the sheet that was annotated with --sheet",
@@ -59,7 +58,7 @@ class Pair(NamedTuple):
     """A row of `errors` and its repair."""
 
     place: str
-    row: Row
+    row: AnyRow
     repair: str
 
 
@@ -182,11 +181,11 @@ class ReadRepairSet:
         return None
 
 
-def _repair_set_row(pair: Pair) -> Row:
+def _repair_set_row(pair: Pair) -> AnyRow:
     return pair.row | {"problem_id": pair.row["error_id"], "repair": pair.repair}
 
 
-def _first_look(done: Sequence[Annotated], sheet: Mapping[str, Row]) -> Iterator[Pair | Bad]:
+def _first_look(done: Sequence[Annotated], sheet: Mapping[str, AnyRow]) -> Iterator[Pair | Bad]:
     """Pairs, and what is no pair; nothing is scored."""
     seen: set[str] = set()
     for item in done:
@@ -221,7 +220,7 @@ def _with_margins_of(error: str, repair: str) -> str:
     return error[:start] + repair.strip() + error[start + len(bare) :]
 
 
-def _problem(pair: Pair) -> Row:
+def _problem(pair: Pair) -> AnyRow:
     """What a reward function is given."""
     row = {name: value for name, value in pair.row.items() if name != "error_id"}
     return problem_of_row(row, pair.place).as_row()
@@ -233,7 +232,7 @@ def _token_ids(tokenizer: Any, pair: Pair) -> list[list[int]]:
     return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 
 
-def _groups(rows: Sequence[Row]) -> list[int]:
+def _groups(rows: Sequence[AnyRow]) -> list[int]:
     """A number for each row, equal where two rows are of one problem or chained by images or frames in common."""
     parents = list(range(len(rows)))
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from stages.artifacts.columns import DRAFTS, ERRORS
 from stages.artifacts.label_studio import write_sheet
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, ProblemSet, encoded_images
+from stages.artifacts.rows import AnyRow
 from stages.artifacts.step import Step, Tally
 from stages.artifacts.writing import writing
 from stages.checks.problem_check import ProblemCheck
@@ -157,7 +157,7 @@ def by_problem(wrong: Sequence[WrongAnswer], limit: int, tally: Tally) -> list[l
     return [list(of_problem.values()) for of_problem in errors.values() if of_problem]
 
 
-def spread_over_problems(drafts: Sequence[Draft], count: int) -> list[dict[str, Any]]:
+def spread_over_problems(drafts: Sequence[Draft], count: int) -> list[AnyRow]:
     """Rows of `errors`: the first error of every problem, then the second of every problem, `count` in all.
 
     Raises:
@@ -166,7 +166,7 @@ def spread_over_problems(drafts: Sequence[Draft], count: int) -> list[dict[str, 
     by_id: dict[str, list[Draft]] = defaultdict(list)
     for draft in drafts:
         by_id[draft.problem.problem_id].append(draft)
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, AnyRow] = {}
     for turn, of_turn in enumerate(zip_longest(*by_id.values()), 1):
         for draft in of_turn:
             if draft is not None and len(rows) < count:
@@ -179,7 +179,7 @@ def spread_over_problems(drafts: Sequence[Draft], count: int) -> list[dict[str, 
     return list(rows.values())
 
 
-def _row(draft: Draft, turn: int) -> dict[str, Any]:
+def _row(draft: Draft, turn: int) -> AnyRow:
     problem = draft.problem
     return {
         "error_id": problem.problem_id if turn == 1 else f"{problem.problem_id}#{turn}",

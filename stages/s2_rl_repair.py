@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import DRAFTS, EPISODES, METRICS, REPAIR_SET
 from stages.artifacts.manifests import MODEL
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
+from stages.artifacts.rows import DraftRow, EpisodeRow
 from stages.artifacts.step import Step
 from stages.audit.auditor import warn_of_flags
 from stages.audit.opening import check_auditor, open_auditor
@@ -199,7 +199,7 @@ class ErrorSource:
                 advance(len(names))
         return read_drafts(self.step.out, problems)
 
-    def _rows(self, problems: Sequence[Problem], part: int) -> list[dict[str, Any]]:
+    def _rows(self, problems: Sequence[Problem], part: int) -> list[DraftRow]:
         held_out = self.held_out.among(problems)
         for name in sorted(held_out):
             self.step.drop(name, "held_out", "its error, or one of the same picture, measures the model")
@@ -238,7 +238,7 @@ class ErrorSource:
         }
 
 
-def c1_by_kind(episodes: Sequence[Mapping[str, Any]], drafts: Sequence[Draft]) -> list[Measure]:
+def c1_by_kind(episodes: Sequence[EpisodeRow], drafts: Sequence[Draft]) -> list[Measure]:
     """The share of errors whose gate C1 closed, by kind of problem; empty where no problem has a kind."""
     kinds = {draft.problem.problem_id: draft.problem.kind for draft in drafts}
     gates = {

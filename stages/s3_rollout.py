@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import ROLLOUTS
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import Problem, ProblemSet
+from stages.artifacts.rows import RolloutRow
 from stages.artifacts.step import Step
 from stages.checks.problem_check import ProblemCheck
 from stages.core.selection import is_correct
@@ -117,7 +117,7 @@ class Rollout:
         step.write_shards(index, {ROLLOUTS: rows})
 
 
-def _row(problem: Problem, sample: int, answer: Answer) -> dict[str, Any]:
+def _row(problem: Problem, sample: int, answer: Answer) -> RolloutRow:
     return {
         "problem_id": problem.problem_id,
         "sample": sample,

@@ -66,7 +66,7 @@ class RealignPairs:
         step.finish()
 
 
-def _realigned(shard: Path, spec: TableSpec, options: dict[str, Any], tally: Tally) -> Iterator[pa.Table]:
+def _realigned(shard: Path, spec: TableSpec[Any], options: dict[str, Any], tally: Tally) -> Iterator[pa.Table]:
     first_row = 0
     for table in _with_whole_pairs(iterate_tables(shard, spec), spec.schema()):
         yield _realign(table, str(shard), first_row, options, tally)

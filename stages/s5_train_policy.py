@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count, groupby, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow.compute as pc
 
 from stages.artifacts.bad_rows import OnBadRow
-from stages.artifacts.columns import GROUPS, METRICS, OLD_LOGPROBS, VALUES, TableSpec
+from stages.artifacts.columns import GROUPS, METRICS, OLD_LOGPROBS, VALUES, Row, TableSpec
 from stages.artifacts.manifests import MODEL, is_step, read_manifest
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, ProblemSet
@@ -39,6 +39,7 @@ from stages.runtime.progress import track
 from stages.seeds import Purpose, derive_seed
 from stages.training.checkpoints import SAVE_EVERY, Checkpoints
 from stages.training.groups import (
+    TrainedRow,
     Trajectory,
     left_out,
     optimization_group,
@@ -234,7 +235,7 @@ class Group(NamedTuple):
     """One problem's rows of a shard of `groups`, and what is trained on of them."""
 
     shard: int
-    rows: Sequence[dict[str, Any]]
+    rows: Sequence[TrainedRow]
     trajectories: list[Trajectory]
 
 
@@ -284,7 +285,7 @@ class GroupSource:
                 t.advantage,
                 t.gate_T,
                 t.row["old_logprobs"],
-                t.row.get(VALUES.name, ()),
+                t.row.get("values", ()),
                 t.advantage_T,
                 sampler_logprobs_T=self._sampler_logprobs(t.row),
             )
@@ -296,9 +297,9 @@ class GroupSource:
         groups = (self._group(rows) for shard in parquet_files(self.groups, GROUPS) for rows in self._problems(shard))
         return [trajectory.advantage for group in groups for trajectory in group]
 
-    def _sampler_logprobs(self, row: Mapping[str, Any]) -> list[float] | None:
+    def _sampler_logprobs(self, row: TrainedRow) -> list[float] | None:
         """Raises DataError where a rollout has none and the recipe weighs by them."""
-        logprobs: list[float] | None = row["sampler_logprobs"]
+        logprobs = row["sampler_logprobs"]
         if logprobs is None and row["role"] != "repair" and self.recipe.train.objective.importance_cap is not None:
             raise DataError(
                 f"{self.groups}: {row['problem_id']}, sample {row['sample']}, has no sampler_logprobs, which "
@@ -336,7 +337,7 @@ class GroupSource:
             self._write_old(shard, rows_of_shard, tables)
         return metrics
 
-    def _tables(self, trainer: Trainer) -> list[TableSpec]:
+    def _tables(self, trainer: Trainer) -> list[TableSpec[Any]]:
         """What `read_old` writes."""
         rounds = trainer.vlm.autocast_dtype is not None
         critic = has_critic(self.recipe.train.objective.algorithm)
@@ -379,7 +380,7 @@ class GroupSource:
                 key = {name: row[name] for name in ("problem_id", "sample", "role")}
                 found[shard].append(key | {VALUES.name: own.values_T, OLD_LOGPROBS.name: own.old_logprobs_T})
 
-    def _write_old(self, shard: int, rows: Sequence[Mapping[str, Any]], tables: Sequence[TableSpec]) -> None:
+    def _write_old(self, shard: int, rows: Sequence[Mapping[str, Any]], tables: Sequence[TableSpec[Any]]) -> None:
         """Unless a stopped run has."""
         if all(self.step.has_shard(spec, shard) for spec in tables):
             return
@@ -405,31 +406,37 @@ class GroupSource:
             for index in rng.permutation(len(problems)):
                 yield Group(shard, problems[index], self._group(problems[index]))
 
-    def _problems(self, shard: Path) -> Iterator[list[dict[str, Any]]]:
+    def _problems(self, shard: Path) -> Iterator[list[TrainedRow]]:
         """Rows of each problem of a shard of `groups`."""
-        for problem_id, rows in groupby(iterate_rows(shard, GROUPS), key=lambda row: row["problem_id"]):
+        every = cast("Iterator[TrainedRow]", iterate_rows(shard, GROUPS))
+        for problem_id, rows in groupby(every, key=lambda row: row["problem_id"]):
             if problem_id in self.problems:
                 yield list(rows)
 
-    def _group(self, rows: Sequence[Mapping[str, Any]]) -> list[Trajectory]:
+    def _group(self, rows: Sequence[TrainedRow]) -> list[Trajectory]:
         return optimization_group(rows, self.recipe.train, self.recipe.rollout)
 
-    def _with_old(self, problems: Sequence[Sequence[dict[str, Any]]], shard: int) -> list[list[dict[str, Any]]]:
-        values = {(row["problem_id"], row["sample"]): row for row in self._written(VALUES, shard)}
-        logprobs = {(row["problem_id"], row["sample"], row["role"]): row for row in self._written(OLD_LOGPROBS, shard)}
+    def _with_old(self, problems: Sequence[Sequence[TrainedRow]], shard: int) -> list[list[TrainedRow]]:
+        values = {(row["problem_id"], row["sample"]): row["values"] for row in self._written(VALUES, shard)}
+        logprobs = {
+            (row["problem_id"], row["sample"], row["role"]): row["old_logprobs"]
+            for row in self._written(OLD_LOGPROBS, shard)
+        }
 
-        def found(row: dict[str, Any]) -> dict[str, Any]:
+        def found(row: TrainedRow) -> TrainedRow:
             key = row["problem_id"], row["sample"]
-            of_rollout = {} if row["role"] == "repair" else values.get(key, {})
-            return row | of_rollout | logprobs.get((*key, row["role"]), {})
+            old: TrainedRow = {**row, "old_logprobs": logprobs.get((*key, row["role"]), row["old_logprobs"])}
+            if row["role"] != "repair" and key in values:
+                old["values"] = values[key]
+            return old
 
         return [[found(row) for row in rows] for rows in problems]
 
-    def _written(self, spec: TableSpec, shard: int) -> Iterator[dict[str, Any]]:
+    def _written(self, spec: TableSpec[Row], shard: int) -> Iterator[Row]:
         if self.step.has_shard(spec, shard):
             yield from iterate_rows(self.step.out / f"{spec.name}-{shard:05d}.parquet", spec)
 
-    def _count(self, rows: Sequence[Mapping[str, Any]], group: Sequence[Trajectory]) -> None:
+    def _count(self, rows: Sequence[TrainedRow], group: Sequence[Trajectory]) -> None:
         tally = self.step.tally
         tally.rows_in += 1
         tally.rows_out += bool(group)

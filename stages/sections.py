@@ -25,7 +25,8 @@ Algorithm = Literal["grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo", "ppo", "
 Gate = Literal["difference", "soft", "entropy", "perception", "none"]
 ROLLOUT_GATES = ("entropy", "perception", "none")
 """Gates on the whole rollout group, which use no repair."""
-SCORE_COLUMNS = {"entropy": "entropies", "perception": "image_kls", "answer_gap": "answer_gaps"}
+ScoreColumn = Literal["entropies", "image_kls", "answer_gaps"]
+SCORE_COLUMNS: dict[str, ScoreColumn] = {"entropy": "entropies", "perception": "image_kls", "answer_gap": "answer_gaps"}
 """Of a gate or an advantage, the column of `groups` that it is made of."""
 ReferenceKind = Literal["answer", "preferred", "sibling"]
 
@@ -498,7 +499,7 @@ class TrainSection(Section):
         return self
 
     @property
-    def scores(self) -> str | None:
+    def scores(self) -> ScoreColumn | None:
         """The column of `groups` that `df build-masks` adds for this section; None where it needs none."""
         return SCORE_COLUMNS.get(self.gate) or SCORE_COLUMNS.get(self.advantage)
 

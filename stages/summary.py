@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from stages.artifacts.columns import SAMPLES, SCORES, SUMMARY
 from stages.artifacts.ledger import EVALUATION, training_cost
 from stages.artifacts.manifests import read_manifest
+from stages.artifacts.rows import ScoreRow
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.measures.accuracy import Measure, mean_over_problems, share
 from stages.measures.scores import correct_by_problem, summarize_scores
@@ -28,7 +28,7 @@ from stages.run_folder import (
 )
 from stages.training.heldout import summarize_samples
 
-Scores = list[dict[str, Any]]
+Scores = list[ScoreRow]
 
 
 def summarize_run(run: Path, rounds: int) -> list[Measure]:

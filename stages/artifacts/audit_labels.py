@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
 from stages.artifacts.columns import AUDIT_LABELS
+from stages.artifacts.rows import AnyRow
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.errors import DataError
 from stages.untrusted.printable import told
@@ -31,7 +32,7 @@ class Label(NamedTuple):
     label: str
 
 
-def write_labels(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_labels(path: Path, rows: Sequence[AnyRow]) -> None:
     """Write rows of `audit_labels` in the format that the path ends with.
 
     In a CSV file texts that a spreadsheet would run as a formula begin with an apostrophe, control characters but for
@@ -67,7 +68,7 @@ def read_labels(path: Path) -> list[Label]:
     ]
 
 
-def _csv_rows(path: Path) -> list[dict[str, Any]]:
+def _csv_rows(path: Path) -> list[AnyRow]:
     texts = {column.name: column.type for column in AUDIT_LABELS.columns}
     try:
         table = arrow_csv.read_csv(

@@ -6,10 +6,27 @@ import difflib
 import json
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stages.artifacts.rows import (
+    AgreementRow,
+    AnyRow,
+    AuditSampleRow,
+    DraftRow,
+    DroppedRow,
+    EpisodeRow,
+    GroupRow,
+    MetricRow,
+    OldLogprobsRow,
+    RepairRow,
+    RolloutRow,
+    SampleRow,
+    ScoreRow,
+    ValuesRow,
+)
 from stages.errors import DataError
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -17,6 +34,7 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 IDS = pa.list_(pa.int32())
 FLOATS = pa.list_(pa.float32())
 MASK = pa.list_(pa.bool_())
+Row = TypeVar("Row")
 _MISSPELT = 0.66
 """How alike (1: the same) a name is in which a letter of three is another."""
 
@@ -36,15 +54,15 @@ class Column:
 
 
 @dataclass(frozen=True)
-class TableSpec:
-    """One artifact."""
+class TableSpec(Generic[Row]):
+    """One artifact, whose rows have the type `Row`."""
 
     name: str
     producer: str
     consumers: str
     columns: tuple[Column, ...]
 
-    def without(self, names: Collection[str]) -> TableSpec:
+    def without(self, names: Collection[str]) -> TableSpec[Row]:
         """The artifact as a file has it that lacks these columns."""
         return replace(self, columns=tuple(column for column in self.columns if column.name not in names))
 
@@ -189,7 +207,7 @@ _PREFERRED = Column(
     optional=True,
 )
 
-PROBLEMS = TableSpec(
+PROBLEMS: TableSpec[AnyRow] = TableSpec(
     "problems",
     "df import-problems, you, or data/digits/build.py",
     "every command",
@@ -212,7 +230,7 @@ PROBLEMS = TableSpec(
     ),
 )
 
-ERRORS = TableSpec(
+ERRORS: TableSpec[AnyRow] = TableSpec(
     "errors",
     "df repair-set sheet",
     "df repair-set read",
@@ -223,7 +241,7 @@ ERRORS = TableSpec(
     ),
 )
 
-REPAIR_SET = TableSpec(
+REPAIR_SET: TableSpec[AnyRow] = TableSpec(
     "repair_set",
     "df repair-set read, you, or data/digits/build.py",
     "df sft-repair, df rl-repair",
@@ -234,7 +252,7 @@ REPAIR_SET = TableSpec(
     ),
 )
 
-PREFERENCES = TableSpec(
+PREFERENCES: TableSpec[AnyRow] = TableSpec(
     "preferences",
     "you",
     "df build-masks",
@@ -245,7 +263,7 @@ PREFERENCES = TableSpec(
     ),
 )
 
-ROLLOUTS = TableSpec(
+ROLLOUTS: TableSpec[RolloutRow] = TableSpec(
     "rollouts",
     "df rollout",
     "df build-masks",
@@ -260,7 +278,7 @@ ROLLOUTS = TableSpec(
     ),
 )
 
-REPAIRS = TableSpec(
+REPAIRS: TableSpec[RepairRow] = TableSpec(
     "repairs",
     "df build-masks",
     "you",
@@ -289,7 +307,7 @@ def _scores_column(name: str, meaning: str, asked_by: str) -> Column:
     return Column(name, FLOATS, meaning, null, optional=True)
 
 
-GROUPS = TableSpec(
+GROUPS: TableSpec[GroupRow] = TableSpec(
     "groups",
     "df build-masks",
     "df train-policy",
@@ -324,7 +342,7 @@ GROUPS = TableSpec(
     ),
 )
 
-DRAFTS = TableSpec(
+DRAFTS: TableSpec[DraftRow] = TableSpec(
     "drafts",
     "df rl-repair, df repair-set sheet",
     "you, the same command when it goes on",
@@ -349,7 +367,7 @@ DRAFTS = TableSpec(
     ),
 )
 
-EPISODES = TableSpec(
+EPISODES: TableSpec[EpisodeRow] = TableSpec(
     "episodes",
     "df rl-repair",
     "you, df audit-sample, df audit-agreement",
@@ -377,7 +395,7 @@ EPISODES = TableSpec(
     ),
 )
 
-DROPPED = TableSpec(
+DROPPED: TableSpec[DroppedRow] = TableSpec(
     "dropped",
     "df import-problems, and every command that leaves a problem out",
     "you",
@@ -394,7 +412,7 @@ DROPPED = TableSpec(
     ),
 )
 
-VALUES = TableSpec(
+VALUES: TableSpec[ValuesRow] = TableSpec(
     "values",
     "df train-policy",
     "you, df train-policy",
@@ -405,7 +423,7 @@ VALUES = TableSpec(
     ),
 )
 
-OLD_LOGPROBS = TableSpec(
+OLD_LOGPROBS: TableSpec[OldLogprobsRow] = TableSpec(
     "old_logprobs",
     "df train-policy",
     "you, df train-policy",
@@ -422,7 +440,7 @@ OLD_LOGPROBS = TableSpec(
     ),
 )
 
-METRICS = TableSpec(
+METRICS: TableSpec[MetricRow] = TableSpec(
     "metrics",
     "df sft-repair, df rl-repair, df train-policy",
     "you, df summarize",
@@ -433,7 +451,7 @@ METRICS = TableSpec(
     ),
 )
 
-SAMPLES = TableSpec(
+SAMPLES: TableSpec[SampleRow] = TableSpec(
     "samples",
     "df sft-repair, df rl-repair",
     "you, df summarize",
@@ -450,7 +468,7 @@ SAMPLES = TableSpec(
     ),
 )
 
-SCORES = TableSpec(
+SCORES: TableSpec[ScoreRow] = TableSpec(
     "scores",
     "df evaluate",
     "you, df summarize",
@@ -464,7 +482,7 @@ SCORES = TableSpec(
     ),
 )
 
-SUMMARY = TableSpec(
+SUMMARY: TableSpec[AnyRow] = TableSpec(
     "summary",
     "df summarize",
     "you",
@@ -478,7 +496,7 @@ SUMMARY = TableSpec(
     ),
 )
 
-CURVES = TableSpec(
+CURVES: TableSpec[AnyRow] = TableSpec(
     "curves",
     "df ablate",
     "df ablate, you",
@@ -496,7 +514,7 @@ CURVES = TableSpec(
         Column("values", pa.list_(pa.float32()), "of each problem, or held-out error, in the order of ids"),
     ),
 )
-ABLATION = TableSpec(
+ABLATION: TableSpec[AnyRow] = TableSpec(
     "ablation",
     "df ablate",
     "you",
@@ -514,7 +532,7 @@ ABLATION = TableSpec(
 
 _EPISODE_ID = Column("episode_id", pa.string(), "`iteration/problem_id/sample/attempt` of `episodes`")
 
-AUDIT_SAMPLE = TableSpec(
+AUDIT_SAMPLE: TableSpec[AuditSampleRow] = TableSpec(
     "audit_sample",
     "df audit-sample",
     "df audit-agreement",
@@ -531,7 +549,7 @@ def _shown(name: str, meaning: str) -> Column:
     return Column(name, pa.string(), meaning, null="not shown", optional=True)
 
 
-AUDIT_LABELS = TableSpec(
+AUDIT_LABELS: TableSpec[AnyRow] = TableSpec(
     "audit_labels",
     "df audit-sample, you",
     "df audit-agreement",
@@ -546,7 +564,7 @@ AUDIT_LABELS = TableSpec(
     ),
 )
 
-AUDIT_AGREEMENT = TableSpec(
+AUDIT_AGREEMENT: TableSpec[AgreementRow] = TableSpec(
     "audit_agreement",
     "df audit-agreement",
     "you",
@@ -566,7 +584,7 @@ AUDIT_AGREEMENT = TableSpec(
     ),
 )
 
-TABLES = (
+TABLES: tuple[TableSpec[Any], ...] = (
     PROBLEMS, ERRORS, REPAIR_SET, PREFERENCES, ROLLOUTS, REPAIRS, GROUPS, DRAFTS, EPISODES, DROPPED, VALUES,
     OLD_LOGPROBS, METRICS, SAMPLES, SCORES, SUMMARY, ABLATION, AUDIT_SAMPLE, AUDIT_LABELS, AUDIT_AGREEMENT,
 )  # fmt: skip

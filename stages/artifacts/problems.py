@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from stages.artifacts.bad_rows import BadRow, OnBadRow, refuse
 from stages.artifacts.columns import IMAGE, PROBLEMS, TableSpec, null_message
 from stages.artifacts.id_index import IdIndex, Ids
+from stages.artifacts.rows import AnyRow
 from stages.artifacts.store import open_parquet, parquet_files, read_group, reading
 from stages.errors import DataError, RowError
 
@@ -149,7 +150,7 @@ class _Group(NamedTuple):
 class ProblemSet:
     """Random access to problems by id; one row group of images in memory at a time."""
 
-    def __init__(self, path: Path, spec: TableSpec = PROBLEMS, on_bad_row: OnBadRow = "fail") -> None:
+    def __init__(self, path: Path, spec: TableSpec[AnyRow] = PROBLEMS, on_bad_row: OnBadRow = "fail") -> None:
         """Index the file or folder.
 
         Bad rows, which are refused unless they are dropped: a null outside the images (`null_<column>`), no rate above

@@ -53,7 +53,7 @@ class Responses(NamedTuple):
     """Problems with a bad row: without it the group would be another, so all of it is left out."""
 
 
-def check_responses(path: Path, spec: TableSpec, known: Callable[[str], bool], limits: Limits) -> Responses:
+def check_responses(path: Path, spec: TableSpec[Any], known: Callable[[str], bool], limits: Limits) -> Responses:
     """Look at every row of `rollouts` or `groups`; `known` tells whether there is a problem of an id.
 
     Bad rows: `unknown_problem`; `split_group`, rows of a problem in two places; `duplicate_sample`; `stray_repair`,

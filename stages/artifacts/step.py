@@ -20,12 +20,13 @@ from typing import Any
 import pyarrow as pa
 
 from stages.artifacts.bad_rows import BadRow
-from stages.artifacts.columns import DROPPED, TableSpec
+from stages.artifacts.columns import DROPPED, Row, TableSpec
 from stages.artifacts.integrity import checked_manifest, describe, find_damage
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.lock import LOCK
 from stages.artifacts.manifests import MANIFEST, PLAN, PROGRESS, is_intact, is_step, read_json, read_plan, sealed
 from stages.artifacts.plan import Plan, differences, path_of
+from stages.artifacts.rows import DroppedRow
 from stages.artifacts.store import write_rows, write_tables
 from stages.artifacts.up_to_date import holds_work
 from stages.artifacts.writing import PARTIAL, replace, to_disk, write_text, writing
@@ -50,8 +51,7 @@ class Tally:
     rows_out: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
-    dropped_rows: list[dict[str, Any]] = field(default_factory=list)
-    """Rows of `dropped`."""
+    dropped_rows: list[DroppedRow] = field(default_factory=list)
 
 
 class Step:
@@ -136,11 +136,11 @@ class Step:
             return cls.open(out, plan, ledger=ledger)
         return step
 
-    def has_shard(self, spec: TableSpec, index: int) -> bool:
+    def has_shard(self, spec: TableSpec[Any], index: int) -> bool:
         """Whether a stopped run already finished this shard."""
         return _shard_name(spec, index) in self._files
 
-    def write_shards(self, index: int, tables: Mapping[TableSpec, Sequence[Mapping[str, Any]]]) -> None:
+    def write_shards(self, index: int, tables: Mapping[TableSpec[Any], Sequence[Mapping[str, Any]]]) -> None:
         """Write one shard of each artifact and note it, with the counts so far, as finished.
 
         Raises:
@@ -151,13 +151,13 @@ class Step:
                 write_rows(self._pending(_shard_name(spec, index)), spec, rows)
         self._finish_shards([_shard_name(spec, index) for spec in tables])
 
-    def stream_shard(self, index: int, spec: TableSpec, tables: Iterable[pa.Table]) -> None:
+    def stream_shard(self, index: int, spec: TableSpec[Any], tables: Iterable[pa.Table]) -> None:
         """The same with one artifact's tables as they come, and the counts by then."""
         if processes.is_main():
             write_tables(self._pending(_shard_name(spec, index)), spec, tables)
         self._finish_shards([_shard_name(spec, index)])
 
-    def write_table(self, spec: TableSpec, rows: Sequence[Mapping[str, Any]]) -> None:
+    def write_table(self, spec: TableSpec[Row], rows: Sequence[Row]) -> None:
         """Write an artifact that is one file, named like its spec."""
         if processes.is_main():
             write_rows(self.out / f"{spec.name}.parquet", spec, rows)
@@ -339,7 +339,7 @@ def _clear(out: Path) -> None:
             entry.unlink()
 
 
-def _shard_name(spec: TableSpec, index: int) -> str:
+def _shard_name(spec: TableSpec[Any], index: int) -> str:
     return f"{spec.name}-{index:05d}.parquet"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.artifacts.columns import TableSpec
+from stages.artifacts.columns import Row, TableSpec
 from stages.artifacts.writing import PARTIAL, replace, writing
 from stages.errors import DataError
 from stages.runtime.batching import batched
@@ -23,7 +23,7 @@ ROWS_AT_ONCE = 4096
 _BUFFER_BYTES = 1 << 20
 
 
-def write_rows(path: Path, spec: TableSpec, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_rows(path: Path, spec: TableSpec[Row], rows: Sequence[Row]) -> None:
     """Write rows as one Parquet file; the file appears only when it is complete.
 
     Raises:
@@ -34,7 +34,7 @@ def write_rows(path: Path, spec: TableSpec, rows: Sequence[Mapping[str, Any]]) -
     write_tables(path, spec, (pa.Table.from_pylist(some, schema=schema) for some in batched(rows, ROWS_AT_ONCE)))
 
 
-def write_tables(path: Path, spec: TableSpec, tables: Iterable[pa.Table]) -> int:
+def write_tables(path: Path, spec: TableSpec[Any], tables: Iterable[pa.Table]) -> int:
     """Write tables of the spec's schema as one Parquet file, as they come; gives the number of rows.
 
     The file appears only when it is complete. Its row groups do not depend on where one table ends.
@@ -85,7 +85,7 @@ def _whole_row_groups(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator
         yield rest
 
 
-def parquet_files(path: Path, spec: TableSpec) -> list[Path]:
+def parquet_files(path: Path, spec: TableSpec[Any]) -> list[Path]:
     """The file itself, or a folder's shards of this artifact in order or its one file, each with the right columns.
 
     Raises:
@@ -154,7 +154,7 @@ def read_group(parquet: pq.ParquetFile, group: int, columns: Sequence[str]) -> p
     return table
 
 
-def iterate_rows(path: Path, spec: TableSpec) -> Iterator[dict[str, Any]]:
+def iterate_rows(path: Path, spec: TableSpec[Row]) -> Iterator[Row]:
     """Rows in order, one row group in memory at a time.
 
     Raises:
@@ -165,7 +165,7 @@ def iterate_rows(path: Path, spec: TableSpec) -> Iterator[dict[str, Any]]:
             yield from table.to_pylist()
 
 
-def iterate_tables(file: Path, spec: TableSpec) -> Iterator[pa.Table]:
+def iterate_tables(file: Path, spec: TableSpec[Any]) -> Iterator[pa.Table]:
     """The spec's columns of one file that `parquet_files` gave, as many rows at a time as a row group has.
 
     Raises:
@@ -248,7 +248,7 @@ def check_parquet(file: Path) -> None:
         pass
 
 
-def count_rows(path: Path, spec: TableSpec) -> int:
+def count_rows(path: Path, spec: TableSpec[Any]) -> int:
     """Rows of an artifact, from the files' footers."""
     rows = 0
     for file in parquet_files(path, spec):

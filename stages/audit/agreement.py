@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import cohen_kappa_score
 
+from stages.artifacts.rows import AgreementRow
 from stages.audit.episodes import CLEAN
 from stages.measures.accuracy import CONFIDENCE, RESAMPLES, share
 
-Row = dict[str, Any]
 Count = Any
 """A number, or an array over D."""
 
@@ -59,7 +59,7 @@ class Stratum:
     flagged_by_label: int
 
 
-def agreement_rows(compared: Sequence[Compared], populations: Mapping[str, int] | None = None) -> list[Row]:
+def agreement_rows(compared: Sequence[Compared], populations: Mapping[str, int] | None = None) -> list[AgreementRow]:
     """Rows of `audit_agreement`: overall, then for each category that either side used.
 
     Agreement, Cohen's kappa, false flag rate (of repairs labelled clean, those that the auditor flagged) and miss rate
@@ -109,7 +109,7 @@ def possible_tables(strata: Sequence[Stratum], draws: int = RESAMPLES) -> Table:
     return _table(strata, flagged)
 
 
-def _of_labels(section: str, compared: Sequence[Compared]) -> list[Row]:
+def _of_labels(section: str, compared: Sequence[Compared]) -> list[AgreementRow]:
     counts = Counter((_flags(section, pair.verdict), _flags(section, pair.label)) for pair in compared)
     table = Table(counts[True, True], counts[True, False], counts[False, True], counts[False, False])
     n = len(compared)
@@ -122,7 +122,7 @@ def _of_labels(section: str, compared: Sequence[Compared]) -> list[Row]:
     ]
 
 
-def _of_population(section: str, strata: Sequence[Stratum]) -> list[Row]:
+def _of_population(section: str, strata: Sequence[Stratum]) -> list[AgreementRow]:
     table = estimate(strata)
     values = _measures(table) | {"kappa": kappa(table)}
     n = sum(stratum.labelled for stratum in strata)
@@ -132,7 +132,7 @@ def _of_population(section: str, strata: Sequence[Stratum]) -> list[Row]:
     ]
 
 
-def _of_stratum(name: str, compared: Sequence[Compared]) -> Row:
+def _of_stratum(name: str, compared: Sequence[Compared]) -> AgreementRow:
     labels = [pair.label for pair in compared if pair.verdict == name]
     return _share(f"stratum {name}", "labelled flagged", sum(label != CLEAN for label in labels), len(labels))
 
@@ -190,7 +190,7 @@ def _interval(value: float | None, drawn_D: NDArray[np.float64]) -> tuple[float 
     return float(min(low, value)), float(max(high, value))
 
 
-def _share(section: str, measure: str, hits: int, n: int) -> Row:
+def _share(section: str, measure: str, hits: int, n: int) -> AgreementRow:
     found = share(section, measure, hits, n)
     return _row(section, LABELS, measure, found.value, found.low, found.high, n=n, note=_NOTES.get(measure))
 
@@ -205,8 +205,8 @@ def _row(
     *,
     n: int,
     note: str | None = None,
-) -> Row:
-    """A row of `audit_agreement`; the note stays where there is no value."""
+) -> AgreementRow:
+    """The note stays where there is no value."""
     if value is not None and np.isnan(value):
         value = None
     return {

@@ -57,7 +57,7 @@ class ProblemCheck:
         found = processes.spread(problems.in_file_order(ids), lambda share: list(self._look(problems, share)))
         return problems.only(ids, [bad for bad in found if bad is not None], on_bad_row)
 
-    def usable_of(self, path: Path, spec: TableSpec, problems: ProblemSet, on_bad_row: OnBadRow) -> ProblemSet:
+    def usable_of(self, path: Path, spec: TableSpec[Any], problems: ProblemSet, on_bad_row: OnBadRow) -> ProblemSet:
         """The problems of `rollouts` or `groups`, responses looked at too; a group with a bad row is bad.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from stages.core.selection import is_correct
@@ -22,7 +22,7 @@ def correct_by_problem(scores: Iterable[Mapping[str, Any]], mode: str, threshold
     return correct
 
 
-def summarize_scores(section: str, scores: list[dict[str, Any]], threshold: float) -> list[Measure]:
+def summarize_scores(section: str, scores: Sequence[Mapping[str, Any]], threshold: float) -> list[Measure]:
     """Greedy, sampled and image-free accuracy over all problems, and Acc@k of the draws."""
     greedy = correct_by_problem(scores, "greedy", threshold)
     sampled = correct_by_problem(scores, "sampled", threshold)
@@ -35,7 +35,7 @@ def summarize_scores(section: str, scores: list[dict[str, Any]], threshold: floa
     return measures
 
 
-def summarize_by_kind(section: str, scores: list[dict[str, Any]], threshold: float) -> list[Measure]:
+def summarize_by_kind(section: str, scores: Sequence[Mapping[str, Any]], threshold: float) -> list[Measure]:
     """Sampled and greedy accuracy of each kind of problem that has a name."""
     kinds = {row["problem_id"]: row["kind"] for row in scores}
     greedy = correct_by_problem(scores, "greedy", threshold)

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow.compute as pc
 
@@ -140,7 +140,7 @@ def _mean(state: RunState, number: int, values: Iterable[float]) -> Point:
 
 
 def _values(
-    state: RunState, number: int, step: str, spec: TableSpec, column: str, only: str | None = None
+    state: RunState, number: int, step: str, spec: TableSpec[Any], column: str, only: str | None = None
 ) -> Iterator[float]:
     """Those of a column that are not null, of every row or of one `selection`."""
     columns = [column] if only is None else [column, "selection"]

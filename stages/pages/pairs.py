@@ -172,7 +172,7 @@ def _repairs(folder: Path, wanted: Sequence[Candidate], *columns: str) -> dict[C
 
 
 def _rows(
-    folder: Path, spec: TableSpec, columns: Sequence[str], errors: set[Key] | None = None
+    folder: Path, spec: TableSpec[Any], columns: Sequence[str], errors: set[Key] | None = None
 ) -> Iterator[dict[str, Any]]:
     """These columns of every row, or of the rows of these errors; null where an optional one is not there."""
     for file in parquet_files(folder, spec):

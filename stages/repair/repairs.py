@@ -23,7 +23,7 @@ class Sibling:
     sample: int
     completion: Completion
     text: str
-    reward: float
+    reward: float | None
 
 
 @dataclass(frozen=True)

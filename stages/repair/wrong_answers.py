@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from stages.artifacts.columns import DRAFTS
 from stages.artifacts.problems import Problem, ProblemSet
+from stages.artifacts.rows import DraftRow
 from stages.artifacts.step import Tally
 from stages.artifacts.store import iterate_rows
 from stages.core.selection import is_correct
@@ -62,8 +63,7 @@ def wrong_answers(
     return wrong
 
 
-def draft_row(wrong: WrongAnswer, right_response: str | None = None) -> dict[str, Any]:
-    """A row of `drafts`."""
+def draft_row(wrong: WrongAnswer, right_response: str | None = None) -> DraftRow:
     return {
         "problem_id": wrong.problem.problem_id,
         "sample": wrong.sample,

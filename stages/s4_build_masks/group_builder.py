@@ -7,12 +7,13 @@ import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby, pairwise
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from stages.artifacts.overlay import MarkedToken, PairView, overlay_page
 from stages.artifacts.problems import Problem, ProblemSet
+from stages.artifacts.rows import GroupMember, GroupRow, RepairRow, RolloutRow
 from stages.artifacts.step import Step
 from stages.audit.auditor import AuditCase, Auditor, Verdict, count_verdicts, is_audited
 from stages.core.selection import Selection, is_correct, is_worthwhile, select_repair
@@ -28,7 +29,6 @@ from stages.repair.repairs import Attempt, Draft, Repairer, Sibling, right_respo
 from stages.reward.lost_answers import Response, count_lost
 from stages.seeds import Purpose, derive_seed
 
-Row = dict[str, Any]
 Trajectory: TypeAlias = tuple[str, tuple[int, ...]]
 """A problem's id and the token ids of a response to it."""
 PAGE_PROBLEMS = 20
@@ -54,7 +54,7 @@ class GroupBuilder:
         self.step = step
         self.references = References([recipe.masks.reference], recipe.seed, step.tally.counts)
 
-    def build(self, rollouts: Sequence[Row], sampling: Sampling) -> tuple[list[Row], list[Row]]:
+    def build(self, rollouts: Sequence[RolloutRow], sampling: Sampling) -> tuple[list[RepairRow], list[GroupRow]]:
         """Rows of `repairs` and of `groups`, problem by problem in the order of the rollouts."""
         tally = self.step.tally
         tally.rows_in += len(rollouts)
@@ -63,7 +63,7 @@ class GroupBuilder:
         tally.counts["repair_triggered"] += len(drafts)
         attempts, verdicts = self._candidates(drafts, sampling)
         chosen: dict[tuple[str, int], Attempt] = {}
-        repair_rows: list[Row] = []
+        repair_rows: list[RepairRow] = []
         for draft, group, group_verdicts in zip(drafts, attempts, verdicts, strict=True):
             rows, best = self._select(group, group_verdicts)
             repair_rows += rows
@@ -71,19 +71,18 @@ class GroupBuilder:
             if best is not None:
                 chosen[best.draft.problem.problem_id, best.draft.sample] = best
         repaired = {(draft.problem.problem_id, draft.sample) for draft in drafts}
-        group_rows = [row for rows in groups for row in self._group(rows, chosen, repaired)]
-        self._add_scores(group_rows)
+        group_rows = self._scored([row for rows in groups for row in self._group(rows, chosen, repaired)])
         tally.rows_out += len(group_rows)
         return repair_rows, group_rows
 
-    def page(self, groups: Sequence[Row]) -> str:
+    def page(self, groups: Sequence[GroupRow]) -> str:
         """A pair of each of the first problems that have one, to be looked at."""
         pairs = {
             repair["problem_id"]: (error, repair) for error, repair in pairwise(groups) if repair["role"] == "repair"
         }
         return overlay_page([self._view(*pair) for pair in list(pairs.values())[:PAGE_PROBLEMS]])
 
-    def _view(self, error: Row, repair: Row) -> PairView:
+    def _view(self, error: GroupRow, repair: GroupRow) -> PairView:
         problem = self.problems[error["problem_id"]]
         tokens = [
             [
@@ -95,10 +94,10 @@ class GroupBuilder:
         frames = problem.video.decoded() if problem.video else []
         return PairView(problem.question, problem.answer, problem.images, frames, *tokens)
 
-    def _is_correct(self, row: Row) -> bool:
+    def _is_correct(self, row: RolloutRow) -> bool:
         return is_correct(row["reward"], self.recipe.reward.threshold)
 
-    def _to_repair(self, rows: Sequence[Row]) -> list[Draft]:
+    def _to_repair(self, rows: Sequence[RolloutRow]) -> list[Draft]:
         """The group's errors (eq. 12), unless the group is skipped, which is counted."""
         scored = [row for row in rows if row["reward"] is not None]
         correct = [row for row in scored if self._is_correct(row)]
@@ -140,12 +139,12 @@ class GroupBuilder:
             self.step.tally.counts[_of_kind("errors_tried", kind)] += 1
             self.step.tally.counts[_of_kind("errors_feasible", kind)] += is_feasible
 
-    def _drafts(self, problem: Problem, errors: Sequence[Row], correct: Sequence[Row]) -> list[Draft]:
+    def _drafts(self, problem: Problem, errors: Sequence[RolloutRow], correct: Sequence[RolloutRow]) -> list[Draft]:
         if self.repairer is None:
             siblings = [
                 Sibling(
                     row["sample"],
-                    Completion(row["ids"], row.get("sampler_logprobs") or [], row["finish_reason"]),
+                    Completion(row["ids"], row["sampler_logprobs"], row["finish_reason"]),
                     row["text"],
                     row["reward"],
                 )
@@ -168,7 +167,7 @@ class GroupBuilder:
             for row in errors
         ]
 
-    def _at_most(self, problem: Problem, errors: Sequence[Row]) -> list[Row]:
+    def _at_most(self, problem: Problem, errors: Sequence[RolloutRow]) -> list[RolloutRow]:
         """The errors that are repaired, in their order; the others leave the group, counted."""
         most = self.recipe.masks.errors_per_problem
         if most is None or len(errors) <= most:
@@ -221,7 +220,7 @@ class GroupBuilder:
         verdicts = iter(self.auditor.audit([AuditCase(attempt) for group in attempts for attempt in group]))
         return [[next(verdicts) for _ in group] for group in attempts]
 
-    def _select(self, group: Sequence[Attempt], verdicts: Sequence[Verdict]) -> tuple[list[Row], Attempt | None]:
+    def _select(self, group: Sequence[Attempt], verdicts: Sequence[Verdict]) -> tuple[list[RepairRow], Attempt | None]:
         """Rows of `repairs` for one error, and its selected repair (eq. 6, 7)."""
         selection = self._selection(group, verdicts)
         tally = self.step.tally
@@ -234,7 +233,7 @@ class GroupBuilder:
         tally.counts["candidates_audited"] += sum(audited)
         count_verdicts(tally.counts, "candidates", verdicts)
         tally.counts["candidates_unscored"] += sum(attempt.reward is None for attempt in group)
-        rows = [
+        rows: list[RepairRow] = [
             {
                 "problem_id": attempt.draft.problem.problem_id,
                 "sample": attempt.draft.sample,
@@ -253,10 +252,10 @@ class GroupBuilder:
         return rows, None if selection.chosen is None else group[selection.chosen]
 
     def _group(
-        self, rows: Sequence[Row], chosen: dict[tuple[str, int], Attempt], repaired: set[tuple[str, int]]
-    ) -> list[Row]:
-        """Rows of `groups` for one problem (eq. 16, 19), old log-probs still missing."""
-        group: list[Row] = []
+        self, rows: Sequence[RolloutRow], chosen: dict[tuple[str, int], Attempt], repaired: set[tuple[str, int]]
+    ) -> list[GroupMember]:
+        """Rows of `groups` for one problem (eq. 16, 19)."""
+        group: list[GroupMember] = []
         for row in rows:
             key = (row["problem_id"], row["sample"])
             if row["reward"] is None:
@@ -271,30 +270,40 @@ class GroupBuilder:
                 group.append(self._row(row, "error", mask=[ungated] * len(row["ids"]), in_pair=ungated))
         return group
 
-    def _pair(self, row: Row, repair: Attempt) -> list[Row]:
+    def _pair(self, row: RolloutRow, repair: Attempt) -> list[GroupMember]:
         error_T, repair_T = hard_masks(self.recipe.masks, self.policy.engine.codec, row["ids"], repair.ids)
         tally = self.step.tally
         tally.counts["tokens_in_pairs"] += len(error_T) + len(repair_T)
         tally.counts["tokens_marked"] += int(error_T.sum() + repair_T.sum())
-        repaired = row | {
+        repaired: RolloutRow = {
+            **row,
             "ids": repair.ids,
             "reward": repair.reward,
             "finish_reason": repair.completion.finish_reason,
             # A repair model's are of another prompt.
-            "sampler_logprobs": (repair.completion.logprobs or None) if self.repairer is None else None,
+            "sampler_logprobs": repair.completion.logprobs if self.repairer is None else [],
         }
         return [
             self._row(row, "error", mask=error_T.tolist(), in_pair=True),
             self._row(repaired, "repair", mask=repair_T.tolist(), in_pair=True),
         ]
 
-    def _row(self, row: Row, role: str, *, mask: list[bool], in_pair: bool) -> Row:
-        kept = {name: row[name] for name in ("problem_id", "sample", "ids", "reward", "finish_reason")}
-        sampler_logprobs = row.get("sampler_logprobs")  # preference data has none
-        return kept | {"role": role, "mask": mask, "in_pair": in_pair, "sampler_logprobs": sampler_logprobs}
+    def _row(self, row: RolloutRow, role: str, *, mask: list[bool], in_pair: bool) -> GroupMember:
+        assert row["reward"] is not None
+        return {
+            "problem_id": row["problem_id"],
+            "sample": row["sample"],
+            "role": role,
+            "in_pair": in_pair,
+            "ids": row["ids"],
+            "reward": row["reward"],
+            "mask": mask,
+            "finish_reason": row["finish_reason"],
+            "sampler_logprobs": row["sampler_logprobs"] or None,
+        }
 
-    def _add_scores(self, rows: Sequence[Row]) -> None:
-        """The policy's own log-probs of every trajectory: the sampler of a repair was another model (eq. 18).
+    def _scored(self, rows: Sequence[GroupMember]) -> list[GroupRow]:
+        """With the policy's own log-probs of every trajectory: the sampler of a repair was another model (eq. 18).
 
         Rollouts get what the recipe's gate or advantage is made of beside them.
         """
@@ -304,11 +313,14 @@ class GroupBuilder:
         scores = self._scores(list(dict.fromkeys(trajectories)), rollouts)
         column = self.recipe.train.scores
         asked = self._asked(scores, rollouts)
-        for row, trajectory in zip(rows, trajectories, strict=True):
-            row["old_logprobs"] = scores[trajectory].logprobs
+        scored: list[GroupRow] = []
+        for member, trajectory in zip(rows, trajectories, strict=True):
+            row: GroupRow = {**member, "old_logprobs": scores[trajectory].logprobs}
             if column is not None and row["role"] != "repair":
                 row[column] = asked[trajectory]
             self._check_finite(row)
+            scored.append(row)
+        return scored
 
     def _scores(
         self, trajectories: Sequence[Trajectory], rollouts: Collection[Trajectory]
@@ -360,7 +372,7 @@ class GroupBuilder:
             scores = self.policy.engine.score(requests, temperature=self.recipe.rollout.temperature)
         return dict(zip(trajectories, scores, strict=True))
 
-    def _check_finite(self, row: Row) -> None:
+    def _check_finite(self, row: GroupRow) -> None:
         """Raises DataError where the row has a token that is never sampled, ModelError where the policy overflows."""
         for token, logprob in zip(row["ids"], row["old_logprobs"], strict=True):
             if not math.isfinite(logprob):

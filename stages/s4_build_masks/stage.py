@@ -13,6 +13,7 @@ from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import GROUPS, PREFERENCES, REPAIRS, ROLLOUTS
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
+from stages.artifacts.rows import RolloutRow
 from stages.artifacts.step import Step
 from stages.artifacts.store import count_rows, iterate_rows, parquet_files
 from stages.artifacts.writing import write_text
@@ -44,7 +45,6 @@ from stages.sections import SCORE_COLUMNS
 from stages.seeds import Purpose
 from stages.training.heldout import with_end
 
-Row = dict[str, Any]
 PAGE = "samples.html"
 
 
@@ -153,7 +153,7 @@ class BuildMasksFromPreferences:
         step.finish()
 
 
-def preference_rollouts(problems: Sequence[Problem], builder: GroupBuilder) -> list[Row]:
+def preference_rollouts(problems: Sequence[Problem], builder: GroupBuilder) -> list[RolloutRow]:
     """Preference data as groups of two rollouts: sample 0 the chosen response, sample 1 the rejected one.
 
     Texts become token ids here, once, by the policy's tokenizer, the end token behind them. A pair whose chosen
@@ -163,18 +163,19 @@ def preference_rollouts(problems: Sequence[Problem], builder: GroupBuilder) -> l
     responses = [(problem, problem.extra[side]) for problem in problems for side in ("chosen", "rejected")]
     with policy.ledger.phase("reward"):
         rewards = score_all(policy.reward, [text for _, text in responses], [p.as_row() for p, _ in responses])
-    rows = [
+    rows: list[RolloutRow] = [
         {
             "problem_id": problem.problem_id,
             "sample": index % 2,
             "ids": with_end(policy.engine.codec, text),
+            "sampler_logprobs": [],  # nobody sampled it
             "reward": reward,
             "finish_reason": "stop",
             "text": text,
         }
         for index, ((problem, text), reward) in enumerate(zip(responses, rewards, strict=True))
     ]
-    kept: list[Row] = []
+    kept: list[RolloutRow] = []
     for chosen, rejected in batched(rows, 2):
         reason = _unusable(chosen["reward"], rejected["reward"], builder.recipe.reward.threshold)
         if reason is None:
@@ -254,7 +255,7 @@ def _open_builder(
             yield GroupBuilder(recipe, problems, repairer, answerer, open_auditor(recipe, answerer), step)
 
 
-def _write_shard(builder: GroupBuilder, index: int, rollouts: Sequence[Row]) -> None:
+def _write_shard(builder: GroupBuilder, index: int, rollouts: Sequence[RolloutRow]) -> None:
     step = builder.step
     repairs, groups = builder.build(rollouts, recipe_sampling(builder.recipe, Purpose.CANDIDATES, index))
     if index == 0 and processes.is_main():

@@ -10,10 +10,11 @@ from uuid import uuid4
 import pyarrow as pa
 
 from stages.artifacts.columns import Column, TableSpec
+from stages.artifacts.rows import AnyRow
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.errors import DataError
 
-VERDICTS = TableSpec(
+VERDICTS: TableSpec[AnyRow] = TableSpec(
     "verdicts",
     "a served judge or auditor",
     "its next run",

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.artifacts.columns import CURVES, SAMPLES, SCORES
+from stages.artifacts.rows import AnyRow
 from stages.artifacts.store import iterate_rows
 from stages.measures.scores import correct_by_problem
 from stages.training.heldout import measure_errors
@@ -88,12 +89,12 @@ def repairs_of(repair_model: Path, threshold: float) -> dict[str, Values]:
     return {name: np.array([by_error[error] for error in sorted(by_error)]) for name, by_error in measures.items()}
 
 
-def rows_of(runs: Iterable[Run]) -> list[dict[str, Any]]:
+def rows_of(runs: Iterable[Run]) -> list[AnyRow]:
     """Rows of `curves`."""
     return [row for run in runs if run.error is None for row in _rows_of(run)]
 
 
-def _rows_of(run: Run) -> list[dict[str, Any]]:
+def _rows_of(run: Run) -> list[AnyRow]:
     own = {name: getattr(run, name) for name in ("key", "variant", "seed", "problems", "learning_rate", "budget")}
     start = {"round": 0.0, "device_seconds": 0.0, "rollouts": 0.0}
     repairs = [own | start | {"measure": REPAIR + name, "values": values} for name, values in run.repairs.items()]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from stages.artifacts.rows import AnyRow
 from stages.measures.accuracy import Measure, mean_over_seeds_and_problems
 from stages.study.curves import MODES, Run, Values
 
@@ -13,7 +13,7 @@ BASE = "base"
 """Name of the run that only evaluates the base policy."""
 
 
-def result_rows(runs: Sequence[Run], baseline: str) -> list[dict[str, Any]]:
+def result_rows(runs: Sequence[Run], baseline: str) -> list[AnyRow]:
     """Rows of `ablation`: of each run (`seed` set), then of each variant over the seeds that it ended with.
 
     Intervals are over problems (or errors) and seeds; gains and differences are paired by both.
@@ -55,7 +55,7 @@ def _mean(name: str, by_seed: Mapping[int, Values]) -> list[Measure]:
     return [mean_over_seeds_and_problems("", name, [by_seed[seed] for seed in sorted(by_seed)])] if by_seed else []
 
 
-def _of_run(run: Run) -> list[dict[str, Any]]:
+def _of_run(run: Run) -> list[AnyRow]:
     if run.error is not None:
         return [_row(run.variant, run.seed, Measure(run.variant, "failed", 1.0), run.error)]
     result = run.result
@@ -64,6 +64,6 @@ def _of_run(run: Run) -> list[dict[str, Any]]:
     return [_row(run.variant, run.seed, Measure(run.variant, name, value)) for name, value in values.items()]
 
 
-def _row(variant: str, seed: int | None, measure: Measure, note: str | None = None) -> dict[str, Any]:
+def _row(variant: str, seed: int | None, measure: Measure, note: str | None = None) -> AnyRow:
     values = {name: getattr(measure, name) for name in ("measure", "value", "low", "high", "n")}
     return {"variant": variant, "seed": seed, **values, "note": note}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import NotRequired
 
 import numpy as np
 import torch
@@ -13,30 +13,35 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from stages.artifacts.rows import GroupRow
 from stages.core.advantages import group_advantages, overlong_penalty
 from stages.core.masks import evened_gate, gate_weights, leaky_gate
 from stages.core.objectives import has_critic
 from stages.core.token_credit import answer_gap_advantages, entropy_gates, perception_gate
 from stages.core.values import CriticSettings, gae, whiten
 from stages.runtime.batching import batched
-from stages.sections import ROLLOUT_GATES, ObjectiveSection, RolloutSection, TrainSection
+from stages.sections import ROLLOUT_GATES, ObjectiveSection, RolloutSection, ScoreColumn, TrainSection
 from stages.training.trainer import Totals, TrainingRow, totals_of
+
+
+class TrainedRow(GroupRow):
+    """A row of `groups`, with those of the critic's `values` that are its own."""
+
+    values: NotRequired[list[float]]
 
 
 @dataclass(frozen=True)
 class Trajectory:
     """A row of `groups` with its advantage (see `advantages_of`) and its gate."""
 
-    row: Mapping[str, Any]
+    row: TrainedRow
     advantage: float
     gate_T: list[float]
     advantage_T: list[float] | None = None
     """In place of `advantage`, where each token has its own."""
 
 
-def optimization_group(
-    rows: Sequence[Mapping[str, Any]], train: TrainSection, rollout: RolloutSection
-) -> list[Trajectory]:
+def optimization_group(rows: Sequence[TrainedRow], train: TrainSection, rollout: RolloutSection) -> list[Trajectory]:
     """One problem's trajectories as the recipe's gate and group want them, or none.
 
     Difference feedback trains on the errors and their selected repairs (eq. 16), or, where the group is `all` (our
@@ -60,7 +65,7 @@ def optimization_group(
     return [_trajectory(row, advantage, train) for row, advantage in zip(rows, advantages, strict=True)]
 
 
-def left_out(rows: Sequence[Mapping[str, Any]], train: TrainSection) -> str | None:
+def left_out(rows: Sequence[TrainedRow], train: TrainSection) -> str | None:
     """Why `optimization_group` gives nothing for one problem, told from its rows' `role` and `in_pair`; None where it
     gives something.
     """
@@ -72,33 +77,40 @@ def left_out(rows: Sequence[Mapping[str, Any]], train: TrainSection) -> str | No
     return "dynamic_sampling" if train.objective.algorithm == "dapo" and is_uniform else None
 
 
-def _rows_of_gate(rows: Sequence[Mapping[str, Any]], train: TrainSection) -> list[Mapping[str, Any]]:
+def _rows_of_gate(rows: Sequence[TrainedRow], train: TrainSection) -> list[TrainedRow]:
     if train.gate in ROLLOUT_GATES or has_critic(train.objective.algorithm):
         return [row for row in rows if row["role"] != "repair"]
     return [row for row in rows if row["in_pair"] or train.group == "all"]
 
 
-def _preference_pairs(rows: Sequence[Mapping[str, Any]], train: TrainSection) -> list[Trajectory]:
+def _preference_pairs(rows: Sequence[TrainedRow], train: TrainSection) -> list[Trajectory]:
     """Each error and its repair; the advantage is the side, -1 or 1. Ungated errors have no repair and are left out."""
     return [_trajectory(row, side, train) for pair in _pairs(rows) for row, side in zip(pair, (-1.0, 1.0), strict=True)]
 
 
-def _pairs(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+def _pairs(rows: Sequence[TrainedRow]) -> list[tuple[TrainedRow, TrainedRow]]:
     """Each error and, next to it, its repair, as `groups` has them."""
     return [pair for pair in pairwise(rows) if [row["role"] for row in pair] == ["error", "repair"]]
 
 
-def _trajectory(row: Mapping[str, Any], advantage: float, train: TrainSection) -> Trajectory:
+def _trajectory(row: TrainedRow, advantage: float, train: TrainSection) -> Trajectory:
     gate_T = _weighed(_gate(row, train), train)
     if train.advantage != "answer_gap":
         return Trajectory(row, advantage, gate_T)
-    advantages_T = answer_gap_advantages(advantage, row["answer_gaps"], weight=train.answer_gap_weight)
+    advantages_T = answer_gap_advantages(advantage, _scores(row, "answer_gaps"), weight=train.answer_gap_weight)
     return Trajectory(row, advantage, gate_T, advantages_T.tolist())
 
 
-def _gate(row: Mapping[str, Any], train: TrainSection) -> NDArray[np.float32]:
+def _scores(row: TrainedRow, column: ScoreColumn) -> list[float]:
+    """Of a rollout, which has them: `df train-policy` looks before it starts."""
+    scores = row[column]
+    assert scores is not None
+    return scores
+
+
+def _gate(row: TrainedRow, train: TrainSection) -> NDArray[np.float32]:
     if train.gate == "perception":
-        return perception_gate(row["image_kls"])
+        return perception_gate(_scores(row, "image_kls"))
     is_free = row["role"] == "correct" or (train.group == "all" and not row["in_pair"])
     gate = train.gate
     return gate_weights(row["mask"], "none" if is_free or gate == "entropy" else gate, half_life=train.half_life)
@@ -115,7 +127,7 @@ def with_batch_gates(groups: Sequence[Sequence[Trajectory]], train: TrainSection
     """
     if train.gate != "entropy":
         return [list(group) for group in groups]
-    gates = iter(entropy_gates([t.row["entropies"] for group in groups for t in group]))
+    gates = iter(entropy_gates([_scores(t.row, "entropies") for group in groups for t in group]))
     return [[replace(t, gate_T=_weighed(next(gates), train)) for t in group] for group in groups]
 
 

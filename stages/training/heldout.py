@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from stages.artifacts.columns import SAMPLES, SUMMARY
 from stages.artifacts.ledger import EVALUATION
 from stages.artifacts.problems import Problem, ProblemSet
+from stages.artifacts.rows import SampleRow
 from stages.artifacts.step import Step
 from stages.audit.auditor import AuditCase, Auditor
 from stages.core.selection import is_correct, share_of
@@ -101,8 +102,7 @@ def repair_heldout(
 
 def _heldout_repairs(
     repairer: Repairer, auditor: Auditor, repair_set: ProblemSet, recipe: Recipe, step: Step
-) -> list[dict[str, Any]]:
-    """Rows of `samples`."""
+) -> list[SampleRow]:
     heldout = repair_set.many(split_repair_set(repair_set, recipe.sft.heldout_share).heldout)
     references = References(recipe.prompt.references, recipe.seed, step.tally.counts)
     drafts = [
@@ -136,14 +136,14 @@ def write_summary(step: Step, measures: Sequence[Measure]) -> None:
     step.write_table(SUMMARY, [measure._asdict() for measure in measures])
 
 
-def summarize_samples(section: str, rows: Iterable[Mapping[str, Any]], threshold: float) -> list[Measure]:
+def summarize_samples(section: str, rows: Iterable[SampleRow], threshold: float) -> list[Measure]:
     """Acc@1, Acc@2, both as the auditor sees them, and mean edit cost of held-out repairs; unscored attempts are left
     out."""
     measures = measure_errors(rows, threshold)
     return [mean_over_problems(section, name, list(by_error.values())) for name, by_error in measures.items()]
 
 
-def measure_errors(rows: Iterable[Mapping[str, Any]], threshold: float) -> dict[str, dict[str, float]]:
+def measure_errors(rows: Iterable[SampleRow], threshold: float) -> dict[str, dict[str, float]]:
     """The same measures of each held-out error, by its problem; Acc@2 where two attempts were scored.
 
     Where an auditor looked, Acc@k also with the repairs that it flagged counted wrong.

@@ -8,10 +8,11 @@ from itertools import pairwise
 from sys import intern
 from typing import Any
 
+from stages.artifacts.rows import MetricRow
 from stages.training.tracking import Trackers
 
 
-class MetricRows(Sequence[dict[str, Any]]):
+class MetricRows(Sequence[MetricRow]):
     """Rows of `metrics` in 20 bytes each: a long run has millions."""
 
     def __init__(self) -> None:
@@ -48,7 +49,7 @@ class MetricsLog:
         self.ends.append(len(self.rows))
         self._trackers.log(step, metrics)
 
-    def replay(self, rows: Sequence[Mapping[str, Any]], ends: Sequence[int]) -> None:
+    def replay(self, rows: Sequence[MetricRow], ends: Sequence[int]) -> None:
         """Add what another log had, its `rows` and `ends`."""
         for first, end in pairwise([0, *ends]):
             if end > first:

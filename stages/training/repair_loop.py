@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from stages.artifacts.columns import EPISODES
+from stages.artifacts.rows import EpisodeRow
 from stages.artifacts.step import CHECKPOINTS, Step
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.audit.auditor import AuditCase, Auditor, Verdict, count_verdicts, is_audited
@@ -40,8 +40,7 @@ class Episode:
     verdict: Verdict
     repair_reward: float | None
 
-    def row(self, iteration: int) -> dict[str, Any]:
-        """A row of `episodes`."""
+    def row(self, iteration: int) -> EpisodeRow:
         return {
             "iteration": iteration,
             "problem_id": self.attempt.draft.problem.problem_id,
@@ -78,7 +77,7 @@ class RepairLoop:
         self.trainer = trainer
         self.log = log
         self.objective = PolicyObjective(recipe.repair_rl.objective, recipe.rollout)
-        self.episodes: list[dict[str, Any]] = []
+        self.episodes: list[EpisodeRow] = []
 
     def draw(self, drafts: Sequence[Draft], iteration: int) -> list[Draft]:
         """The errors of one iteration: the next ones of a seeded order that starts again when it ends."""

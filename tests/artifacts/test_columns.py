@@ -1,6 +1,7 @@
 """The schemas as they are on disk, frozen by hand, and what a wrong file is told."""
 
 import io
+from typing import Literal, NotRequired, get_args, get_origin, get_type_hints, is_typeddict
 
 import datasets
 import pyarrow as pa
@@ -8,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from stages.artifacts.columns import PROBLEMS, REPAIR_SET, ROLLOUTS, SCORES, TABLES
+from stages.artifacts import columns
+from stages.artifacts.columns import DRAFTS, GROUPS, PROBLEMS, REPAIR_SET, ROLLOUTS, SCORES, TABLES, TableSpec
 from stages.artifacts.problems import encode_image
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.errors import DataError
@@ -275,6 +277,42 @@ def test_large_variants_and_further_columns_pass():
     fields = [(name, types.get(name, pa.large_string())) for name in PROBLEMS.schema().names]
 
     PROBLEMS.check_schema(pa.schema([*fields, ("source", pa.string())]), "x.parquet")
+
+
+TYPED = {
+    getattr(columns, name): get_args(hint)[0]
+    for name, hint in get_type_hints(columns).items()
+    if get_origin(hint) is TableSpec and is_typeddict(get_args(hint)[0])
+}
+PYTHON = {
+    pa.string(): str,
+    pa.int32(): int,
+    pa.int64(): int,
+    pa.float32(): float,
+    pa.float64(): float,
+    pa.bool_(): bool,
+}
+
+
+def python_type(column):
+    kind = list[PYTHON[column.type.value_type]] if pa.types.is_list(column.type) else PYTHON[column.type]
+    kind = kind if column.null is None else kind | None
+    return NotRequired[kind] if column.optional else kind
+
+
+def plain(hint):
+    """A choice of texts as the text that it is in a file."""
+    return str if get_origin(hint) is Literal else hint
+
+
+@pytest.mark.parametrize("spec", TYPED, ids=lambda spec: spec.name)
+def test_a_row_s_type_is_that_of_its_columns(spec):
+    hints = get_type_hints(TYPED[spec], include_extras=True)
+    assert {name: plain(hint) for name, hint in hints.items()} == {c.name: python_type(c) for c in spec.columns}
+
+
+def test_the_rows_that_stages_hand_each_other_have_types():
+    assert {ROLLOUTS, GROUPS, DRAFTS, SCORES} <= TYPED.keys()
 
 
 def test_null_without_meaning_is_refused_with_its_row():

@@ -36,7 +36,8 @@ def rollouts_of(base_vlm):
     def make(problem, **rewards):
         return [
             {"problem_id": problem.problem_id, "sample": sample, "text": problem.extra[side], "reward": reward,
-             "ids": with_end(base_vlm, problem.extra[side]), "finish_reason": "stop"}
+             "ids": with_end(base_vlm, problem.extra[side]), "finish_reason": "stop",
+             "sampler_logprobs": []}
             for sample, (side, reward) in enumerate((side, r) for side, values in rewards.items() for r in values)
         ]  # fmt: skip
 

@@ -79,7 +79,7 @@ def test_build_masks_and_train_policy_agree(engine_of, repair_problems, math_rew
     builder = GroupBuilder(RECIPE, problems, repairer, policy, open_auditor(RECIPE, policy), step)
     rollouts = [
         {"problem_id": name, "sample": sample, "text": problem.extra[side], "finish_reason": "stop",
-         "ids": with_end(engine.vlm, problem.extra[side]), "reward": reward}
+         "ids": with_end(engine.vlm, problem.extra[side]), "reward": reward, "sampler_logprobs": []}
         for name, problem in problems.items()
         for sample, (side, reward) in enumerate([("repair", 1.0), ("error", 0.0)])
     ]  # fmt: skip

@@ -22,7 +22,7 @@ def build(base_vlm, repair_problems, math_reward, step):
     chosen = repair_problems[:8]
     rollouts = [
         {"problem_id": problem.problem_id, "sample": sample, "text": text, "ids": with_end(base_vlm, text),
-         "reward": reward, "finish_reason": "stop"}
+         "reward": reward, "finish_reason": "stop", "sampler_logprobs": []}
         for problem in chosen
         for sample, (text, reward) in enumerate([(problem.extra["repair"], 1.0), (problem.extra["error"], 0.0)])
     ]  # fmt: skip
