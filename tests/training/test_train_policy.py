@@ -400,7 +400,7 @@ def test_ppo_leaves_no_problem_out_and_its_critic_goes_on(stage_of, trajectories
     row = rollouts[next(iter(after))]
     vlm = load_model(first / "model")
     problem = ProblemSet(stage_of([], *PPO).problems)[row["problem_id"]]
-    prompt = policy_prompt(vlm.processor, load_recipe("digits").prompt, problem.question, problem.images)
+    prompt = policy_prompt(vlm.processor, load_recipe("digits").prompt, problem)
     batch = response_batch(vlm, [encode_prompt(vlm, prompt)], [row["ids"]])
     critic = load_file(first / CRITIC / "model.safetensors")
     with torch.no_grad():
