@@ -17,7 +17,7 @@ from stages.reward.rules import choices, equality, figures, lists, names, quanti
 
 REPOSITORY = Path(__file__).parents[2]
 MEMORY_MB = 1024
-TIMEOUT_S = 120.0  # of which the longest row takes a sixth on a core of its own
+TIMEOUT_S = 120.0  # of the wall: four processes may share two cores
 GENERATED_NAMES = {
     *("sympy", "Integer", "Float", "_lambdifygenerated", "numpy", "numpy.linalg", "scipy", "scipy.special"),
     *(f"monomial_{name}" for name in ("mul", "pow", "mulpow", "ldiv", "div", "lcm", "gcd")),
