@@ -12,6 +12,7 @@ from stages.artifacts.manifests import read_manifest
 from stages.artifacts.rows import ScoreRow
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.measures.accuracy import Measure, mean_over_problems, share
+from stages.measures.repairs import summarize_samples
 from stages.measures.scores import correct_by_problem, summarize_scores
 from stages.run_folder import (
     BASE,
@@ -26,7 +27,6 @@ from stages.run_folder import (
     repair_steps,
     round_folder,
 )
-from stages.training.heldout import summarize_samples
 
 Scores = list[ScoreRow]
 
@@ -63,7 +63,8 @@ def _repair_training(sft: Path, rl: Path, threshold: float) -> list[Measure]:
 def measure_repair_model(section: str, folder: Path, threshold: float) -> list[Measure]:
     """Acc@k and edit cost of its held-out repairs."""
     read_manifest(folder)
-    return summarize_samples(section, iterate_rows(folder / f"{SAMPLES.name}.parquet", SAMPLES), threshold)
+    rows = list(iterate_rows(folder / f"{SAMPLES.name}.parquet", SAMPLES))
+    return summarize_samples(section, rows, threshold)
 
 
 def measure_gates(folder: Path) -> list[Measure]:

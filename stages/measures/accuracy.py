@@ -49,11 +49,12 @@ def mean_over_seeds_and_problems(section: str, measure: str, values_SP: ArrayLik
     independently of each other (pigeonhole bootstrap, arXiv 0712.1111), which is wide rather than narrow.
 
     One seed is a bootstrap over problems alone. Differences of two models on the same seeds and problems make it the
-    paired bootstrap. n counts problems.
+    paired bootstrap. A problem that is NaN with one seed is left out; n counts the others.
     """
     values = np.asarray(values_SP, np.float64)
+    values = values[:, ~np.isnan(values).any(axis=0)]
     if len(values) == 1 or values.shape[1] == 0:
-        return mean_over_problems(section, measure, values.mean(axis=0) if len(values) else [])
+        return mean_over_problems(section, measure, values.mean(axis=0))
     rng = np.random.default_rng(0)
     seeds, problems = values.shape
     drawn_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES) / seeds

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from stages.artifacts.columns import SAMPLES, SUMMARY
@@ -13,9 +12,10 @@ from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.rows import SampleRow
 from stages.artifacts.step import Step
 from stages.audit.auditor import AuditCase, Auditor
-from stages.core.selection import is_correct, share_of
+from stages.core.selection import share_of
 from stages.engines.loading import recipe_sampling
-from stages.measures.accuracy import Measure, accuracy_at, mean_over_problems
+from stages.measures.accuracy import Measure
+from stages.measures.repairs import summarize_samples
 from stages.model.codec import Codec
 from stages.recipe import Recipe
 from stages.repair.references import References
@@ -134,40 +134,3 @@ def _heldout_repairs(
 def write_summary(step: Step, measures: Sequence[Measure]) -> None:
     """Write `summary`."""
     step.write_table(SUMMARY, [measure._asdict() for measure in measures])
-
-
-def summarize_samples(section: str, rows: Iterable[SampleRow], threshold: float) -> list[Measure]:
-    """Acc@1, Acc@2, both as the auditor sees them, and mean edit cost of held-out repairs; unscored attempts are left
-    out."""
-    measures = measure_errors(rows, threshold)
-    return [mean_over_problems(section, name, list(by_error.values())) for name, by_error in measures.items()]
-
-
-def measure_errors(rows: Iterable[SampleRow], threshold: float) -> dict[str, dict[str, float]]:
-    """The same measures of each held-out error, by its problem; Acc@2 where two attempts were scored.
-
-    Where an auditor looked, Acc@k also with the repairs that it flagged counted wrong.
-    """
-    correct: dict[str, list[bool]] = defaultdict(list)
-    honest: dict[str, list[bool]] = defaultdict(list)
-    costs: dict[str, list[float]] = defaultdict(list)
-    looked = False
-    for row in rows:
-        if row["reward"] is not None:
-            right = is_correct(row["reward"], threshold)
-            correct[row["problem_id"]].append(right)
-            costs[row["problem_id"]].append(row["cost"])
-            flagged = row.get("flagged")
-            looked = looked or flagged is not None
-            honest[row["problem_id"]].append(right and flagged is not True)
-    audited = {f"Acc@{k}, flagged counted wrong": _accuracy_at(honest, k) for k in (1, 2)} if looked else {}
-    return {
-        **{f"Acc@{k}": _accuracy_at(correct, k) for k in (1, 2)},
-        **audited,
-        "edit cost": {problem: sum(values) / len(values) for problem, values in costs.items()},
-    }
-
-
-def _accuracy_at(correct: Mapping[str, Sequence[bool]], k: int) -> dict[str, float]:
-    enough = {problem: attempts for problem, attempts in correct.items() if len(attempts) >= k}
-    return dict(zip(enough, accuracy_at(list(enough.values()), k), strict=True))

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core.mismatch import mismatch, truncated_weights
 from stages.core.objectives import has_critic, objective_hyper, policy_loss, ratio_metrics, reads_every_token
 from stages.core.preferences import DPO_BETA
+from stages.core.sampler_mismatch import mismatch, truncated_weights
 from stages.core.values import CriticSettings, value_loss
 from stages.errors import RecipeError
 from stages.model.layout import Reading

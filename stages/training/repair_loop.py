@@ -14,7 +14,7 @@ from stages.artifacts.rows import EpisodeRow
 from stages.artifacts.step import CHECKPOINTS, Step
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.audit.auditor import AuditCase, Auditor, Verdict, count_verdicts, is_audited
-from stages.core.repair_reward import c1_gate, repair_reward
+from stages.core.repair_rewards import c1_gate, repair_reward
 from stages.core.selection import is_correct
 from stages.engines.loading import recipe_sampling
 from stages.model.batches import encode_prompt

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from stages.core.mismatch import mismatch, truncated_weights
+from stages.core.sampler_mismatch import mismatch, truncated_weights
 
 MASK = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0]])
 

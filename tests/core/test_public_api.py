@@ -1,6 +1,8 @@
 """What other trainers import: names and places that stay."""
 
 import importlib
+import subprocess
+import sys
 
 import pytest
 
@@ -58,3 +60,8 @@ def test_the_public_names_are_these():
 @pytest.mark.parametrize(("place", "name", "package"), OLD_PLACES)
 def test_a_name_stands_where_it_stood(place, name, package):
     assert getattr(importlib.import_module(place), name) is getattr(package, name)
+
+
+def test_a_run_is_summarized_without_torch():
+    code = "import sys, stages.summary; assert not {'torch', 'transformers', 'matplotlib'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)

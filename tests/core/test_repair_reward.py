@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.core.repair_reward import c1_gate, repair_reward
+from stages.core.repair_rewards import c1_gate, repair_reward
 
 
 @pytest.mark.parametrize(("rewards", "gate"), [
