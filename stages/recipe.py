@@ -85,6 +85,15 @@ def load_recipe(name: str | Path, assignments: Sequence[str] = ()) -> Recipe:
         RecipeError: no such file, not YAML, an unknown key (with the nearest valid name) or a value out of bounds.
     """
     path = recipe_file(name)
+    return recipe_with(read_values(path), path, assignments)
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """What a recipe file holds, for `recipe_with`.
+
+    Raises:
+        RecipeError: it is not YAML, or no mapping.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # no date on the calendar, brackets without end
@@ -92,7 +101,7 @@ def load_recipe(name: str | Path, assignments: Sequence[str] = ()) -> Recipe:
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of sections, this is a {type(values).__name__}")
-    return recipe_with(values, path, assignments)
+    return values
 
 
 def recipe_file(name: str | Path) -> Path:
@@ -133,6 +142,7 @@ def recipe_with(values: dict[str, Any], path: Path, assignments: Sequence[str] =
     Raises:
         RecipeError: an unknown key (with the nearest valid name) or a value out of bounds.
     """
+    values = dict(values)
     for assignment in assignments:
         _assign(values, assignment)
     try:

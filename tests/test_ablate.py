@@ -28,8 +28,7 @@ from stages.recipe import RECIPES, load_recipe
 from stages.runtime.interruption import Stopped
 from stages.study.ablation import Ablation, to_evaluate
 from stages.study.chain import Policy
-from stages.study.curves import Point, Run, at, read_runs, repairs_of, rows_of, values_of
-from stages.study.figure import line
+from stages.study.curves import Point, Run, at, line, read_runs, repairs_of, rows_of, values_of
 from stages.study.results import result_rows
 
 SMALL = {
@@ -193,10 +192,10 @@ def test_a_second_run_makes_no_step_again(ablation):
     assert {path: path.stat().st_mtime_ns for path in (out / "steps").rglob("*")} == before
 
 
-def write_scores(folder: Path, correct: dict[str, list[int]]) -> Path:
+def write_scores(folder: Path, correct: dict[str, list[int | None]]) -> Path:
     folder.mkdir()
     rows = [
-        {"problem_id": problem, "kind": None, "mode": mode, "draw": draw, "text": "", "reward": float(reward)}
+        {"problem_id": problem, "kind": None, "mode": mode, "draw": draw, "text": "", "reward": reward}
         for problem, rewards in correct.items()
         for draw, reward in enumerate(rewards)
         for mode in ("sampled", "greedy")
@@ -232,6 +231,25 @@ def test_differences_are_paired_by_problem_and_by_the_seeds_that_both_have(tmp_p
     assert ("ours", None, "sampled difference to ours") not in rows
 
 
+def test_a_problem_that_one_seed_could_not_score_is_left_out_of_all(tmp_path):
+    scores = {
+        ("base", 0): {"a": [1, 0], "b": [0, 0], "c": [1, 1]},
+        ("base", 1): {"a": [0, 0], "b": [1, 1], "c": [0, 0]},
+        ("ours", 0): {"a": [1, 1], "b": [None, None], "c": [1, None]},
+        ("ours", 1): {"a": [1, 0], "b": [1, 1], "c": [1, 1]},
+    }
+    runs = [
+        run_of(name, seed, write_scores(tmp_path / f"{name}{seed}", correct))
+        for (name, seed), correct in scores.items()
+    ]
+    rows = {(r["variant"], r["seed"], r["measure"]): r for r in result_rows(runs, "ours")}
+    accuracy, gain = (rows["ours", None, f"sampled {name}"] for name in ("accuracy", "gain over base"))
+    assert (accuracy["n"], gain["n"]) == (2, 2)
+    assert accuracy["value"] == pytest.approx((1 + 0.5 + 1 + 1) / 4)  # a and c, two seeds
+    assert gain["value"] == pytest.approx((0.5 + 0.5 + 0 + 1) / 4)
+    assert rows["base", None, "sampled accuracy"]["n"] == 3
+
+
 def test_a_run_is_read_off_where_its_budget_ends(tmp_path):
     """A quarter of the round that takes a from 0 to 1 and b from 1/2 to 0; the gain is over the base's own draws."""
     base = values_of(write_scores(tmp_path / "base", {"a": [0, 0], "b": [1, 0]}), 1.0)
@@ -260,6 +278,7 @@ def test_policies_are_evaluated_evenly_over_the_cost_and_on_both_sides_of_its_en
     assert costs([20, 30, 40, 50, 60, 70], None, 2) == [20, 40, 70]
     assert costs([20, 30, 40, 50, 60, 70], 65, 2) == [20, 40, 60, 70]
     assert costs([20, 30, 40, 50, 60, 70], 70, 1) == [20, 70]
+    assert costs([0.05, 0.1], None, 3) == [0.05, 0.1]  # 0.1 * 3 / 3 is more than 0.1
     assert costs([20], 10, 3) == [20]
     assert costs([0], None, 1) == [0]
 
@@ -383,6 +402,16 @@ def test_what_cannot_be_run_is_told_before_the_first_step(ablation, tmp_path, ch
     assert done.returncode == 1
     assert message in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_that_is_edited_while_a_study_runs_changes_nothing(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("rollout: {problems: 8}")
+    ablation = Ablation(str(recipe), ["sft.epochs=2"], *[tmp_path] * 5)
+    before = ablation.recipe_with([])
+    recipe.write_text("rollout: {problems: 16}")
+    assert ablation.recipe_with(["sft.epochs=3"]).rollout.problems == before.rollout.problems == 8
+    assert (before.sft.epochs, ablation.recipe_with([]).sft.epochs) == (2, 2)
 
 
 def test_a_set_of_variants_goes_by_its_name():

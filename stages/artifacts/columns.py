@@ -511,7 +511,11 @@ CURVES: TableSpec[AnyRow] = TableSpec(
         Column("device_seconds", pa.float64(), "spent by then, evaluations left out (eq. 29)"),
         Column("rollouts", pa.float64(), "responses sampled from the policy by then, to train it"),
         Column("measure", pa.string(), "`sampled` or `greedy` accuracy, or a measure of the repair model"),
-        Column("values", pa.list_(pa.float32()), "of each problem, or held-out error, in the order of ids"),
+        Column(
+            "values",
+            pa.list_(pa.float32()),
+            "of each problem or held-out error, in the order of ids; NaN: not scored",
+        ),
     ),
 )
 ABLATION: TableSpec[AnyRow] = TableSpec(

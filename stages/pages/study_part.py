@@ -14,8 +14,7 @@ from stages.artifacts.overlay import text_html
 from stages.artifacts.store import iterate_rows
 from stages.pages.chart import figure, number, table
 from stages.pages.lines import Line, Panel, Point
-from stages.study.curves import MODES, Run, read_runs
-from stages.study.figure import line
+from stages.study.curves import MODES, Run, line, read_runs
 from stages.study.results import BASE
 
 _FILES = (f"{CURVES.name}.parquet", f"{ABLATION.name}.parquet")

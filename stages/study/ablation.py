@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,8 @@ from stages.artifacts.fingerprint import fingerprint
 from stages.artifacts.lock import lock_output
 from stages.artifacts.stage import planned
 from stages.artifacts.store import write_rows
-from stages.artifacts.writing import writing
 from stages.errors import DifferenceFeedbackError, RecipeError, StepError
-from stages.recipe import Recipe, load_recipe
+from stages.recipe import Recipe, read_values, recipe_file, recipe_with
 from stages.runtime.interruption import Requests
 from stages.sections import VariantSection
 from stages.study.chain import Chain, Inputs, Policy
@@ -67,7 +67,7 @@ class Ablation:
             ArtifactError: another ablation writes to `out`.
             Stopped: it was asked to stop, and so was the step under way.
         """
-        recipe = load_recipe(self.recipe, self.assignments)
+        recipe = self.recipe_with([])
         variants = self._variants(recipe)
         for variant in variants.values():
             self.recipe_with(variant.set)
@@ -112,11 +112,18 @@ class Ablation:
 
     def recipe_with(self, assignments: Sequence[str]) -> Recipe:
         """The recipe with these assignments after its own."""
-        return load_recipe(self.recipe, [*self.assignments, *assignments])
+        path, values = self._file
+        return recipe_with(values, path, [*self.assignments, *assignments])
+
+    @cached_property
+    def _file(self) -> tuple[Path, dict[str, Any]]:
+        """The recipe's, read once: it may be edited while a study runs."""
+        path = recipe_file(self.recipe)
+        return path, read_values(path)
 
 
 class Runs:
-    """The runs of a study: those that tune first, then variant by variant with each seed."""
+    """The runs of a study: seed by seed each variant, which is tuned before its first."""
 
     def __init__(self, ablation: Ablation, recipe: Recipe, steps: Steps) -> None:
         self.of = ablation
@@ -128,26 +135,17 @@ class Runs:
 
     def of_every(self, variants: Mapping[str, VariantSection]) -> Iterator[Run]:
         """The base policy and every variant, seed by seed."""
-        rates = {name: self._tuned(name, variant) for name, variant in variants.items()}
         base = VariantSection(repair_model="none", rounds=0)
         for number, seed in enumerate(self.section.seeds):
             done = {BASE: self._run(BASE, base, seed, TEST, None, {})}
             for name, variant in variants.items():
                 if variant.seeds is None or number < variant.seeds:
                     try:
-                        done[name] = self._run(name, variant, seed, TEST, rates[name](), done)
+                        done[name] = self._run(name, variant, seed, TEST, self._best_rate(name, variant), done)
                     except DifferenceFeedbackError as error:
                         logger.warning("%s, seed %d: %s", name, seed, error)
                         done[name] = Run(name, seed, TEST, error=str(error))
             yield from done.values()
-
-    def _tuned(self, name: str, variant: VariantSection) -> Callable[[], float | None]:
-        """Gives the variant's learning rate, or why it has none."""
-        try:
-            rate = self._best_rate(name, variant)
-        except DifferenceFeedbackError as error:
-            return _raising(error)
-        return lambda: rate
 
     def _best_rate(self, name: str, variant: VariantSection) -> float | None:
         """Of sampled accuracy; the lowest of those that are equally good. None where there is nothing to tune."""
@@ -157,7 +155,7 @@ class Runs:
         runs = {
             rate: self._run(name, variant, seed, VALIDATION, rate, {}) for rate in sorted(self.section.learning_rates)
         }
-        accuracy = {rate: float(np.mean(run.result.values["sampled"])) for rate, run in runs.items()}
+        accuracy = {rate: float(np.nanmean(run.result.values["sampled"])) for rate, run in runs.items()}
         best = max(accuracy, key=lambda rate: accuracy[rate])
         logger.info("%s: learning rate %g of %s", name, best, accuracy)
         return best
@@ -182,10 +180,11 @@ class Runs:
         key = self._key(variant, settings, seed, problems, (budget, rounds))
         if key not in self.known:
             logger.info("%s, seed %d, learning rate %s", name, seed, "of the recipe" if rate is None else f"{rate:g}")
-            made = self._make(variant, settings, seed, problems, rounds, budget)
+            made, rounds_made = self._make(variant, settings, seed, problems, rounds, budget)
             self.known[key] = replace(made, variant=name, learning_rate=rate, key=key)
-            with writing(self.file):
-                write_rows(self.file, CURVES, rows_of(self.known.values()))
+            write_rows(self.file, CURVES, rows_of(self.known.values()))
+            if not self.section.keep_rounds:
+                self.steps.remove(rounds_made)
         return replace(self.known[key], variant=name)
 
     def _make(
@@ -196,8 +195,11 @@ class Runs:
         problems: str,
         rounds: int,
         budget: float | None,
-    ) -> Run:
-        chain = Chain(self.steps, [*self.of.assignments, *settings], self._inputs(), seed)
+    ) -> tuple[Run, list[Path]]:
+        """The run, and the folders of its rounds."""
+        chain = Chain(
+            self.steps, self.of.recipe_with(settings), [*self.of.assignments, *settings], self._inputs(), seed
+        )
         repair_model = chain.repair_model(variant.repair_model)
         policies = [chain.start(variant.start)]
         while len(policies) <= rounds if budget is None else policies[-1].device_seconds < budget:
@@ -212,9 +214,7 @@ class Runs:
             for policy in to_evaluate(policies, budget, self.section.evaluations)
         ]
         repairs = {} if repair_model is None else repairs_of(repair_model, self.threshold)
-        if not self.section.keep_rounds:
-            self.steps.remove(chain.rounds)
-        return Run("", seed, problems, budget=budget, points=points, repairs=repairs)
+        return Run("", seed, problems, budget=budget, points=points, repairs=repairs), chain.rounds
 
     def _key(self, variant: VariantSection, settings: Sequence[str], seed: int, problems: str, length: Any) -> str:
         """Of all that a run depends on, wherever its files lie."""
@@ -252,7 +252,7 @@ def to_evaluate(policies: Sequence[Policy], budget: float | None, evaluations: i
     inside the last round, the policy before it too.
     """
     end = policies[-1].device_seconds if budget is None else budget
-    marks = [end * (number + 1) / evaluations for number in range(evaluations)]
+    marks = [end * number / evaluations for number in range(1, evaluations)]
     chosen = {0, len(policies) - 1}
     chosen |= {next(i for i, policy in enumerate(policies) if policy.device_seconds >= mark) for mark in marks}
     if len(policies) > 1 and policies[-1].device_seconds > end:
@@ -264,10 +264,3 @@ def _spent_by(run: Run) -> float:
     if run.error is not None:
         raise StepError(f"{run.variant} failed, whose device-seconds this variant is to match")
     return run.result.device_seconds
-
-
-def _raising(error: DifferenceFeedbackError) -> Callable[[], float | None]:
-    def rate() -> float | None:
-        raise error
-
-    return rate

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from stages.artifacts.ledger import training_cost
 from stages.artifacts.manifests import read_manifest
+from stages.recipe import Recipe
 from stages.study.steps import Steps
 
 RepairModel = Literal["rl", "sft", "rl_alone", "none"]
@@ -39,11 +40,13 @@ class Chain:
     """One run under way."""
 
     steps: Steps
+    recipe: Recipe
     assignments: Sequence[str]
+    """Those that made the recipe of its file."""
     inputs: Inputs
     seed: int
     rounds: list[Path] = field(default_factory=list)
-    """Folders that no other run needs."""
+    """Folders of its rollouts, groups and policies."""
     _device_seconds: float = 0.0
     _rollouts: int = 0
 
@@ -82,10 +85,10 @@ class Chain:
 
     def scores(self, policy: Path, problems: Path) -> Path:
         """How good a policy is."""
-        return self.steps.make("evaluate", self.assignments, self.seed, problems=problems, model=policy)
+        return self.steps.make("evaluate", self.recipe, self.assignments, self.seed, problems=problems, model=policy)
 
     def _step(self, name: str, seed: int, **inputs: Path | str | None) -> Path:
-        folder = self.steps.make(name, self.assignments, seed, **inputs)
+        folder = self.steps.make(name, self.recipe, self.assignments, seed, **inputs)
         self._device_seconds += training_cost(read_manifest(folder))
         return folder
 

@@ -14,12 +14,14 @@ import numpy.typing as npt
 from stages.artifacts.columns import CURVES, SAMPLES, SCORES
 from stages.artifacts.rows import AnyRow
 from stages.artifacts.store import iterate_rows
+from stages.measures.repairs import measure_errors
 from stages.measures.scores import correct_by_problem
-from stages.training.heldout import measure_errors
 
 MODES = ("sampled", "greedy")
 REPAIR = "repair "
 """Begins the measures of a repair model."""
+GRID = 60
+"""Costs at which a line is drawn."""
 Values = npt.NDArray[np.float64]
 
 
@@ -72,21 +74,41 @@ def at(points: Sequence[Point], device_seconds: float) -> Point:
 
 
 def values_of(scores: Path, threshold: float) -> dict[str, Values]:
-    """Accuracies of an output of `df evaluate`."""
+    """Accuracies of an output of `df evaluate`; NaN of a problem without a scored draw."""
     rows = list(iterate_rows(scores, SCORES))
-    found = {mode: correct_by_problem(rows, mode, threshold) for mode in MODES}
+    problems = sorted({row["problem_id"] for row in rows})
+    correct = {mode: correct_by_problem(rows, mode, threshold) for mode in MODES}
     return {
-        mode: np.array([np.mean(correct[problem]) for problem in sorted(correct)]) for mode, correct in found.items()
+        mode: np.array([np.mean(of[problem]) if problem in of else np.nan for problem in problems])
+        for mode, of in correct.items()
     }
 
 
 def repairs_of(repair_model: Path, threshold: float) -> dict[str, Values]:
-    """Measures of the held-out repairs of a repair model's training; none where it had no repair set."""
+    """Measures of the held-out repairs of a repair model's training, NaN of an error without enough scored attempts;
+    none where it had no repair set.
+    """
     samples = repair_model / f"{SAMPLES.name}.parquet"
     if not samples.is_file():
         return {}
-    measures = measure_errors(iterate_rows(samples, SAMPLES), threshold)
-    return {name: np.array([by_error[error] for error in sorted(by_error)]) for name, by_error in measures.items()}
+    rows = list(iterate_rows(samples, SAMPLES))
+    errors = sorted({row["problem_id"] for row in rows})
+    measures = measure_errors(rows, threshold)
+    return {name: np.array([of.get(error, np.nan) for error in errors]) for name, of in measures.items()}
+
+
+def line(runs: Sequence[Run], mode: str, cost: str) -> tuple[Values, Values]:
+    """Costs (X,), and each run's accuracy there (S, X), on the line between the points beside it."""
+    costs = [[getattr(point, cost) for point in _within(run)] for run in runs]
+    grid = np.linspace(max(found[0] for found in costs), min(found[-1] for found in costs), GRID)
+    accuracies = [[np.nanmean(point.values[mode]) for point in _within(run)] for run in runs]
+    return grid, np.stack([np.interp(grid, *found) for found in zip(costs, accuracies, strict=True)])
+
+
+def _within(run: Run) -> list[Point]:
+    """Its points up to where its budget ends."""
+    result = run.result
+    return [point for point in run.points if point.device_seconds < result.device_seconds] + [result]
 
 
 def rows_of(runs: Iterable[Run]) -> list[AnyRow]:

@@ -7,17 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stages.artifacts.writing import PARTIAL, replace, writing
-from stages.study.curves import MODES, Point, Run, Values
+from stages.study.curves import MODES, Run, line
 from stages.study.results import BASE
 
 COSTS = {"device_seconds": "device-seconds", "rollouts": "rollouts"}
-GRID = 60
-"""Costs at which a line is drawn."""
 
 
 def draw(runs: Sequence[Run], file: Path) -> None:
@@ -48,7 +45,7 @@ def draw(runs: Sequence[Run], file: Path) -> None:
 
 
 def _panel(panel: Axes, by_variant: Mapping[str, Sequence[Run]], mode: str, cost: str) -> None:
-    colors = mpl.colormaps["tab20"].colors  # type: ignore[attr-defined]
+    colors = mpl.color_sequences["tab20"]
     for number, (variant, runs) in enumerate(by_variant.items()):
         grid, values_SX = line(runs, mode, cost)
         mean = values_SX.mean(axis=0)
@@ -60,17 +57,3 @@ def _panel(panel: Axes, by_variant: Mapping[str, Sequence[Run]], mode: str, cost
     panel.set_xlabel(COSTS[cost])
     panel.set_xlim(left=0)
     panel.grid(alpha=0.3)
-
-
-def line(runs: Sequence[Run], mode: str, cost: str) -> tuple[Values, Values]:
-    """Costs (X,), and each run's accuracy there (S, X), on the line between the points beside it."""
-    costs = [[getattr(point, cost) for point in _within(run)] for run in runs]
-    grid = np.linspace(max(found[0] for found in costs), min(found[-1] for found in costs), GRID)
-    accuracies = [[point.values[mode].mean() for point in _within(run)] for run in runs]
-    return grid, np.stack([np.interp(grid, *found) for found in zip(costs, accuracies, strict=True)])
-
-
-def _within(run: Run) -> list[Point]:
-    """Its points up to where its budget ends."""
-    result = run.result
-    return [point for point in run.points if point.device_seconds < result.device_seconds] + [result]

@@ -18,7 +18,7 @@ from stages.artifacts.stage import execute
 from stages.artifacts.writing import writing
 from stages.errors import StepError
 from stages.evaluate import Evaluate
-from stages.recipe import load_recipe
+from stages.recipe import Recipe
 from stages.runtime.interruption import Requests, Stopped
 from stages.s1_sft_repair import SftRepair
 from stages.s2_rl_repair import RlRepair
@@ -47,22 +47,26 @@ class Steps:
 
     out: Path
     recipe: str
+    """Its name, as commands are given it."""
     launch: Sequence[str] | None
     """What the command of a step begins with; None makes it in this process."""
     train_launch: Sequence[str] | None
     """The same for the steps that train."""
     requests: Requests
 
-    def make(self, name: str, assignments: Sequence[str], seed: int, **inputs: Path | str | None) -> Path:
+    def make(
+        self, name: str, recipe: Recipe, assignments: Sequence[str], seed: int, **inputs: Path | str | None
+    ) -> Path:
         """The step's folder, complete; an input that is None is one that it does without.
+
+        `assignments` are those that made `recipe` of the file: a command reads it anew.
 
         Raises:
             StepError: its command failed.
             DifferenceFeedbackError: whatever is wrong with its inputs or recipe.
             Stopped: it was asked to stop.
         """
-        recipe = load_recipe(self.recipe, assignments).model_copy(update={"seed": seed})
-        stage = STAGES[name](recipe, **inputs)
+        stage = STAGES[name](recipe.model_copy(update={"seed": seed}), **inputs)
         folder = self.out / STEPS / f"{name}-{digest_of(stage.declared.record())}"
         if (folder / MANIFEST).is_file():
             return folder
