@@ -1,9 +1,10 @@
-"""The folders of a run, as `make all` names them, and what its summary was made from. Imports no torch."""
+"""The steps of a run of `make all`, and what its summary was made from. Imports no torch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,38 +12,35 @@ from typing import Any
 from stages.artifacts.columns import SUMMARY
 from stages.artifacts.manifests import read_json, read_manifest
 from stages.artifacts.writing import write_text
+from stages.chain import BASE, MASKS, Chain, final_scores, round_folder
 
-SFT, RL = "1-sft-repair", "2-rl-repair"
-ROLLOUT, MASKS, TRAIN = "rollout", "build-masks", "train-policy"
-BASE = "evaluate-base"
 SUMMARY_FILE = f"{SUMMARY.name}.parquet"
 SUMMARIZED = "summary.json"
 """Beside the summary: what it was made from."""
 
 
-def round_folder(run: Path, number: int) -> Path:
-    """Rounds count from 1."""
-    return run / f"round-{number}"
-
-
-def final_scores(run: Path, rounds: int) -> Path:
-    return run / f"evaluate-round-{rounds}"
-
-
-def repair_steps(run: Path) -> list[Path]:
-    """Those that trained the run's repair model, if it has one.
+def has_repair_model(run: Path) -> bool:
+    """Whether the run trained one.
 
     Raises:
         ArtifactError: the first round's masks are not complete.
     """
-    has_repair_model = "repair_model" in read_manifest(round_folder(run, 1) / MASKS)["inputs"]
-    return [run / SFT, run / RL] if has_repair_model else []
+    return "repair_model" in read_manifest(round_folder(run, 1) / MASKS)["inputs"]
 
 
 def all_steps(run: Path, rounds: int) -> list[Path]:
-    """Every step that a summary of so many rounds reads."""
-    in_rounds = [round_folder(run, n) / step for n in range(1, rounds + 1) for step in (ROLLOUT, MASKS, TRAIN)]
-    return [*repair_steps(run), run / BASE, final_scores(run, rounds), *in_rounds]
+    """Every step that a summary of so many rounds reads, rounds last."""
+    folders: list[Path] = []
+
+    def make(place: str, _command: str, _seed: int, /, **_inputs: Path | str | None) -> Path:
+        folders.append(run / place)
+        return folders[-1]
+
+    chain = Chain(make, problems=Path(), base=Path(), repair_set=Path(), seed=0)
+    repair_model = chain.repair_model("rl" if has_repair_model(run) else "none")
+    folders += run / BASE, final_scores(run, rounds)
+    deque(chain.rounds(rounds, Path(), repair_model), maxlen=0)
+    return folders
 
 
 def manifests(run: Path, rounds: int) -> dict[str, dict[str, Any]]:

@@ -11,22 +11,11 @@ from stages.artifacts.ledger import EVALUATION, training_cost
 from stages.artifacts.manifests import read_manifest
 from stages.artifacts.rows import ScoreRow
 from stages.artifacts.store import iterate_rows, write_rows
+from stages.chain import BASE, MASKS, RL, ROLLOUT, SFT, final_scores, round_folder
 from stages.measures.accuracy import Measure, mean_over_problems, share
 from stages.measures.repairs import summarize_samples
 from stages.measures.scores import correct_by_problem, summarize_scores
-from stages.run_folder import (
-    BASE,
-    MASKS,
-    RL,
-    ROLLOUT,
-    SFT,
-    SUMMARY_FILE,
-    all_steps,
-    final_scores,
-    note_summary,
-    repair_steps,
-    round_folder,
-)
+from stages.run_folder import SUMMARY_FILE, all_steps, has_repair_model, note_summary
 
 Scores = list[ScoreRow]
 
@@ -42,7 +31,7 @@ def summarize_run(run: Path, rounds: int) -> list[Measure]:
     folders = [round_folder(run, number) for number in range(1, rounds + 1)]
     threshold = read_manifest(run / BASE)["recipe"]["reward"]["threshold"]
     measures = [
-        *(_repair_training(run / SFT, run / RL, threshold) if repair_steps(run) else []),
+        *(_repair_training(run / SFT, run / RL, threshold) if has_repair_model(run) else []),
         *(measure for number, folder in enumerate(folders, 1) for measure in measure_round(number, folder)),
         *_policies(run / BASE, final_scores(run, rounds), threshold),
         *measure_costs(all_steps(run, rounds)),

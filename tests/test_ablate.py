@@ -27,9 +27,9 @@ from stages.errors import DataError, ModelError, RecipeError
 from stages.recipe import RECIPES, load_recipe
 from stages.runtime.interruption import Stopped
 from stages.study.ablation import Ablation, to_evaluate
-from stages.study.chain import Policy
 from stages.study.curves import Point, Run, at, line, read_runs, repairs_of, rows_of, values_of
 from stages.study.results import result_rows
+from stages.study.spending import Policy
 
 SMALL = {
     "sft": {"epochs": 1},

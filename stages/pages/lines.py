@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 from stages.artifacts.columns import METRICS, REPAIRS, ROLLOUTS, TableSpec
 from stages.artifacts.ledger import training_cost
 from stages.artifacts.store import ROWS_PER_GROUP, iterate_rows, parquet_files, read_tables
+from stages.chain import MASKS, ROLLOUT, TRAIN, round_folder
 from stages.measures.accuracy import Measure
 from stages.pages.state import RunState
-from stages.run_folder import MASKS, ROLLOUT, TRAIN, round_folder
 from stages.summary import measure_round
 
 LONGEST = 400

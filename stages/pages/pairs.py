@@ -16,6 +16,7 @@ from stages.artifacts.overlay import MarkedToken
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.store import ROWS_PER_GROUP, parquet_files, read_tables
 from stages.artifacts.word_difference import marked_words
+from stages.chain import MASKS, RL, ROLLOUT, SFT, TRAIN, round_folder
 from stages.declared import table_input
 from stages.engines.loading import open_codec
 from stages.errors import ArtifactError, DataError, ModelError
@@ -23,7 +24,6 @@ from stages.model.codec import Codec
 from stages.pages.state import Manifest, RunState
 from stages.recipe import Recipe
 from stages.repair.hard_masks import hard_masks
-from stages.run_folder import MASKS, RL, ROLLOUT, SFT, TRAIN, round_folder
 from stages.sections import MasksSection
 
 MOST = 1000

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from stages.artifacts.columns import SAMPLES
 from stages.artifacts.overlay import text_html
+from stages.chain import MASKS, RL, ROLLOUT, SFT, round_folder
 from stages.measures.accuracy import Measure
 from stages.measures.scores import summarize_scores
 from stages.pages.chart import AXES, Bar, bars, figure, number, seconds, table
 from stages.pages.lines import PANELS, Line, lines_of
 from stages.pages.state import RunState
-from stages.run_folder import MASKS, RL, ROLLOUT, SFT, round_folder
 from stages.summary import (
     Scores,
     measure_costs,

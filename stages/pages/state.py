@@ -10,8 +10,8 @@ from typing import Any
 
 from stages.artifacts.ledger import training_cost
 from stages.artifacts.manifests import read_manifest
+from stages.chain import BASE, MASKS, RL, ROLLOUT, SFT, TRAIN
 from stages.errors import ArtifactError
-from stages.run_folder import BASE, MASKS, RL, ROLLOUT, SFT, TRAIN
 
 Manifest = Mapping[str, Any]
 _ROUND, _SCORED = re.compile(r"round-([1-9]\d*)"), re.compile(r"evaluate-round-([1-9]\d*)")

@@ -18,14 +18,15 @@ from stages.artifacts.fingerprint import fingerprint
 from stages.artifacts.lock import lock_output
 from stages.artifacts.stage import planned
 from stages.artifacts.store import write_rows
+from stages.chain import Chain
 from stages.errors import DifferenceFeedbackError, RecipeError, StepError
 from stages.recipe import Recipe, read_values, recipe_file, recipe_with
 from stages.runtime.interruption import Requests
 from stages.sections import VariantSection
-from stages.study.chain import Chain, Inputs, Policy
 from stages.study.curves import Point, Run, read_runs, repairs_of, rows_of, values_of
 from stages.study.figure import draw
 from stages.study.results import BASE, result_rows
+from stages.study.spending import Policy, Spending
 from stages.study.steps import STAGES, Steps, digest_of
 
 logger = logging.getLogger(__name__)
@@ -197,24 +198,27 @@ class Runs:
         budget: float | None,
     ) -> tuple[Run, list[Path]]:
         """The run, and the folders of its rounds."""
-        chain = Chain(
-            self.steps, self.of.recipe_with(settings), [*self.of.assignments, *settings], self._inputs(), seed
-        )
+        spending = Spending(self.steps, self.of.recipe_with(settings), [*self.of.assignments, *settings])
+        of = self.of
+        chain = Chain(spending.make, of.train, of.base, of.repair_set, seed)
         repair_model = chain.repair_model(variant.repair_model)
-        policies = [chain.start(variant.start)]
+        policies = [spending.policy(chain.start(variant.start), 0)]
+        folders: list[Path] = []
         while len(policies) <= rounds if budget is None else policies[-1].device_seconds < budget:
-            policies.append(chain.round(policies[-1], repair_model))
+            made = chain.round(len(policies), policies[-1].folder, repair_model)
+            folders += made
+            policies.append(spending.policy(made.policy, len(policies)))
         points = [
             Point(
                 policy.round,
                 policy.device_seconds,
                 policy.rollouts,
-                values_of(chain.scores(policy.folder, self._problems(problems)), self.threshold),
+                values_of(chain.scores(problems, policy.folder, self._problems(problems)), self.threshold),
             )
             for policy in to_evaluate(policies, budget, self.section.evaluations)
         ]
         repairs = {} if repair_model is None else repairs_of(repair_model, self.threshold)
-        return Run("", seed, problems, budget=budget, points=points, repairs=repairs), chain.rounds
+        return Run("", seed, problems, budget=budget, points=points, repairs=repairs), folders
 
     def _key(self, variant: VariantSection, settings: Sequence[str], seed: int, problems: str, length: Any) -> str:
         """Of all that a run depends on, wherever its files lie."""
@@ -223,7 +227,8 @@ class Runs:
         reads_set = learns_repairs or variant.start == "sft"
         unread = {"ablate", "tracking", "seed"} | (set() if reads_set else {"sft"})
         unread |= set() if learns_by_rl else {"repair_rl"}
-        files = {"problems": self._problems(problems), **self._inputs()._asdict()}
+        of = self.of
+        files = {"problems": self._problems(problems), "train": of.train, "repair_set": of.repair_set, "base": of.base}
         if not reads_set:
             del files["repair_set"]
         own = {
@@ -237,9 +242,6 @@ class Runs:
             "seed": seed,
         }
         return digest_of(own | {"inputs": {name: {"sha256": fingerprint(path)} for name, path in files.items()}})
-
-    def _inputs(self) -> Inputs:
-        return Inputs(self.of.train, self.of.repair_set, self.of.base)
 
     def _problems(self, name: str) -> Path:
         problems = self.of.test if name == TEST else self.of.validation

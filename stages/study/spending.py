@@ -1,0 +1,50 @@
+"""What one run of a study makes, and what it has cost by then."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from stages.artifacts.ledger import training_cost
+from stages.artifacts.manifests import read_manifest
+from stages.recipe import Recipe
+from stages.study.steps import Steps
+
+
+class Policy(NamedTuple):
+    """A policy that a run came to, and what it had cost by then."""
+
+    folder: Path
+    round: int
+    device_seconds: float
+    """Of all steps but evaluations, those included that another run has paid for (eq. 29)."""
+    rollouts: int
+    """Responses sampled from the policy to train it on."""
+
+
+@dataclass
+class Spending:
+    """Makes the steps of one run, and adds up what they cost."""
+
+    steps: Steps
+    recipe: Recipe
+    assignments: Sequence[str]
+    """Those that made the recipe of its file."""
+    device_seconds: float = 0.0
+    rollouts: int = 0
+
+    def make(self, _place: str, command: str, seed: int, /, **inputs: Path | str | None) -> Path:
+        """The step's folder, wherever the study keeps it."""
+        folder = self.steps.make(command, self.recipe, self.assignments, seed, **inputs)
+        manifest = read_manifest(folder)
+        if command != "evaluate":
+            self.device_seconds += training_cost(manifest)
+        if command == "rollout":
+            self.rollouts += manifest["rows_out"]
+        return folder
+
+    def policy(self, folder: Path, number: int) -> Policy:
+        """One that the run has just come to."""
+        return Policy(folder, number, self.device_seconds, self.rollouts)
