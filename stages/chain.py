@@ -48,24 +48,27 @@ class Chain:
     repair_set: Path
     seed: int
 
-    def repair_model(self, kind: RepairModel) -> Path | None:
-        """The step that trained it; None for `none`. `rl_alone` starts from the base and sees no repair set."""
-        if kind == "none":
-            return None
-        inputs = {"problems": self.problems, "policy": self.base}
-        if kind == "rl_alone":
-            return self.make(RL, "rl-repair", self.seed, **inputs, repair_model=self.base)
-        sft = self.make(SFT, "sft-repair", self.seed, repair_set=self.repair_set, model=self.base)
-        if kind == "sft":
-            return sft
-        return self.make(RL, "rl-repair", self.seed, **inputs, repair_model=sft, repair_set=self.repair_set)
-
     def start(self, kind: Start) -> Path:
         """The base, or the base trained on the repairs of the repair set as answers."""
         if kind == "base":
             return self.base
         inputs = {"repair_set": self.repair_set, "model": self.base}
         return self.make(SFT_POLICY, "sft-repair", self.seed, **inputs, prompt="policy")
+
+    def repair_model(self, kind: RepairModel, policy: Path) -> Path | None:
+        """The step that trained it from the policy that the rounds start from; None for `none`.
+
+        `rl_alone` sees no repair set.
+        """
+        if kind == "none":
+            return None
+        inputs = {"problems": self.problems, "policy": policy}
+        if kind == "rl_alone":
+            return self.make(RL, "rl-repair", self.seed, **inputs, repair_model=policy)
+        sft = self.make(SFT, "sft-repair", self.seed, repair_set=self.repair_set, model=policy)
+        if kind == "sft":
+            return sft
+        return self.make(RL, "rl-repair", self.seed, **inputs, repair_model=sft, repair_set=self.repair_set)
 
     def round(self, number: int, policy: Path, repair_model: Path | None) -> Round:
         """Rollouts of the policy, their masks, training on them; rounds count from 1."""

@@ -37,7 +37,7 @@ def all_steps(run: Path, rounds: int) -> list[Path]:
         return folders[-1]
 
     chain = Chain(make, problems=Path(), base=Path(), repair_set=Path(), seed=0)
-    repair_model = chain.repair_model("rl" if has_repair_model(run) else "none")
+    repair_model = chain.repair_model("rl" if has_repair_model(run) else "none", Path())
     folders += run / BASE, final_scores(run, rounds)
     deque(chain.rounds(rounds, Path(), repair_model), maxlen=0)
     return folders

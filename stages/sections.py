@@ -534,8 +534,8 @@ class VariantSection(Section):
     set: list[str] = Field([], description="Assignments `section.key=value`.")
     repair_model: Literal["rl", "sft", "rl_alone", "none"] = Field(
         "rl",
-        description="How far its repair model is trained; `rl_alone`: by reinforcement learning from the base, which "
-        "sees reference answers and no repair set (our choice).",
+        description="How far its repair model is trained, from the policy that the rounds start from; `rl_alone`: by "
+        "reinforcement learning, which sees reference answers and no repair set (our choice).",
     )
     start: Literal["base", "sft"] = Field(
         "base", description="`sft`: the base trained first on the repairs of the repair set as answers (our choice)."

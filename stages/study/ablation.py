@@ -201,8 +201,9 @@ class Runs:
         spending = Spending(self.steps, self.of.recipe_with(settings), [*self.of.assignments, *settings])
         of = self.of
         chain = Chain(spending.make, of.train, of.base, of.repair_set, seed)
-        repair_model = chain.repair_model(variant.repair_model)
-        policies = [spending.policy(chain.start(variant.start), 0)]
+        start = chain.start(variant.start)
+        repair_model = chain.repair_model(variant.repair_model, start)
+        policies = [spending.policy(start, 0)]
         folders: list[Path] = []
         while len(policies) <= rounds if budget is None else policies[-1].device_seconds < budget:
             made = chain.round(len(policies), policies[-1].folder, repair_model)
