@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -18,7 +18,8 @@ from stages.artifacts.step import Step
 from stages.artifacts.store import iterate_rows
 from stages.checks.problem_check import ProblemCheck
 from stages.declared import declare_evaluate
-from stages.engines.loading import open_codec, open_engine, with_engine
+from stages.engines.loading import with_engine
+from stages.engines.models import Models
 from stages.engines.protocol import Sampling
 from stages.measures.scores import summarize_by_kind, summarize_scores
 from stages.recipe import Recipe
@@ -47,12 +48,13 @@ class Evaluate:
     problems: Path
     model: Path
     on_bad_row: OnBadRow = "fail"
+    models: Models = field(default_factory=Models)
 
     @cached_property
     def usable(self) -> ProblemSet:
         """The problems, each looked at."""
         problems = ProblemSet(self.problems, on_bad_row=self.on_bad_row)
-        check = ProblemCheck(self.recipe, open_codec(self.model, self.recipe))
+        check = ProblemCheck(self.recipe, self.models.codec(self.model, self.recipe))
         return check.usable(problems, problems.ids, self.on_bad_row)
 
     @cached_property
@@ -72,7 +74,7 @@ class Evaluate:
         problems = self.usable
         parts = list(batched(problems.ids, PROBLEMS_AT_ONCE))
         with step.ledger.phase("load"):
-            engine = open_engine(self.model, recipe)
+            engine = self.models.engine(self.model, recipe)
         modes = list(self._modes())
         with (
             open_reward(recipe.reward) as reward,

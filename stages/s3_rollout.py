@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from stages.artifacts.step import Step
 from stages.checks.problem_check import ProblemCheck
 from stages.core.selection import is_correct
 from stages.declared import declare_rollout
-from stages.engines.loading import open_codec, open_engine, recipe_sampling, with_engine
+from stages.engines.loading import recipe_sampling, with_engine
 from stages.engines.maker import maker
+from stages.engines.models import Models
 from stages.errors import DataError
 from stages.model.codec import Codec
 from stages.recipe import Recipe
@@ -40,6 +41,7 @@ class Rollout:
     problems: Path
     policy: Path
     on_bad_row: OnBadRow = "fail"
+    models: Models = field(default_factory=Models)
 
     @cached_property
     def usable(self) -> ProblemSet:
@@ -50,7 +52,7 @@ class Rollout:
 
     @cached_property
     def _codec(self) -> Codec:
-        return open_codec(self.policy, self.recipe)
+        return self.models.codec(self.policy, self.recipe)
 
     @cached_property
     def declared(self) -> Plan:
@@ -68,7 +70,7 @@ class Rollout:
     def run(self, step: Step) -> None:
         recipe, section = self.recipe, self.recipe.rollout
         with step.ledger.phase("load"):
-            engine = open_engine(self.policy, recipe)
+            engine = self.models.engine(self.policy, recipe)
         with (
             open_reward(recipe.reward) as reward,
             track("rollout", len(self.usable) * section.samples_per_problem, "responses") as advance,

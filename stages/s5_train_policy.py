@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count, groupby, islice
 from pathlib import Path
@@ -24,8 +24,9 @@ from stages.checks.problem_check import ProblemCheck
 from stages.core.objectives import has_critic
 from stages.core.values import CriticSettings
 from stages.declared import declare_train_policy
-from stages.engines.loading import open_codec, open_model
+from stages.engines.loading import open_model
 from stages.engines.maker import check_maker, maker
+from stages.engines.models import Models
 from stages.errors import DataError
 from stages.model.batches import encode_prompt
 from stages.model.loading import VisionLanguageModel
@@ -73,12 +74,13 @@ class TrainPolicy:
     budget_device_seconds: float | None = None
     """Train until this is spent, passing over the groups as often as it takes; `train.epochs` does not count then."""
     on_bad_row: OnBadRow = "fail"
+    models: Models = field(default_factory=Models)
 
     @cached_property
     def usable(self) -> ProblemSet:
         """The problems of the groups, and these, each looked at."""
         problems = ProblemSet(self.problems, on_bad_row=self.on_bad_row)
-        codec = open_codec(self.policy, self.recipe)
+        codec = self.models.codec(self.policy, self.recipe)
         own = maker(self.policy, codec, self.recipe)
         check_maker(self.groups, self.policy, own, self.recipe, remake="df build-masks")
         return ProblemCheck(self.recipe, codec).usable_of(self.groups, GROUPS, problems, self.on_bad_row)
@@ -139,6 +141,7 @@ class TrainPolicy:
                 prime.save(step.out)
             step.write_table(METRICS, log.rows)
         step.finish()
+        self.models.trained(trainer, self.policy, step.out, recipe)
 
     def _objective(self) -> Loss:
         section = self.recipe.train.objective
@@ -153,16 +156,20 @@ class TrainPolicy:
         with step.ledger.phase("load"):
             anchored = section.objective.kl_coef > 0 and recipe.trainer.lora is None
             reference = open_model(self.policy, recipe, master_weights=True) if anchored else None
-            return Trainer(
-                open_model(self.policy, recipe, master_weights=True),
-                section.optimizer,
-                temperature=recipe.rollout.temperature,
-                machine=recipe.trainer,
-                reference=reference,
-                resume_from=self.policy,
-                critic_from=self.policy if has_critic(section.objective.algorithm) else None,
-                critic_rate=CriticSettings(**section.objective.critic()).critic_rate,
-                seed=recipe.seed,
+            return self.models.trainer(
+                self.policy,
+                recipe,
+                lambda vlm: Trainer(
+                    vlm,
+                    section.optimizer,
+                    temperature=recipe.rollout.temperature,
+                    machine=recipe.trainer,
+                    reference=reference,
+                    resume_from=self.policy,
+                    critic_from=self.policy if has_critic(section.objective.algorithm) else None,
+                    critic_rate=CriticSettings(**section.objective.critic()).critic_rate,
+                    seed=recipe.seed,
+                ),
             )
 
     def _process_rewards(self, step: Step) -> ProcessRewards:

@@ -64,6 +64,11 @@ class TransformersEngine:
     def follow(self, save: Callable[[Path], None], folder: Path) -> None:
         """Nothing to do: it generates with the weights that are trained."""
 
+    def take(self, vlm: VisionLanguageModel) -> None:
+        """Go on with another model's weights, in the type of this engine's own."""
+        if vlm is not self.vlm:
+            self.vlm.model.load_state_dict(vlm.model.state_dict())
+
     @torch.inference_mode()
     def _generate(self, requests: Sequence[Numbered], sampling: Sampling) -> list[list[Completion]]:
         return self._decoder.generate(requests, sampling)

@@ -98,6 +98,18 @@ class VllmEngine:
 
     def follow(self, save: Callable[[Path], None], folder: Path) -> None:
         save(folder)
+        self._read(folder)
+        if processes.is_main():
+            shutil.rmtree(folder)
+
+    def take(self, folder: Path, scorer: Callable[[], Generator]) -> None:
+        """Go on with the weights of another checkpoint; `scorer` as at the start."""
+        self._read(folder)
+        self._open_scorer = scorer
+        vars(self).pop("_scorer", None)
+
+    def _read(self, folder: Path) -> None:
+        """Put a checkpoint's weights into the running engine; every process has to ask."""
         processes.wait()
         self._llm.collective_rpc("take_weights", args=(str(folder),))
         # An engine in this process would look there for the processor too.
@@ -107,8 +119,6 @@ class VllmEngine:
         self._llm.llm_engine.reset_encoder_cache()
         self._llm.reset_mm_cache()
         processes.wait()
-        if processes.is_main():
-            shutil.rmtree(folder)
 
     def _generate(self, share: Sequence[_Numbered], sampling: Sampling) -> list[list[Completion]]:
         completions: list[list[Completion]] = [[] for _ in share]

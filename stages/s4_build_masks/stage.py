@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,11 @@ from stages.core.selection import is_correct
 from stages.declared import declare_build_masks
 from stages.engines.loading import (
     check_same_tokens,
-    open_codec,
-    open_engine,
     recipe_sampling,
     with_engine,
 )
 from stages.engines.maker import check_maker, maker
+from stages.engines.models import Models
 from stages.errors import RecipeError
 from stages.model.codec import Codec
 from stages.recipe import Recipe
@@ -58,6 +57,7 @@ class BuildMasks:
     repair_model: Path | None
     policy: Path
     on_bad_row: OnBadRow = "fail"
+    models: Models = field(default_factory=Models)
 
     @cached_property
     def usable(self) -> ProblemSet:
@@ -90,7 +90,7 @@ class BuildMasks:
 
     def run(self, step: Step) -> None:
         with (
-            _open_builder(self.recipe, self.usable, self.repair_model, self.policy, step) as builder,
+            _open_builder(self, step) as builder,
             track("build-masks", count_rows(self.rollouts, ROLLOUTS), "rollouts") as advance,
         ):
             for index, shard in enumerate(parquet_files(self.rollouts, ROLLOUTS)):
@@ -111,6 +111,7 @@ class BuildMasksFromPreferences:
     repair_model: Path | None
     policy: Path
     on_bad_row: OnBadRow = "fail"
+    models: Models = field(default_factory=Models)
 
     @cached_property
     def usable(self) -> ProblemSet:
@@ -142,7 +143,7 @@ class BuildMasksFromPreferences:
     def run(self, step: Step) -> None:
         preferences = self.usable
         with (
-            _open_builder(self.recipe, preferences, self.repair_model, self.policy, step) as builder,
+            _open_builder(self, step) as builder,
             track("build-masks", len(preferences), "preferences") as advance,
         ):
             for index, ids in enumerate(batched(preferences.ids, PROBLEMS_AT_ONCE)):
@@ -197,9 +198,10 @@ def _unusable(chosen: float | None, rejected: float | None, threshold: float) ->
 
 def _codec(stage: BuildMasks | BuildMasksFromPreferences) -> Codec:
     """The policy's, whose token ids the repair model, if there is one, reads and writes too."""
-    codec = open_codec(stage.policy, stage.recipe)
+    codec = stage.models.codec(stage.policy, stage.recipe)
     if stage.repair_model is not None:
-        check_same_tokens(stage.policy, codec, stage.repair_model, open_codec(stage.repair_model, stage.recipe))
+        repair_codec = stage.models.codec(stage.repair_model, stage.recipe)
+        check_same_tokens(stage.policy, codec, stage.repair_model, repair_codec)
     return codec
 
 
@@ -240,12 +242,11 @@ def _check_options(recipe: Recipe, repair_model: Path | None) -> None:
 
 
 @contextmanager
-def _open_builder(
-    recipe: Recipe, problems: ProblemSet, repair_model: Path | None, policy: Path, step: Step
-) -> Iterator[GroupBuilder]:
+def _open_builder(stage: BuildMasks | BuildMasksFromPreferences, step: Step) -> Iterator[GroupBuilder]:
+    recipe, problems, repair_model = stage.recipe, stage.usable, stage.repair_model
     with step.ledger.phase("load"):
-        repair_engine = None if repair_model is None else open_engine(repair_model, recipe)
-        policy_engine = open_engine(policy, recipe, master_weights=True)
+        repair_engine = None if repair_model is None else stage.models.engine(repair_model, recipe)
+        policy_engine = stage.models.engine(stage.policy, recipe, master_weights=True)
     with open_reward(recipe.reward) as reward:
         answerer = Answerer(policy_engine, recipe.prompt, reward, step.ledger)
         if repair_engine is None:

@@ -103,6 +103,11 @@ class Loss(Protocol):
         ...
 
 
+def is_plain(machine: TrainerSection) -> bool:
+    """Whether the model stays what it was but for its weights, so that an engine can generate with it in between."""
+    return processes.count() == 1 and machine.lora is None and not machine.compile
+
+
 class Trainer:
     """AdamW over the whole model, one optimizer step a call.
 
@@ -155,6 +160,10 @@ class Trainer:
         if self.critic is not None and critic_from is not None and (critic_from / CRITIC / OPTIMIZER_STATE).is_file():
             load_optimizer_state(critic_from / CRITIC / OPTIMIZER_STATE, self.critic, self.parallel)
         self._steps_before = self.steps_done
+
+    def begin_again(self) -> None:
+        """Go on as a trainer does that was opened on what this one has saved."""
+        self._steps_before, self.steps_skipped = self.steps_done, 0
 
     @property
     def steps_of_run(self) -> int:

@@ -10,20 +10,17 @@ import sys
 import time
 from pathlib import Path
 
-from stages import s3_rollout
 from stages.artifacts.stage import Stage, execute
 from stages.s3_rollout import Rollout
 from stages.s4_build_masks import BuildMasks
-from stages.s4_build_masks import stage as build_masks
 from stages.s5_train_policy import TrainPolicy
-from sums import SumEngine, recipe
+from sums import SumEngine, SumModels, recipe
 
 STAGES = ("rollout", "build-masks", "train-policy")
 
 
 def main() -> None:
     name, folder = sys.argv[1], Path(sys.argv[2])
-    s3_rollout.open_engine = build_masks.open_engine = SumEngine.open
     before, started, cpu = memory_mib("VmRSS"), time.perf_counter(), time.process_time()
     manifest = execute(stage_of(name, folder), folder / name).manifest
     measured = {
@@ -37,10 +34,11 @@ def main() -> None:
 
 def stage_of(name: str, folder: Path) -> Stage:
     settings, problems, model = recipe(), folder / "problems.parquet", folder / "model"
+    models = SumModels(SumEngine)
     if name == "rollout":
-        return Rollout(settings, problems, model)
+        return Rollout(settings, problems, model, models=models)
     if name == "build-masks":
-        return BuildMasks(settings, folder / "rollout", problems, model, model)
+        return BuildMasks(settings, folder / "rollout", problems, model, model, models=models)
     return TrainPolicy(settings, folder / "build-masks", problems, model)
 
 

@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from scripted_server import ScriptedServer, Special, completion, data_of, serving
-from stages import s3_rollout
 from stages.artifacts.stage import execute
 from stages.engines.protocol import Completion, Request, Sampling
 from stages.reward.judge import JudgeReward
 from stages.s3_rollout import Rollout
-from sums import SumEngine, recipe
+from sums import SumEngine, SumModels, recipe
 
 SAMPLE_EVERY_S = 0.01
 MIDDLE = (0.1, 0.9)
@@ -54,14 +53,14 @@ def measure(
     """
     with (
         patch.object(JudgeReward, "waits", ahead),
-        patch.object(s3_rollout, "open_engine", _paced(generate_s)),
         serving(_judge(answer_s, spread_s)) as server,
         _sampled(server) as samples,
     ):
         endpoint = {"base_url": server.url, "model": "m", "concurrency": limit, "cache": str(out / "verdicts")}
         settings = recipe("reward.name=judge", f"reward.judge={json.dumps(endpoint)}", f"rollout.problems={problems}")
         started = time.monotonic()
-        execute(Rollout(settings, folder / "problems.parquet", folder / "model"), out / "rollout")
+        models = SumModels(_paced(generate_s))
+        execute(Rollout(settings, folder / "problems.parquet", folder / "model", models=models), out / "rollout")
         seconds = time.monotonic() - started
     assert len(server.requests) == 2 * problems
     first, last = server.times[0], server.times[-1] + answer_s
@@ -71,13 +70,13 @@ def measure(
     return Occupancy(seconds, bound_s, sum(middle) / len(middle) / limit, server.most_under_way)
 
 
-def _paced(generate_s: float) -> Callable[..., SumEngine]:
+def _paced(generate_s: float) -> type[SumEngine]:
     class PacedEngine(SumEngine):
         def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
             time.sleep(generate_s)
             return super().generate(requests, sampling)
 
-    return PacedEngine.open
+    return PacedEngine
 
 
 def _judge(answer_s: float, spread_s: float) -> Callable[[ScriptedServer, Any, int], Special]:

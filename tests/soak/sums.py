@@ -15,7 +15,8 @@ from stages.artifacts.columns import PROBLEMS
 from stages.artifacts.problems import encode_image
 from stages.artifacts.store import write_tables
 from stages.engines.loading import embedded_engine, open_model
-from stages.engines.protocol import Completion, Request, Sampling, ScoreRequest, TokenScores
+from stages.engines.models import Models
+from stages.engines.protocol import Completion, Generator, Request, Sampling, ScoreRequest, TokenScores
 from stages.model.loading import VisionLanguageModel, wrap_model
 from stages.model.prompts import Prompt
 from stages.recipe import Recipe, load_recipe
@@ -102,6 +103,16 @@ def save_model(folder: Path) -> None:
     wrap_model(model, larger.processor).save(folder)
 
 
+class SumModels(Models):
+    """Opens adding engines of this class."""
+
+    def __init__(self, made: Callable[[VisionLanguageModel, Recipe], Generator]) -> None:
+        self._made = made
+
+    def engine(self, path: Path, recipe: Recipe, *, master_weights: bool = False) -> Generator:
+        return self._made(open_model(path, recipe, master_weights=master_weights), recipe)
+
+
 class SumEngine:
     """Adds: every other answer is one too many, every repair and every continuation right. Scores with its model."""
 
@@ -110,11 +121,6 @@ class SumEngine:
     def __init__(self, vlm: VisionLanguageModel, recipe: Recipe) -> None:
         self.codec = vlm
         self._scorer = embedded_engine(vlm, recipe)
-
-    @classmethod
-    def open(cls, path: Path, recipe: Recipe, *, master_weights: bool = False) -> SumEngine:
-        """Stands in for `open_engine`."""
-        return cls(open_model(path, recipe, master_weights=master_weights), recipe)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         return [[self._completion(request.prompt, k, sampling) for k in range(request.n)] for request in requests]

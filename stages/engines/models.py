@@ -1,0 +1,32 @@
+"""Who opens the models of a stage: the stage itself, or a process that keeps them from one stage to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from stages.engines.loading import open_codec, open_engine, open_model
+from stages.engines.protocol import Generator
+from stages.model.codec import Codec
+from stages.model.loading import VisionLanguageModel
+from stages.recipe import Recipe
+
+
+class Models:
+    """Opens each model anew where a stage asks for it."""
+
+    def codec(self, path: Path, recipe: Recipe) -> Codec:
+        """As `open_codec`."""
+        return open_codec(path, recipe)
+
+    def engine(self, path: Path, recipe: Recipe, *, master_weights: bool = False) -> Generator:
+        """As `open_engine`."""
+        return open_engine(path, recipe, master_weights=master_weights)
+
+    def trainer(self, policy: Path, recipe: Recipe, make: Callable[[VisionLanguageModel], Any]) -> Any:
+        """What `make` makes of the policy, whose weights are float32: a `Trainer`."""
+        return make(open_model(policy, recipe, master_weights=True))
+
+    def trained(self, trainer: Any, policy: Path, out: Path, recipe: Recipe) -> None:
+        """What the trainer has made of the policy lies in the complete step `out`."""

@@ -1,0 +1,83 @@
+"""Models that stay open from stage to stage: a policy's new weights go from the trainer to the engines in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from stages.artifacts.manifests import model_folder
+from stages.engines.loading import embedded_engine, engine_name, open_model
+from stages.engines.models import Models
+from stages.engines.protocol import Generator
+from stages.engines.transformers_engine import TransformersEngine
+from stages.engines.vllm_engine import VllmEngine
+from stages.model.codec import Codec
+from stages.model.loading import VisionLanguageModel
+from stages.recipe import Recipe
+from stages.training.trainer import Trainer, is_plain
+
+
+class ResidentModels(Models):
+    """Opens a model once, and follows a policy from round to round: for stages of one recipe in one process.
+
+    vLLM reads the new weights from their files. The embedded engine takes them from the trainer, unless adapters,
+    compiled layers or several processes make of the model what no engine generates with: it is then opened from the
+    files. So is a trainer with a critic or a reference.
+    """
+
+    def __init__(self) -> None:
+        self._codecs: dict[Path, Codec] = {}
+        self._engines: dict[tuple[Path, bool], Generator] = {}
+        """By checkpoint, and whether the weights are as they are trained."""
+        self._trainer: tuple[Path, Trainer] | None = None
+        """The last one, and the step that its weights lie in."""
+
+    def codec(self, path: Path, recipe: Recipe) -> Codec:
+        if path not in self._codecs:
+            self._codecs[path] = super().codec(path, recipe)
+        return self._codecs[path]
+
+    def engine(self, path: Path, recipe: Recipe, *, master_weights: bool = False) -> Generator:
+        as_trained = master_weights or recipe.model.dtype == "float32" or engine_name(recipe) == "vllm"
+        if (path, as_trained) not in self._engines:
+            self._engines[path, as_trained] = super().engine(path, recipe, master_weights=as_trained)
+        return self._engines[path, as_trained]
+
+    def trainer(self, policy: Path, recipe: Recipe, make: Callable[[VisionLanguageModel], Trainer]) -> Trainer:
+        if self._trainer is not None and self._trainer[0] == policy:
+            trainer = self._trainer[1]
+            trainer.begin_again()
+            return trainer
+        engine = self._engines.get((policy, True))
+        if isinstance(engine, TransformersEngine) and is_plain(recipe.trainer):
+            return make(engine.vlm)
+        return super().trainer(policy, recipe, make)
+
+    def trained(self, trainer: Trainer, policy: Path, out: Path, recipe: Recipe) -> None:
+        plain = is_plain(recipe.trainer)
+        keeps_state = plain and trainer.critic is None and trainer.reference is None
+        self._trainer = (out, trainer) if keeps_state else None
+        trainer.optimizer.zero_grad()  # gradients take no room while others work
+        self._codecs[out] = self._codecs.pop(policy)
+        self._follow(policy, out, recipe, trainer.vlm if plain else None)
+
+    def replaced(self, old: Path, new: Path, recipe: Recipe) -> None:
+        """The step `new` has a model that takes the place of the one of `old`."""
+        self._codecs.pop(old, None)
+        self._follow(old, new, recipe, None)
+
+    def _follow(self, old: Path, new: Path, recipe: Recipe, vlm: VisionLanguageModel | None) -> None:
+        """Engines of the old checkpoint go on with the new one, which `vlm` holds if it is given."""
+
+        def scorer() -> Generator:
+            return embedded_engine(vlm or open_model(new, recipe, master_weights=True), recipe)
+
+        for path, as_trained in [key for key in self._engines if key[0] == old]:
+            engine = self._engines.pop((path, as_trained))
+            if isinstance(engine, VllmEngine):
+                engine.take(model_folder(new), scorer)
+            elif vlm is not None and isinstance(engine, TransformersEngine):
+                engine.take(vlm)
+            else:
+                continue
+            self._engines[new, as_trained] = engine
