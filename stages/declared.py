@@ -110,7 +110,7 @@ def declare_train_policy(
 ) -> Plan:
     sections = recipe.subset("model", "prompt", "train", "trainer", rollout=SAMPLING_FIELDS)
     section = recipe.train
-    off = {name for name in ("leak", "evenness") if getattr(section, name) == 0}
+    off = {name for name in ("leak", "evenness", "support") if getattr(section, name) == 0}
     sections = _without(
         sections, "train", off | ({"answer_gap_weight"} if section.advantage != "answer_gap" else set())
     )

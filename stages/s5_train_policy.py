@@ -45,6 +45,7 @@ from stages.training.groups import (
     left_out,
     optimization_group,
     rows_to_work_on,
+    supported,
     with_batch_gates,
     with_token_advantages,
 )
@@ -218,8 +219,10 @@ class TrainPolicy:
     def _check_trainable(self) -> None:
         """Raises DataError where no group has anything to train on."""
         reasons: Counter[str] = Counter()
+        columns = ["problem_id", "role", "in_pair"]
+        columns += ["sample", "mask", "old_logprobs"] if self.recipe.train.support else []
         for shard in parquet_files(self.groups, GROUPS):
-            tables = read_tables(shard, PROBLEMS_AT_ONCE, ["problem_id", "role", "in_pair"])
+            tables = read_tables(shard, PROBLEMS_AT_ONCE, columns)
             rows = (row for table in tables for row in table.to_pylist())
             for problem_id, group in groupby(rows, key=lambda row: row["problem_id"]):
                 reason = left_out(list(group), self.recipe.train) if problem_id in self.usable else "bad_row"
@@ -447,6 +450,8 @@ class GroupSource:
         tally = self.step.tally
         tally.rows_in += 1
         tally.rows_out += bool(group)
+        if self.recipe.train.support:
+            tally.counts["repairs_unsupported"] += len(rows) - len(supported(rows, self.recipe.train.support))
         pairs_only = self.recipe.train.objective.algorithm == "dpo"
         if pairs_only:
             tally.counts["ungated_errors_without_pair"] += sum(row["in_pair"] for row in rows) - len(group)

@@ -460,6 +460,11 @@ class TrainSection(Section):
     answer_gap_weight: Share = Field(
         0.5, description="λ: share of an `answer_gap` advantage that is weighed; the rest stays as it is."
     )
+    support: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="Least probability that the policy gives each marked token of a repair: an error whose repair has "
+        "a less likely one counts as not repaired (our choice; 0 keeps all).",
+    )
     epochs: Positive = Field(1, description="Passes over the groups.")
     problems_per_step: Positive = Field(16, description="Groups an optimizer step.")
     objective: ObjectiveSection = ObjectiveSection()

@@ -50,6 +50,7 @@ def optimization_group(rows: Sequence[TrainedRow], train: TrainSection, rollout:
     have gate 1, its errors their masks (eq. 24-28), which mark nothing on an error without a repair. DPO takes pairs
     whatever the gate. A gate that takes a whole step to tell is 1 here: see `with_batch_gates`.
     """
+    rows = supported(rows, train.support)
     if train.objective.algorithm == "dpo":
         return _preference_pairs(rows, train)
     rows = _rows_of_gate(rows, train)
@@ -66,15 +67,42 @@ def optimization_group(rows: Sequence[TrainedRow], train: TrainSection, rollout:
 
 
 def left_out(rows: Sequence[TrainedRow], train: TrainSection) -> str | None:
-    """Why `optimization_group` gives nothing for one problem, told from its rows' `role` and `in_pair`; None where it
-    gives something.
+    """Why `optimization_group` gives nothing for one problem, told from its rows' `role` and `in_pair`, and with a
+    `support` from `mask` and `old_logprobs`; None where it gives something.
     """
+    rows = supported(rows, train.support)
     pairs_only = train.objective.algorithm == "dpo"
     rows_G = [row for pair in _pairs(rows) for row in pair] if pairs_only else _rows_of_gate(rows, train)
     if not rows_G:
         return "all_correct" if all(row["role"] == "correct" for row in rows) else "no_repaired_error"
     is_uniform = len({row["role"] == "error" for row in rows_G}) == 1
     return "dynamic_sampling" if train.objective.algorithm == "dapo" and is_uniform else None
+
+
+def supported(rows: Sequence[TrainedRow], support: float) -> list[TrainedRow]:
+    """One problem's rows without the repairs of which the policy gives a marked token less than this probability; their
+    errors are then errors without a repair.
+
+    A repair model that is shown the answer also invents what leads there. The policy, which has the image before it,
+    hardly believes that (our choice).
+    """
+    if not support:
+        return list(rows)
+    unsupported = {
+        row["sample"]
+        for row in rows
+        if row["role"] == "repair" and _least_probability(row["old_logprobs"], row["mask"]) < support
+    }
+    return [
+        row if row["sample"] not in unsupported else {**row, "in_pair": False, "mask": [False] * len(row["mask"])}
+        for row in rows
+        if row["role"] != "repair" or row["sample"] not in unsupported
+    ]
+
+
+def _least_probability(logprobs_T: Sequence[float], mask_T: Sequence[bool]) -> float:
+    """Of the marked tokens; 1 where none is."""
+    return float(np.exp(np.min(np.array(logprobs_T)[np.array(mask_T, bool)], initial=0.0)))
 
 
 def _rows_of_gate(rows: Sequence[TrainedRow], train: TrainSection) -> list[TrainedRow]:

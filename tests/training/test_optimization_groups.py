@@ -1,5 +1,7 @@
 """Which trajectories of a problem are trained on, with what advantage and gate."""
 
+import math
+
 import pytest
 
 from stages.core.objectives import OBJECTIVES
@@ -7,7 +9,7 @@ from stages.errors import RecipeError
 from stages.recipe import load_recipe
 from stages.s2_rl_repair import RlRepair
 from stages.sections import ObjectiveSection, RolloutSection, TrainSection
-from stages.training.groups import optimization_group, rows_to_work_on
+from stages.training.groups import left_out, optimization_group, rows_to_work_on
 from stages.training.losses import check_objective
 from stages.training.trainer import TrainingRow
 
@@ -236,3 +238,39 @@ def test_an_overlong_buffer_beyond_the_length_limit_is_refused():
     check_objective(ObjectiveSection(overlong_buffer=8), ROLLOUT)
     with pytest.raises(RecipeError, match=r"overlong_buffer is 9, more than rollout\.max_new_tokens \(8\); lower it"):
         check_objective(ObjectiveSection(overlong_buffer=9), ROLLOUT)
+
+
+def sampled(row, sample, *probabilities):
+    return {**row, "sample": sample, "old_logprobs": [math.log(p) for p in probabilities]}
+
+
+def test_an_error_whose_repair_the_policy_does_not_believe_counts_as_not_repaired():
+    """The second token of each repair is marked; the first has probability 0.01 and does not count."""
+    rows = [
+        sampled(CORRECT, 0, 0.9, 0.9, 0.9),
+        sampled(ERROR, 1, 0.9, 0.01, 0.9, 0.9),
+        sampled(REPAIR, 1, 0.01, 0.05, 0.9),
+        sampled(ERROR, 2, 0.9, 0.9, 0.9, 0.9),
+        sampled(REPAIR, 2, 0.01, 0.04, 0.9),
+    ]
+    unrepaired = {**rows[3], "in_pair": False, "mask": [False] * 4}
+
+    def kept(of, support):
+        section = TrainSection(gate="difference", group=of, support=support)
+        found = optimization_group(rows, section, ROLLOUT)
+        return [trajectory.row for trajectory in found], [list(trajectory.gate_T) for trajectory in found]
+
+    marked = [[0, 1, 0, 0], [0, 1, 0]]
+    assert kept("pairs", 0.0) == (rows[1:], marked * 2)
+    assert kept("pairs", 0.045) == (rows[1:3], marked)
+    assert kept("all", 0.045) == ([*rows[:3], unrepaired], [[1] * 3, *marked, [1] * 4])
+    assert left_out(rows, TrainSection(support=0.045)) is None
+    assert left_out(rows, TrainSection(support=0.06)) == "no_repaired_error"
+
+
+def test_a_repair_without_a_marked_token_is_believed():
+    """Of a deletion, where gaps have no anchor, the error's side alone is marked."""
+    repair = sampled({**REPAIR, "mask": [False] * 3}, 1, 0.001, 0.001, 0.001)
+    rows = [sampled(ERROR, 1, *[0.9] * 4), repair]
+    found = optimization_group(rows, TrainSection(support=0.5), ROLLOUT)
+    assert [trajectory.row for trajectory in found] == rows

@@ -153,7 +153,7 @@ def test_options_that_are_off_stand_in_no_plan(rollouts, digits, base_dir):
         return TrainPolicy(recipe, rollouts, digits / "repair_set.parquet", base_dir).declared.recipe["train"]
 
     plain = section("train.answer_gap_weight=0.25")
-    assert {"leak", "evenness", "answer_gap_weight"}.isdisjoint(plain)
+    assert {"leak", "evenness", "support", "answer_gap_weight"}.isdisjoint(plain)
     assert section("train.leak=0.25") == plain | {"leak": 0.25}
     asked = section(*RIVALS["answer_gap"])
     assert asked == plain | {"answer_gap_weight": 0.5, "advantage": "answer_gap", "gate": "none"}
