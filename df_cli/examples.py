@@ -49,6 +49,12 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "df evaluate --problems data/digits/problems_test.parquet --policy policy --out scores",
         "df evaluate --recipe digits --problems data/digits/problems_test.parquet --policy data/digits/base --out base",
     ),
+    "loop": (
+        "df loop --problems data/digits/problems_train.parquet --policy data/digits/base --repair-model rl --rounds 10 "
+        "--out runs/loop",
+        "df loop --recipe my.yaml --problems train --validation held --policy org/model --repair-model rl "
+        "--rounds 300 --stop-after 3h30m --out runs/mine",
+    ),
     "summarize": ("df summarize runs/digits --rounds 3",),
     "ablate": (
         "df ablate --recipe digits --train data/digits/problems_train.parquet --test data/digits/problems_test.parquet "

@@ -22,6 +22,7 @@ from df_cli.build_masks import build_masks
 from df_cli.evaluate import evaluate
 from df_cli.examples import epilog
 from df_cli.import_problems import import_problems
+from df_cli.loop import loop
 from df_cli.report_page import report
 from df_cli.rl_repair import rl_repair
 from df_cli.rollout import rollout
@@ -44,6 +45,7 @@ COMMANDS: dict[str, Callable[..., None] | typer.Typer] = {
     "build-masks": build_masks,
     "train-policy": train_policy,
     "evaluate": evaluate,
+    "loop": loop,
     "summarize": summarize,
     "ablate": ablate,
     "report": report,

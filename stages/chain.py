@@ -72,13 +72,16 @@ class Chain:
 
     def round(self, number: int, policy: Path, repair_model: Path | None) -> Round:
         """Rollouts of the policy, their masks, training on them; rounds count from 1."""
-        seed, problems = self.seed * 1000 + number, self.problems
+        seed, problems = self.round_seed(number), self.problems
         place = round_folder(Path(), number)
         rollouts = self.make(str(place / ROLLOUT), "rollout", seed, problems=problems, policy=policy)
         inputs = {"rollouts": rollouts, "problems": problems, "repair_model": repair_model, "policy": policy}
         groups = self.make(str(place / MASKS), "build-masks", seed, **inputs)
         trained = self.make(str(place / TRAIN), "train-policy", seed, groups=groups, problems=problems, policy=policy)
         return Round(rollouts, groups, trained)
+
+    def round_seed(self, number: int) -> int:
+        return self.seed * 1000 + number
 
     def rounds(self, count: int, policy: Path, repair_model: Path | None) -> Iterator[Round]:
         """So many, each from the policy that the one before came to."""

@@ -17,6 +17,7 @@ from stages.sections import (
     AuditSection,
     EngineSection,
     EvaluateSection,
+    LoopSection,
     MasksSection,
     ModelSection,
     PromptSection,
@@ -53,6 +54,7 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
     trainer: TrainerSection = TrainerSection()
     evaluate: EvaluateSection = EvaluateSection()
+    loop: LoopSection = LoopSection()
     ablate: AblateSection = AblateSection()
     tracking: TrackingSection = TrackingSection()
 

@@ -533,6 +533,26 @@ class EvaluateSection(Section):
     image_removed: bool = Field(True, description="Also answer greedily on the blank image.")
 
 
+class LoopSection(Section):
+    """`df loop`."""
+
+    validate_every: Positive = Field(1, description="Rounds between two validations.")
+    best_by: Literal["sampled", "greedy"] = Field(
+        "sampled", description="Accuracy on the validation problems by which the best policy is known."
+    )
+    patience: Positive | None = Field(
+        None, description="Validations without a better policy, after which it ends; it goes on if null."
+    )
+    keep_rounds: Positive = Field(
+        2,
+        description="Of so many last rounds the weights and optimizer states are kept, beside those of the best; all "
+        "rollouts, repairs and groups are.",
+    )
+    repair_rl_every: Positive | None = Field(
+        None, description="Rounds after which the repair model is trained again, on the newest policy's errors."
+    )
+
+
 class VariantSection(Section):
     """What one variant of an ablation changes."""
 

@@ -91,7 +91,11 @@ def _comparable(existing: dict[str, Any], record: Mapping[str, Any]) -> dict[str
 def _checked(out: Path) -> Standing:
     """Every file is as the manifest says; of models, which their readers check, what is not there is told."""
     manifest = read_manifest(out)
-    files = manifest["files"]
-    models = [name for name in files if "/" in name or name.endswith(WEIGHTS)]
+    files, models = manifest["files"], model_files(manifest)
     check_files(out, files, reads=[name for name in files if name not in models] or [MANIFEST])
     return Standing(manifest, [name for name in models if not (out / name).is_file()])
+
+
+def model_files(manifest: Mapping[str, Any]) -> list[str]:
+    """Of a step's files, those of its models and of their optimizers; without them it is complete all the same."""
+    return [name for name in manifest["files"] if "/" in name or name.endswith(WEIGHTS)]

@@ -208,14 +208,14 @@ def _codec(stage: BuildMasks | BuildMasksFromPreferences) -> Codec:
 def _plan(stage: BuildMasks | BuildMasksFromPreferences) -> Plan:
     recipe, repair_model = stage.recipe, stage.repair_model
     check_reward(recipe.reward)
-    _check_options(recipe, repair_model)
+    check_options(recipe, repair_model)
     if repair_model is not None:
         check_auditor(recipe.audit)
     bad = stage.usable.bad
     return replace(stage.declared, recipe={**stage.declared.recipe, **stage.made_by}, dropped=bad)
 
 
-def _check_options(recipe: Recipe, repair_model: Path | None) -> None:
+def check_options(recipe: Recipe, repair_model: Path | None) -> None:
     """Refuse options that contradict each other.
 
     Raises:

@@ -226,7 +226,7 @@ class Runs:
         recipe = self.of.recipe_with(settings)
         learns_repairs, learns_by_rl = variant.repair_model in ("sft", "rl"), variant.repair_model in ("rl", "rl_alone")
         reads_set = learns_repairs or variant.start == "sft"
-        unread = {"ablate", "tracking", "seed"} | (set() if reads_set else {"sft"})
+        unread = {"ablate", "loop", "tracking", "seed"} | (set() if reads_set else {"sft"})
         unread |= set() if learns_by_rl else {"repair_rl"}
         of = self.of
         files = {"problems": self._problems(problems), "train": of.train, "repair_set": of.repair_set, "base": of.base}

@@ -1,0 +1,205 @@
+"""Rounds of a policy in one process, with its models kept open: problems, policy, repair model -> a run's folders.
+
+The steps are those of the commands, in the folders that `make all` uses: a run goes on with either.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stages.artifacts.columns import SUMMARY
+from stages.artifacts.digests import DIGESTS
+from stages.artifacts.lock import lock_output
+from stages.artifacts.manifests import read_manifest
+from stages.artifacts.stage import execute, planned
+from stages.artifacts.store import iterate_rows
+from stages.artifacts.up_to_date import model_files, standing
+from stages.artifacts.writing import writing
+from stages.chain import TRAIN, Chain, round_folder
+from stages.evaluate import Evaluate
+from stages.measures.accuracy import Measure
+from stages.recipe import Recipe
+from stages.runtime import processes
+from stages.runtime.interruption import Requests, Stopped
+from stages.s2_rl_repair import RlRepair
+from stages.s3_rollout import Rollout
+from stages.s4_build_masks import BuildMasks
+from stages.s4_build_masks.stage import check_options
+from stages.s5_train_policy import TrainPolicy
+from stages.training.resident import ResidentModels
+
+BEST = "best"
+"""Link to the step that trained the best policy so far."""
+VALIDATION = "validation"
+
+
+class RoundResult(NamedTuple):
+    """What one round came to."""
+
+    number: int
+    """0 is the policy that the loop starts from."""
+    manifests: Mapping[str, Mapping[str, Any]]
+    """Of its steps, by command."""
+    accuracy: Mapping[str, Measure]
+    """On the validation problems, by mode; empty where it was not validated."""
+    is_best: bool
+    seconds: float
+    """Of the wall; what was there already takes none."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """`df loop`."""
+
+    recipe: Recipe
+    problems: Path
+    policy: Path
+    repair_model: Path | None
+    out: Path
+    rounds: int
+    validation: Path | None = None
+    """Problems that the best policy is known by."""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """Of the recipe, for the plans of the steps."""
+    requests: Requests = field(default_factory=Requests)
+
+    def run(self) -> Iterator[RoundResult]:
+        """Each round when it is done; what is there already is not made again.
+
+        Weights of rounds that are neither among the last nor the best are deleted on the way.
+
+        Raises:
+            DifferenceFeedbackError: whatever is wrong with inputs, recipe or output folder.
+            Stopped: it was asked to stop.
+        """
+        with self.requests.heard(), lock_output(self.out):
+            os.environ.setdefault(DIGESTS, str(self.out / "digests.jsonl"))  # each file is hashed once
+            self._check()
+            yield from _Rounds(self).run()
+
+    def _check(self) -> None:
+        """Everything that can be wrong before the first rollout."""
+        check_options(self.recipe, self.repair_model)
+        planned(Rollout(self.recipe, self.problems, self.policy))
+        if self.validation is not None:
+            planned(Evaluate(self.recipe, self.validation, self.policy))
+
+
+class _Rounds:
+    """A loop under way."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.section = loop.recipe.loop
+        self.models = ResidentModels()
+        self.repair_model = loop.repair_model
+        self.chain = Chain(self._make, loop.problems, loop.policy, repair_set=Path(), seed=loop.recipe.seed)
+        self.best: tuple[int, float] | None = None
+        """Its round and its accuracy."""
+        self.made: dict[str, Mapping[str, Any]] = {}
+        """Manifests of the round under way, by command."""
+        self.kept: set[int] = set()
+        """Rounds whose weights are there."""
+
+    def run(self) -> Iterator[RoundResult]:
+        policy, started, worse = self.loop.policy, time.perf_counter(), 0
+        for number in range(self.loop.rounds + 1):
+            self.made = {}
+            if number:
+                policy = self.chain.round(number, policy, self.repair_model).policy
+            accuracy = self._validated(number, policy)
+            is_best = self._note_best(number, accuracy)
+            if accuracy:
+                worse = 0 if is_best else worse + 1
+            if number:
+                self._make_room(number)
+                self._train_repair_model(number, policy)
+            yield RoundResult(number, self.made, accuracy, is_best, time.perf_counter() - started)
+            started = time.perf_counter()
+            if self.section.patience is not None and worse >= self.section.patience:
+                return
+
+    def _make(self, place: str, command: str, seed: int, /, **inputs: Any) -> Path:
+        """The step, made here where it is not there; as its own command would make it."""
+        out, requests = self.loop.out / place, self.loop.requests
+        if (stop := requests.to_stop()) is not None:
+            raise Stopped(f"{self.loop.out}: stopped before {place}; give the same command again", stop[1])
+        stage = self._stages()[command](self.loop.recipe.model_copy(update={"seed": seed}), **inputs)
+        found = processes.on_main(lambda: standing(out, stage.declared))
+        if found.manifest is None:
+            execute(stage, out, requests=requests, origin=self.loop.origin)
+        self.made[command] = read_manifest(out)
+        return out
+
+    def _stages(self) -> Mapping[str, Callable[..., Any]]:
+        """By command; those of a round keep their models."""
+
+        def resident(stage: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda recipe, **inputs: stage(recipe, **inputs, models=self.models)
+
+        kept = {"rollout": Rollout, "build-masks": BuildMasks, "train-policy": TrainPolicy, "evaluate": Evaluate}
+        return {name: resident(stage) for name, stage in kept.items()} | {"rl-repair": RlRepair}
+
+    def _validated(self, number: int, policy: Path) -> dict[str, Measure]:
+        """Accuracy by mode, where the round is to be validated: the first, every so many, the last."""
+        problems, last = self.loop.validation, self.loop.rounds
+        if problems is None or (number % self.section.validate_every and number != last):
+            return {}
+        scores = self.chain.scores(validation_folder(number), policy, problems)
+        found = {row["measure"]: Measure(**row) for row in iterate_rows(scores / "summary.parquet", SUMMARY)}
+        return {mode: found[f"{mode} accuracy"] for mode in ("sampled", "greedy")}
+
+    def _note_best(self, number: int, accuracy: Mapping[str, Measure]) -> bool:
+        """Whether none before was as good; the link follows it."""
+        if not accuracy:
+            return False
+        value = accuracy[self.section.best_by].value
+        if self.best is not None and not value > self.best[1]:
+            return False
+        self.best = number, value
+        if number:
+            processes.on_main(lambda: _link(self.loop.out / BEST, round_folder(Path(), number) / TRAIN))
+        return True
+
+    def _make_room(self, number: int) -> None:
+        """Delete the weights that are kept no longer."""
+        best = None if self.best is None else self.best[0]
+        old = {n for n in self.kept if n <= number - self.section.keep_rounds and n != best}
+        self.kept = self.kept - old | {number}
+        processes.on_main(lambda: _delete_models(round_folder(self.loop.out, n) / TRAIN for n in old))
+
+    def _train_repair_model(self, number: int, policy: Path) -> None:
+        every = self.section.repair_rl_every
+        if every is None or number % every or number == self.loop.rounds or self.repair_model is None:
+            return
+        old = self.repair_model
+        place = str(round_folder(Path(), number) / "rl-repair")
+        inputs = {"problems": self.loop.problems, "policy": policy, "repair_model": old}
+        self.repair_model = self._make(place, "rl-repair", self.chain.round_seed(number), **inputs)
+        self.models.replaced(old, self.repair_model, self.loop.recipe)
+
+
+def validation_folder(number: int) -> str:
+    return f"{VALIDATION}-round-{number}" if number else f"{VALIDATION}-base"
+
+
+def _link(link: Path, target: Path) -> None:
+    """Put the link in the place of the one that is there, at once."""
+    new = link.with_name(f"{link.name}.new")
+    with writing(link):
+        new.unlink(missing_ok=True)
+        new.symlink_to(target, target_is_directory=True)
+        new.replace(link)
+
+
+def _delete_models(folders: Iterable[Path]) -> None:
+    """Of complete steps, which they stay."""
+    for folder in folders:
+        with writing(folder):
+            for name in model_files(read_manifest(folder)):
+                (folder / name).unlink(missing_ok=True)
