@@ -1,0 +1,187 @@
+"""`df loop`: the artifacts of the commands, byte for byte, from models that stay open."""
+
+from pathlib import Path
+
+import pytest
+
+from stages.artifacts.columns import METRICS, PROBLEMS
+from stages.artifacts.manifests import read_manifest
+from stages.artifacts.stage import execute
+from stages.artifacts.store import iterate_rows, write_rows
+from stages.chain import Chain
+from stages.engines.loading import open_model
+from stages.evaluate import Evaluate
+from stages.loop import Loop
+from stages.recipe import load_recipe
+from stages.runtime.interruption import Requests, Stopped
+from stages.s3_rollout import Rollout
+from stages.s4_build_masks import BuildMasks
+from stages.s5_train_policy import TrainPolicy
+from stages.training.trainer import MACHINE_METRICS
+
+SMALL = [
+    "rollout.problems=8",
+    "rollout.samples_per_problem=4",
+    "rollout.rows_per_shard=16",
+    "train.problems_per_step=3",
+    "evaluate.draws=1",
+    "evaluate.image_removed=false",
+]
+PPO = ["train.objective.algorithm=ppo", "masks.on_no_correct=repair"]
+STAGES = {"rollout": Rollout, "build-masks": BuildMasks, "train-policy": TrainPolicy, "evaluate": Evaluate}
+
+
+@pytest.fixture(scope="module")
+def validation(tmp_path_factory, digits):
+    file = tmp_path_factory.mktemp("validation") / "problems.parquet"
+    rows = list(iterate_rows(digits / "problems_test.parquet", PROBLEMS))[:10]
+    write_rows(file, PROBLEMS, rows)
+    return file
+
+
+@pytest.fixture
+def loop_of(digits, base_dir, validation):
+    def make(out, *settings, rounds=2, repair_model=base_dir, **others):
+        recipe = load_recipe("digits", [*SMALL, *settings])
+        problems = digits / "problems_train.parquet"
+        return Loop(recipe, problems, base_dir, repair_model, out, rounds, validation, **others)
+
+    return make
+
+
+def by_commands(loop, out):
+    """The steps of the loop, each with models that it opens itself."""
+
+    def make(place, command, seed, /, **inputs):
+        stage = STAGES[command](loop.recipe.model_copy(update={"seed": seed}), **inputs)
+        return execute(stage, out / place).out
+
+    chain = Chain(make, loop.problems, loop.policy, Path(), loop.recipe.seed)
+    chain.scores("validation-base", loop.policy, loop.validation)
+    for number, made in enumerate(chain.rounds(loop.rounds, loop.policy, loop.repair_model), start=1):
+        chain.scores(f"validation-round-{number}", made.policy, loop.validation)
+
+
+def contents(run):
+    """Of each step, by its place: what its files hold, but for what tells of the machine."""
+    found = {}
+    for manifest in sorted(run.rglob("manifest.json")):
+        step = manifest.parent
+        files = {name: entry["sha256"] for name, entry in read_manifest(step)["files"].items()}
+        if files.pop("metrics.parquet", None) is not None:
+            rows = iterate_rows(step / "metrics.parquet", METRICS)
+            files["metrics"] = [row for row in rows if row["metric"] not in MACHINE_METRICS]
+        found[str(step.relative_to(run))] = files
+    return found
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param([], id="float32"),
+        pytest.param(["model.dtype=bfloat16"], id="bfloat16: sampler, scorer and trainer compute in three ways"),
+        pytest.param(["trainer.lora={rank: 2, alpha: 4}"], id="adapters", marks=pytest.mark.slow),
+        pytest.param(PPO, id="critic", marks=pytest.mark.slow),
+        pytest.param(["train.objective.kl_coef=0.1"], id="reference", marks=pytest.mark.slow),
+    ],
+)
+def test_a_loop_writes_what_the_commands_write(tmp_path, loop_of, settings, monkeypatch):
+    """In folders of one name: adapters note the model's path."""
+    run, theirs_in = Path("run"), tmp_path / "commands"
+    loop = loop_of(run, *settings, "loop.keep_rounds=9")
+    monkeypatch.chdir(tmp_path)
+    results = list(loop.run())
+    theirs_in.mkdir()
+    monkeypatch.chdir(theirs_in)
+    by_commands(loop, run)
+    ours, theirs = contents(tmp_path / run), contents(theirs_in / run)
+    assert len(theirs) == 9
+    assert ours == theirs
+    assert [result.number for result in results] == [0, 1, 2]
+
+
+def test_the_commands_go_on_with_a_loop_and_the_loop_with_them(tmp_path, loop_of):
+    """Half of a loop, the rest by the commands; a loop over all of that finds nothing to do."""
+    out = tmp_path / "run"
+    list(loop_of(out, rounds=1).run())
+    by_commands(loop_of(out), out)
+    written = {file: file.stat().st_mtime_ns for file in out.rglob("manifest.json")}
+    list(loop_of(out).run())
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("manifest.json")} == written
+
+
+def test_stopped_in_a_round_it_goes_on_there(tmp_path, loop_of):
+    whole, stopped = loop_of(tmp_path / "whole"), loop_of(tmp_path / "stopped")
+    list(whole.run())
+
+    class AfterSomeSteps(Requests):
+        """Asks to stop at the sixth look, which is inside the first round."""
+
+        looks = 0
+
+        def to_stop(self):
+            self.looks += 1
+            return ("SIGTERM", 143) if self.looks > 5 else None
+
+    requests = AfterSomeSteps()
+    with pytest.raises(Stopped):
+        list(loop_of(stopped.out, requests=requests).run())
+    complete = {str(file.parent.relative_to(stopped.out)) for file in stopped.out.rglob("manifest.json")}
+    assert "validation-base" in complete
+    assert "round-1/train-policy" not in complete
+    list(stopped.run())
+    assert contents(stopped.out) == contents(whole.out)
+
+
+def accuracies(monkeypatch, *values):
+    """Validations that find these sampled accuracies, one a policy."""
+    from stages import loop as module
+
+    found = iter(values)
+    measured = module.iterate_rows
+
+    def rows(*arguments):
+        value = next(found)
+        return [
+            row | ({"value": value} if row["measure"] == "sampled accuracy" else {}) for row in measured(*arguments)
+        ]
+
+    monkeypatch.setattr(module, "iterate_rows", rows)
+
+
+def weights(out):
+    """Steps whose model is there."""
+    return sorted(str(file.parents[1].relative_to(out)) for file in out.rglob("model/*.safetensors"))
+
+
+def test_weights_of_the_last_rounds_and_of_the_best_are_kept(tmp_path, loop_of, monkeypatch):
+    accuracies(monkeypatch, 0.5, 0.6, 0.4, 0.4)
+    out = tmp_path / "run"
+    results = list(loop_of(out, "loop.keep_rounds=1", rounds=3).run())
+    assert weights(out) == ["round-1/train-policy", "round-3/train-policy"]
+    assert [result.is_best for result in results] == [True, True, False, False]
+    assert (out / "best").readlink() == Path("round-1/train-policy")
+    assert open_model(out / "best", load_recipe("digits")).model is not None
+    gone = read_manifest(out / "round-2/train-policy")["files"]
+    assert not any((out / "round-2/train-policy" / name).exists() for name in gone if name.endswith("safetensors"))
+    assert {file.name for file in (out / "round-2").glob("*/*.parquet")} >= {
+        "rollouts-00000.parquet",
+        "groups-00000.parquet",
+    }
+
+
+def test_it_ends_when_nothing_was_better_for_so_long(tmp_path, loop_of, monkeypatch):
+    accuracies(monkeypatch, 0.5, 0.6, 0.6, 0.4)
+    results = list(loop_of(tmp_path, "loop.patience=2", rounds=9).run())
+    assert [result.number for result in results] == [0, 1, 2, 3]
+
+
+def test_the_repair_model_is_trained_again(tmp_path, loop_of, base_dir):
+    settings = ["repair_rl.problems=8", "repair_rl.iterations=1", "repair_rl.errors_per_iteration=4"]
+    list(loop_of(tmp_path, *settings, "loop.repair_rl_every=1").run())
+    trained = read_manifest(tmp_path / "round-1/rl-repair")["inputs"]
+    assert trained["policy"]["path"] == str(tmp_path / "round-1/train-policy")
+    assert trained["repair_model"]["path"] == str(base_dir)
+    used = [read_manifest(tmp_path / f"round-{n}/build-masks")["inputs"]["repair_model"]["path"] for n in (1, 2)]
+    assert used == [str(base_dir), str(tmp_path / "round-1/rl-repair")]
+    assert not (tmp_path / "round-2/rl-repair").exists()
