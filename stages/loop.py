@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,7 +78,8 @@ class Loop:
             DifferenceFeedbackError: whatever is wrong with inputs, recipe or output folder.
             Stopped: it was asked to stop.
         """
-        with self.requests.heard(), lock_output(self.out):
+        with self.requests.heard(), ExitStack() as held:
+            processes.on_main(lambda: held.enter_context(lock_output(self.out)))
             os.environ.setdefault(DIGESTS, str(self.out / "digests.jsonl"))  # each file is hashed once
             self._check()
             yield from _Rounds(self).run()
@@ -127,7 +129,7 @@ class _Rounds:
     def _make(self, place: str, command: str, seed: int, /, **inputs: Any) -> Path:
         """The step, made here where it is not there; as its own command would make it."""
         out, requests = self.loop.out / place, self.loop.requests
-        if (stop := requests.to_stop()) is not None:
+        if (stop := processes.on_main(requests.to_stop)) is not None:
             raise Stopped(f"{self.loop.out}: stopped before {place}; give the same command again", stop[1])
         stage = self._stages()[command](self.loop.recipe.model_copy(update={"seed": seed}), **inputs)
         found = processes.on_main(lambda: standing(out, stage.declared))

@@ -575,7 +575,7 @@ class VariantSection(Section):
 
 
 _UNGATED = {"set": ["masks.repairer=sibling", "train.gate=none", "train.group=pairs"], "repair_model": "none"}
-_TO_ALL = {"set": ["train.group=all"]}
+_TO_ALL = {"set": ["train.group=all", "train.evenness=1", "train.support=0.05"]}
 
 
 def _ungated(*assignments: str, **others: Any) -> dict[str, Any]:
@@ -605,7 +605,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "difference": {"set": ["train.group=pairs", "masks.on_no_correct=skip"]},
         "difference_all": _TO_ALL,
         "sft_then_grpo": _ungated(start="sft"),
-        "sft_then_difference_all": {**_TO_ALL, "start": "sft"},
+        "sft_then_difference_all": {**_TO_ALL, "start": "sft", "repair_model": "sft"},
         "difference_without_set": {**_TO_ALL, "repair_model": "rl_alone"},
         "sft_only": {**_TO_ALL, "repair_model": "sft"},
         "sibling": {"set": ["train.group=pairs", "masks.repairer=sibling"], "repair_model": "none", "seeds": 3},

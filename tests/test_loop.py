@@ -1,9 +1,13 @@
 """`df loop`: the artifacts of the commands, byte for byte, from models that stay open."""
 
+import itertools
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from forked import df_pair
 from stages.artifacts.columns import METRICS, PROBLEMS
 from stages.artifacts.manifests import read_manifest
 from stages.artifacts.stage import execute
@@ -185,3 +189,47 @@ def test_the_repair_model_is_trained_again(tmp_path, loop_of, base_dir):
     used = [read_manifest(tmp_path / f"round-{n}/build-masks")["inputs"]["repair_model"]["path"] for n in (1, 2)]
     assert used == [str(base_dir), str(tmp_path / "round-1/rl-repair")]
     assert not (tmp_path / "round-2/rl-repair").exists()
+
+
+def options_of(loop):
+    """The command line of a loop."""
+    given = {"--problems": loop.problems, "--policy": loop.policy, "--repair-model": loop.repair_model}
+    given |= {"--validation": loop.validation, "--rounds": loop.rounds, "--out": loop.out, "--recipe": "digits"}
+    words = [str(word) for pair in given.items() for word in pair]
+    return ["loop", *words, *(word for setting in SMALL for word in ("--set", setting))]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path, loop_of):
+    """Each life is a little longer than what was left of the one before."""
+    whole, killed = loop_of(tmp_path / "whole"), loop_of(tmp_path / "killed")
+    list(whole.run())
+    command = [sys.executable, "-m", "df_cli", *options_of(killed)]
+    deaths = 0
+    for seconds in itertools.count(8.0, 2.5):
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as life:
+            try:
+                _, told = life.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                life.kill()
+                deaths += 1
+                continue
+        assert life.returncode == 0, told[-3000:]
+        break
+    assert deaths >= 2
+    assert contents(killed.out) == contents(whole.out)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_do_a_loop_together(tmp_path, loop_of):
+    """The model that both train is no engine's: the next round reads it from its files."""
+    loop = loop_of(tmp_path / "run")
+    done = df_pair(*options_of(loop))
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = [line.split(";")[0] for line in done.stdout.splitlines()]
+    assert told[:3] == ["round 0/2", "round 1/2", "round 2/2"]
+    assert len(told) == 4  # one process speaks
+    devices = {read_manifest(file.parent)["devices"] for file in loop.out.rglob("manifest.json")}
+    assert devices == {2}
