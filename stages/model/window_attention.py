@@ -61,7 +61,8 @@ def window_attention(
 def use_window_attention(model: Any) -> None:
     """Let the vision towers that cut their tokens into windows attend to all windows of one length at once."""
     for name in model.config.sub_configs:
-        config = getattr(model.config, name)
+        if (config := getattr(model.config, name)) is None:  # Gemma 4's for sound
+            continue
         towers = [part for part in model.modules() if getattr(part, "config", None) is config]
         if config._attn_implementation == "sdpa" and any(map(_has_windows, towers)):
             model.set_attn_implementation({name: WINDOW_ATTENTION})
