@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.video_utils import VideoMetadata
+from torch.nn.functional import pad
 
-from stages.artifacts.problems import Video
 from stages.model.codec import Codec
+from stages.model.encoding import processed
 from stages.model.loading import VisionLanguageModel
 from stages.model.prompts import Prompt
 
@@ -28,7 +28,7 @@ class EncodedPrompt:
 
     ids: list[int]
     token_types: list[int]
-    """0 text, 1 image, 2 video: what multimodal rotary positions are made from."""
+    """0 text, 1 image, 2 video: multimodal rotary positions and attention within an image are made from them."""
     vision: dict[str, Tensor]
 
 
@@ -51,33 +51,20 @@ def encode_prompt(codec: Codec, prompt: Prompt) -> EncodedPrompt:
     Raises:
         DataError: frames of a video that differ in size.
     """
-    encoded = codec.processor(
-        images=list(prompt.images) or None,
-        text=[prompt.text],
-        return_tensors="pt",
-        add_special_tokens=False,
-        **({} if prompt.video is None else _video_arguments(prompt.video)),
-    )
+    encoded = processed(codec.processor, prompt)
     ids = encoded.pop("input_ids")[0].tolist()
     encoded.pop("attention_mask")
-    types = encoded.pop("mm_token_type_ids", None)
-    token_types = [0] * len(ids) if types is None else types[0].tolist()
+    name = codec.encoding.token_types
+    token_types = [0] * len(ids) if name is None else encoded.pop(name)[0].tolist()
     rest = list(prompt.spliced_ids)
     if prompt.tail:
         rest += codec.tokenizer(prompt.tail, add_special_tokens=False)["input_ids"]
-    return EncodedPrompt(ids + rest, token_types + [0] * len(rest), dict(encoded))
+    return EncodedPrompt(ids + rest, token_types + [0] * len(rest), encoded)
 
 
 def fits(codec: Codec, prompt: EncodedPrompt, max_new_tokens: int) -> bool:
     """Whether the model has room for the whole prompt and `max_new_tokens` more."""
     return codec.max_length is None or len(prompt.ids) + max_new_tokens <= codec.max_length
-
-
-def _video_arguments(video: Video) -> dict[str, Any]:
-    """What a processor is given with a video, so that it takes every frame and knows when it was."""
-    frames = video.decoded()
-    metadata = VideoMetadata(len(frames), video.fps, frames_indices=list(range(len(frames))))
-    return {"videos": [frames], "video_metadata": [metadata], "do_sample_frames": False}
 
 
 def response_batch(
@@ -113,8 +100,10 @@ def _inputs(
         "input_ids": [[vlm.pad_id] * head + p.ids + r + [vlm.pad_id] * tail for head, p, r, tail in rows],
         "attention_mask": [[0] * head + [1] * (len(p.ids) + len(r)) + [0] * tail for head, p, r, tail in rows],
     }
-    if "mm_token_type_ids" in vlm.processor.model_input_names:
-        columns["mm_token_type_ids"] = [[0] * head + p.token_types + [0] * (len(r) + tail) for head, p, r, tail in rows]
+    if vlm.encoding.token_types is not None:
+        columns[vlm.encoding.token_types] = [
+            [0] * head + p.token_types + [0] * (len(r) + tail) for head, p, r, tail in rows
+        ]
     inputs = {name: torch.tensor(values, device=vlm.device) for name, values in columns.items()}
     return inputs | vision_inputs(vlm, prompts)
 
@@ -123,7 +112,21 @@ def vision_inputs(vlm: VisionLanguageModel, prompts: Sequence[EncodedPrompt]) ->
     """The prompts' images and videos on the model's device, one after the other."""
     inputs = {}
     for name in sorted({name for prompt in prompts for name in prompt.vision}):
-        value = torch.cat([prompt.vision[name] for prompt in prompts if name in prompt.vision])
+        parts = [prompt.vision[name] for prompt in prompts if name in prompt.vision]
+        value = _joined(parts, vlm.encoding.image_axes.get(name, 0))
         rounded = value.is_floating_point() and name != _SECONDS
         inputs[name] = value.to(vlm.device, vlm.model.dtype if rounded else None)
     return inputs
+
+
+def _joined(parts: Sequence[Tensor], axis: int) -> Tensor:
+    """One after the other along an axis, along the others filled up with zeros to the size of the largest.
+
+    As processors fill up the images of one prompt; the model cuts it off again by the images' sizes or masks.
+    """
+    largest = [max(sizes) for sizes in zip(*(part.shape for part in parts), strict=True)]
+    filled = []
+    for part in parts:
+        missing = [0 if i == axis else size - part.shape[i] for i, size in enumerate(largest)]
+        filled.append(pad(part, [room for size in reversed(missing) for room in (0, size)]))
+    return torch.cat(filled, dim=axis)

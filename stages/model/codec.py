@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stages.model.encoding import Encoding
+
 
 @dataclass(frozen=True)
 class Codec:
@@ -20,6 +22,8 @@ class Codec:
     """Ids that may never be sampled: image, video and vision-boundary tokens, and rows beyond the tokenizer."""
     max_length: int | None
     """Tokens that a prompt and its response may have together; None where the checkpoint names no bound."""
+    encoding: Encoding
+    """How the processor's tensors of several prompts are put together."""
 
     @property
     def tokenizer(self) -> Any:

@@ -19,6 +19,7 @@ from stages.artifacts.weights import INDEX, WEIGHTS
 from stages.errors import ModelError
 from stages.model.architecture import check_finite, check_loaded, check_tensors
 from stages.model.codec import Codec
+from stages.model.encoding import find_encoding
 from stages.model.image_cache import CachedImageProcessor
 from stages.model.prompts import check_chat_template
 from stages.model.tree_attention import use_tree_attention
@@ -125,9 +126,9 @@ def load_codec(
     """What `load_model` with the same arguments knows about prompts and responses, without the weights.
 
     Raises:
-        ModelError: as `check_model_folder`, `check_trusted` and `check_tensors`; configuration or processor cannot be
-            read; it is no image-text-to-text model; its processor is another model's; its chat template is of no use;
-            or no end token is named, or one that it does not have.
+        ModelError: as `check_model_folder`, `check_trusted`, `check_tensors` and `find_encoding`; configuration or
+            processor cannot be read; it is no image-text-to-text model; its processor is another model's; its chat
+            template is of no use; or no end token is named, or one that it does not have.
     """
     check_model_folder(path)
     check_trusted(path, trust_remote_code)
@@ -290,12 +291,16 @@ def _load_generation_config(path: Path | str, config: Any, trust_remote_code: bo
 
 
 def _check_image_token(path: Path | str, config: Any, processor: Any) -> None:
-    """What the processor puts into a prompt for an image must be what the model replaces by the image."""
-    given, wanted = (getattr(holder, "image_token_id", None) for holder in (processor, config))
-    if isinstance(given, int) and isinstance(wanted, int) and given != wanted:
+    """What the processor puts into a prompt for an image must be what the model replaces by the image.
+
+    That need not be the `image_token_id` of the processor: Gemma 3's is the token that it replaces.
+    """
+    wanted = getattr(config, "image_token_id", None)
+    given = [token for token in getattr(processor, "image_token_ids", []) if isinstance(token, int)]
+    if given and isinstance(wanted, int) and wanted not in given:
         raise ModelError(
-            f"{path}: its {type(processor).__name__} writes token {given} for an image, the {config.model_type} model "
-            f"reads token {wanted}; save the model's own processor beside the weights"
+            f"{path}: its {type(processor).__name__} writes token {given[0]} for an image, the {config.model_type} "
+            f"model reads token {wanted}; save the model's own processor beside the weights"
         )
 
 
@@ -326,6 +331,7 @@ def _make_codec(processor: Any, config: Any, generation_config: GenerationConfig
         end_ids=end_ids,
         banned_ids=_banned_ids(config, processor, end_ids),
         max_length=getattr(config.get_text_config(), "max_position_embeddings", None),
+        encoding=find_encoding(processor),
     )
 
 
