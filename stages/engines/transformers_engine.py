@@ -16,7 +16,7 @@ from stages.model.batches import EncodedPrompt, encode_prompt
 from stages.model.codec import Codec
 from stages.model.layout import Reading
 from stages.model.loading import VisionLanguageModel
-from stages.model.logprobs import LogprobReader
+from stages.model.logprobs import LogprobReader, check_mixed_rows
 from stages.model.prompts import Prompt
 from stages.runtime import processes
 
@@ -49,6 +49,7 @@ class TransformersEngine:
 
     @cached_property
     def _decoder(self) -> Decoder | PlainGenerate:
+        check_mixed_rows(self.vlm)
         decoder = Decoder(
             self.vlm, rows=self.rows_per_batch, prompt_tokens=self.tokens_per_batch, draft_block=self.draft_block
         )

@@ -127,7 +127,8 @@ class LogprobReader:
     """
 
     def __init__(self, vlm: VisionLanguageModel, critic: ValueHead | None = None) -> None:
-        """Raises ModelError where the model's logits are not its head's output."""
+        """Raises ModelError where the model's logits are not its head's output, and as `check_mixed_rows`."""
+        check_mixed_rows(vlm)
         self.vlm = vlm
         self.module: nn.Module = TokenLogprobs(vlm, critic)
         check = _Check(vlm)
@@ -178,11 +179,34 @@ class PlainReading:
 @torch.no_grad()
 def plain_reading(vlm: VisionLanguageModel, readings: Sequence[Reading]) -> PlainReading:
     """Reads them together, and each alone: two paddings differ by rounding."""
-    module = TokenLogprobs(replace(vlm, autocast_dtype=None))
-    together_N = _every_token(module, readings, padded_layout(vlm, readings))
-    alone_N = torch.cat([_every_token(module, [one], padded_layout(vlm, [one])) for one in readings])
+    together_N, alone_N = _together_and_alone(vlm, readings)
     rounding = ROUNDING_FACTOR * _mean_difference(together_N, alone_N)
     return PlainReading(together_N, max(CHECK_TOLERANCE[vlm.model.dtype], rounding))
+
+
+@torch.no_grad()
+def check_mixed_rows(vlm: VisionLanguageModel) -> None:
+    """Refuse a model that reads a row otherwise where longer rows, with other images or none, are beside it.
+
+    Rows and images are filled up to one size, and not every model leaves out what was filled up.
+
+    Raises:
+        ModelError: it is no rounding.
+    """
+    tolerance = plain_reading(vlm, made_up_group(vlm)).tolerance
+    apart = _mean_difference(*_together_and_alone(vlm, _mixed_rows(vlm)))
+    if apart > tolerance:
+        raise ModelError(
+            f"{vlm.model.name_or_path}: log-probs of a row are off by {apart:.2g} where longer rows and other images "
+            "are beside it; take another model"
+        )
+
+
+def _together_and_alone(vlm: VisionLanguageModel, readings: Sequence[Reading]) -> tuple[Tensor, Tensor]:
+    """Log-probs (N,) from one batch of padded rows, and from a batch for each row."""
+    module = TokenLogprobs(replace(vlm, autocast_dtype=None))
+    alone = [_every_token(module, [one], padded_layout(vlm, [one])) for one in readings]
+    return _every_token(module, readings, padded_layout(vlm, readings)), torch.cat(alone)
 
 
 def _mean_difference(one_N: Tensor, other_N: Tensor) -> float:
@@ -254,15 +278,32 @@ class _Check:
 
 def made_up_prompt(codec: Codec) -> Prompt:
     """A question about a noisy image."""
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8))
-    return policy_prompt(codec.processor, PromptSection(), Problem.asking("What is seen here?", [image]))
+    return _asked_about(codec, (112, 112))
 
 
 def made_up_group(vlm: VisionLanguageModel) -> list[Reading]:
     """Three responses of unequal lengths, two with a common beginning, to a made-up prompt."""
-    rng = np.random.default_rng(0)
     prompt = encode_prompt(vlm, made_up_prompt(vlm))
+    beginning, *endings = _made_up_ids(vlm, (5, 7, 3, 9))
+    return [Reading(prompt, ids) for ids in (beginning + endings[0], beginning + endings[1], endings[2])]
+
+
+def _mixed_rows(vlm: VisionLanguageModel) -> list[Reading]:
+    """Responses to prompts without an image, with one, with another one, and with two of unequal sizes."""
+    shown = [(), ((112, 112),), ((64, 140),), ((84, 56), (70, 120))]
+    prompts = [encode_prompt(vlm, _asked_about(vlm, *sizes)) for sizes in shown]
+    return [Reading(prompt, ids) for prompt, ids in zip(prompts, _made_up_ids(vlm, (6, 3, 8, 5)), strict=True)]
+
+
+def _asked_about(codec: Codec, *sizes: tuple[int, int]) -> Prompt:
+    rng = np.random.default_rng(0)
+    pixels = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for width, height in sizes]
+    problem = Problem.asking("What is seen here?", [Image.fromarray(pixels_HWC) for pixels_HWC in pixels])
+    return policy_prompt(codec.processor, PromptSection(), problem)
+
+
+def _made_up_ids(vlm: VisionLanguageModel, lengths: Sequence[int]) -> list[list[int]]:
+    rng = np.random.default_rng(0)
     # An image's token has no place in a response, whether it may be sampled or not.
     allowed = np.setdiff1d(np.arange(len(vlm.tokenizer)), [*vlm.banned_ids, *vlm.tokenizer.all_special_ids])
-    beginning, *endings = (rng.choice(allowed, length).tolist() for length in (5, 7, 3, 9))
-    return [Reading(prompt, ids) for ids in (beginning + endings[0], beginning + endings[1], endings[2])]
+    return [rng.choice(allowed, length).tolist() for length in lengths]

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from readings import assert_read_as_plain, encode, noisy, plain
+from stages.engines.protocol import Request, Sampling
+from stages.engines.transformers_engine import TransformersEngine
 from stages.errors import ModelError
 from stages.model import logprobs
 from stages.model.layout import Reading, packed_layout
 from stages.model.loading import wrap_model
-from stages.model.logprobs import LogprobReader, made_up_group
+from stages.model.logprobs import LogprobReader, made_up_group, made_up_prompt
 
 
 @pytest.fixture(scope="module")
@@ -99,17 +101,32 @@ def test_a_model_that_mixes_neighbours_of_a_row_is_noticed(tiny_vlm, unwrapped, 
     assert message.startswith("Qwen2_5_VLForConditionalGeneration: plain rows, packed ones are off by ")
 
 
-def test_a_model_that_reads_positions_off_the_row_is_noticed(tiny_vlm, unwrapped, mixed, caplog):
-    """As architectures with learned positions do: a packed row is longer than any of its responses."""
+def test_a_model_that_reads_positions_off_the_row_is_refused(tiny_vlm, unwrapped):
+    """As architectures with learned positions do: padding moves a row, packed or not."""
     positions = torch.randn(1024, 128, generator=torch.Generator().manual_seed(0))
 
     def add(_, args):
         return (args[0] + 0.1 * positions[: args[0].shape[1]], *args[1:])
 
     unwrapped.get_decoder().layers[0].register_forward_pre_hook(add)
-    with caplog.at_level(logging.WARNING, "stages.model.logprobs"):
-        assert_plain_rows(wrap_model(unwrapped, tiny_vlm.processor), mixed[:2])
-    assert [level for level, _ in told(caplog)] == ["WARNING"]
+    with pytest.raises(ModelError, match=r"log-probs of a row are off by \S+ where longer rows and other images are"):
+        LogprobReader(wrap_model(unwrapped, tiny_vlm.processor))
+
+
+def test_a_model_whose_images_see_those_of_other_rows_is_refused(tiny_vlm, unwrapped):
+    """As a vision tower does that attends to what images were filled up with."""
+
+    def mix(_, __, output):
+        output.pooler_output = output.pooler_output - output.pooler_output.mean(0)
+        return output
+
+    unwrapped.model.visual.register_forward_hook(mix)
+    vlm = wrap_model(unwrapped, tiny_vlm.processor)
+    told = r"log-probs of a row are off by \S+ where longer rows and other images are beside it; take another model"
+    with pytest.raises(ModelError, match=told):
+        LogprobReader(vlm)
+    with pytest.raises(ModelError, match=told):
+        TransformersEngine(vlm).generate([Request(made_up_prompt(vlm), 1)], Sampling(4, 1.0, seed=0))
 
 
 @pytest.mark.parametrize(
