@@ -8,16 +8,19 @@ from stages.reward.rules.typography import clean
 MAX_CHOICE_CHARS = 4000
 """So many characters at the end of a response are searched for a sentence about a choice."""
 
-_L = r"[(\[{<\"'“*$`]{0,6}(?:\\(?:text|textbf|mathrm|mathbf)\{)?[(\[]?[A-J](?![\w'’])"
+_L = r"[(\[{<\"'“*$`]{0,6}(?:\\(?:text|textbf|mathrm|mathbf)\{)?[(\[]?[A-J](?:(?![\w'’])|(?=选?项))"
 _LIKE = r"(?i:option |choice |letter |answer |the letter |the option )?"
 _VERB = r"(?i: is| would be| should be| must be| has to be)(?i: therefore| thus| clearly| indeed| then)?"
 _CHOICE_CUE = re.compile(
-    rf"\b(?i:answer|ans)\b(?:[ *]?[:=→]|[ *]?-+>?|\*\*)?[\s*]{{1,4}}(?={_L})"
+    rf"\b(?i:answer|ans)\b(?:[ *]?[:=→–—]|[ *]?-+>?|\*\*)?[\s*]{{1,4}}(?={_L}|\([a-j]\))"
     rf"|\b(?i:answer|choice|option|letter|selection|one|statement)s?\b(?: [^.\n:]{{0,60}}?)?{_VERB}"
     rf"(?:[:,]\s{{0,3}}|[ *])[ *]{{0,3}}{_LIKE}(?={_L})"
     rf"|\b(?i:correct|right|best|final|my) (?i:option|choice|letter|selection|one)\**[:：][\s*]{{1,4}}{_LIKE}(?={_L})"
     rf"|\b(?i:choose|chose|chosen|pick|picked|select|selected|go with|going with|went with|opt for)[:,]? "
     rf"{_LIKE}(?={_L})"
+    rf"|\bI(?: would|['’]d) say[:,]? {_LIKE}(?={_L})"
+    rf"|\b(?i:which|this|that|it) (?i:corresponds to|matches|is) (?i:the )?(?i:option|choice|answer) "
+    rf"(?={_L}[^A-Za-z\n]{{0,6}}(?:\n|$))"
     rf"|(?<![^\s.])(?i:so|thus|therefore|hence|in conclusion|conclusion|it'?s|it is|it must be|that'?s|that is)[,:]? "
     rf"(?i:(?:it is|it'?s|it must be|the answer is|we have) )?{_LIKE}(?={_L}[^A-Za-z\n]{{0,6}}(?:\n|$))"
     rf"|(?:故|应|所以|因此)?选(?:项|择)?(?:是|为)?[:：]? ?(?={_L})|答案(?:应该|应)?(?:是|为|选)?[:：]? ?(?={_L})"
@@ -28,14 +31,20 @@ _CHOICE_JUDGED = re.compile(
     r" (?:is|would be|must be|should be)(?: indeed| clearly| definitely| therefore)*(?: the| my)?"
     r"(?: final| only| most| single| best)*(?: correct| right| best| appropriate| answer)\b(?! angle| triangle| side)"
 )
+_FIRST_LINE = re.compile(
+    rf"\s*({_L}[)\]}}>\"'”*$`.:]*(?=\s*\n)"
+    rf"|\**(?:[(\[][A-J][)\]]|[A-J][.:)])[*.:]*[ \t][^\n]{{1,60}}(?=[ \t]*\n[ \t]*\n))"
+)
+_OPTION_LINE = re.compile(r"\n[\s>*-]{0,6}[(\[]?[A-J][)\].:]")
 _LAST_LINE = re.compile(rf"(?:^|\n)[\s>#*-]*({_L}[)\]}}>\"'”*$`.:]*)\s*$")
 
 
 def final_choice(response: str) -> str | None:
     """The cleaned statement of a choice: a box or tag, or else the last sentence that announces one.
 
-    Beside the cues of `final_answer`: "option B is correct", "I choose B", "so it is B", a last line that is a letter,
-    or a whole response of one line.
+    Beside the cues of `final_answer`: "option B is correct", "I choose B", "so it is B", a first or last line that is a
+    letter, a first paragraph that is a letter and its text where no other line begins with one, or a whole response of
+    one line.
     """
     said = _statement_of_choice(response)
     return None if said is None else clean(said.text or "") or None
@@ -66,6 +75,8 @@ def _announced_choice(response: str) -> Said | None:
     spoken = _spoken_choice(response[offset:])
     if spoken is not None and (said is None or offset + spoken.start >= said.start):
         said = spoken
+    if said is None and (first := _FIRST_LINE.match(response)) and not _OPTION_LINE.search(response, first.end()):
+        said = Said(first.start(1), TAGS.sub("", first[1]))
     if said is None and len(response) <= MAX_ANSWER_CHARS and "\n" not in response.strip():
         said = Said(0, TAGS.sub("", response))
     return said

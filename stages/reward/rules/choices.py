@@ -20,7 +20,7 @@ _LEAD = re.compile(
 )
 _OPENING = re.compile(
     r"[{<\"'“‘*` ]{0,6}[(\[]?[\"'*]{0,2}(?:(?P<upper>[A-J])|(?P<lower>[a-j])(?=[)\]}>]|$))"
-    r"(?P<closing>[)\]}>\"'”’*` ]{0,6})(?P<stop>[.:,;)=-]{0,3})(?![\w'(^_])"
+    r"(?P<closing>[)\]}>\"'”’*` ]{0,6})(?:选?项)?(?P<stop>[.:,;)=-]{0,3})(?![\w'(^_])"
 )
 _SAYS_RIGHT = re.compile(
     r"(?:is|would be|must be|should be)?,? ?(?:the |my |indeed |clearly )*(?:(?:most |best |final |only )*"
@@ -31,6 +31,7 @@ _SAYS_RIGHT = re.compile(
 _REASON = re.compile(
     r"[,;:(-]* ?\b(?:because|since|as|for|given|due to|where|which|with|so|based on|according)\b|[,;:(] "
 )
+_BECAUSE = re.compile(r",? (?:because|since|as)\b(?!.*\b(?:option|choice|answer)\b)")
 _UNSURE = re.compile(r"\b(?:maybe|perhaps|possibly|probably|not sure|unsure|guess)\b|\?", re.IGNORECASE)
 _OPEN = re.compile(r"\b(?:or|either|neither|might|may|could|unless|but|however|although|if|instead)\b", re.IGNORECASE)
 """Words that leave the letter open where the choices' texts are not known."""
@@ -148,11 +149,21 @@ def named_by_text(text: str, choices: Sequence[str]) -> list[int]:
     longest = max((len(labels[place]) for place in begun), default=0)
     named = [place for place in begun if len(labels[place]) == longest]
     if not named:
-        return []
+        return _named_before_reason(said, choices)
     rest = said[longest:]
     if rest and (not _REASON.match(rest) or _UNSURE.search(rest)):
         return []
     return named + [place for place, name in enumerate(labels) if place not in named and _mentions(rest, name)]
+
+
+def _named_before_reason(said: str, choices: Sequence[str]) -> list[int]:
+    """As quantities: ``45 degrees, since the sides agree`` names 45°. A reason with a number may name another."""
+    reason = _BECAUSE.search(said)
+    if reason is None:
+        return []
+    rest = said[reason.start() :]
+    unclear = _UNSURE.search(rest) or _OPEN.search(rest) or _MATHS.search(rest)
+    return [] if unclear else _named_in_full(said[: reason.start()], choices)
 
 
 def _begins(said: str, name: str) -> bool:
