@@ -9,11 +9,13 @@ Rules, in this order. ``extraction`` says what a final answer is; a response wit
 * Gold a figure or a relation of figures: the same one, however it is named (an angle read backwards).
 * Gold an inequality or an interval: the same range of the same name. Gold several answers: all of them, in any order.
 * Gold a plain number (``quantities.number``): the response must be a plain number of exactly that value. 1/2 is
-  0.5; 0.333 is not 1/3; 1+1 is not 2, nor 2^3 eight. No tolerance. A rounding behind an exact value is part of it.
+  0.5; 0.333 is not 1/3; 1+1 is not 2, nor 2^3 eight. No tolerance. A rounding behind an exact value is part of it;
+  a gold with one takes either.
 * Names: what stands left of an equals sign (``x = 5``, ``\\angle ABC = 45``) must not differ, where both sides have it.
 * Units: two different ones contradict each other (12 cm is not 12 miles, nor 120 mm); one that only one side
   states does not (12 cm for 12, and 12 for 12 cm, are right). Percent is part of the value: on both sides or on
   neither.
+* Words around an answer ("The area is", "because the sides agree") are passed over where they hedge nothing.
 * Gold words, or digits that are no quantity (10:30, 2022-05-01, 3 5): the same text, apart from case and spaces.
 * Anything else is compared by Math-Verify in a worker process: mathematical equality, whatever the form. A response
   that leaves an operation to be done (``\\int``, ``\\sum``, ``!``, ``3 5``) which the gold does not contain is wrong,

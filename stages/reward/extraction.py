@@ -44,7 +44,8 @@ _CUE = re.compile(
 _COMMENT = re.compile(
     r"\**[:：]?\s{1,3}(?:indeed |also |therefore |thus )?"
     r"(?:(?:consistent|reasonable|plausible|sensible|verified|confirmed|supported|justified|based on|in agreement"
-    r"|in line)\b|(?:correct|right|valid)(?=\s{0,3}(?:[.,;!]|\Z|(?:because|since|as|and|by|for)\b)))",
+    r"|in line|helpful|useful|clear)\b"
+    r"|(?:correct|right|valid)(?=\s{0,3}(?:[.,;!]|\Z|(?:because|since|as|and|by|for)\b)))",
     re.IGNORECASE,
 )
 _REFERRING = re.compile(r"\b(?:this|that|which)(?: final)? $", re.IGNORECASE)

@@ -143,6 +143,33 @@ CHOICES = [
         ],
     ),
     *rows(
+        "choice: the letter first",
+        "B",
+        [
+            "B\n\nExplanation: the lines never meet.",
+            "**(B)**\nThe lines never meet.",
+            "B. 45°\n\nThe lines never meet.",
+            "(B) 45°\n\nBoth angles are equal, as the base is level.",
+            "ans: (b)",
+            "Answer — B",
+            "I would say B.",
+            "The angle is half of 90°, which corresponds to option B.",
+            "Half of 90° it is. This matches choice (B).",
+            "因此选择B选项。",
+        ],
+        [
+            "A\n\nExplanation: the lines never meet.",
+            "B. 45°\nC. 60°\nD. 90°\n\nThe lines never meet.",
+            "B\n\nThis is what one might think, but the answer is C.",
+            "A. 30°\n\nB. 45°\n\nBoth are acute.",
+            "Point B lies left.\n\nIt is below the line.",
+            "I would not say B.",
+            "This corresponds to option B only if the lines meet.",
+            "因此选择C选项。",
+            "答案是B和C",
+        ],
+    ),
+    *rows(
         "choice: a letter and its text, texts unknown",
         "B",
         [
@@ -169,6 +196,8 @@ CHOICES = [
             "The correct answer is choice (B), 45.",
             "(B) 45",
             "The answer is 45 degrees, option B.",
+            "The answer is (B) 45 degrees, since the base is level.",
+            "The answer is 45 degrees because the base is level.",
         ],
         [
             "The answer is (B) 60°.",
@@ -179,6 +208,9 @@ CHOICES = [
             "The answer is 45 degrees, option C.",
             "The answer is (B) 45° or (C) 60°.",
             "The answer is (A) 30°.",
+            "The answer is (B) 60 degrees, since the base is level.",
+            "The answer is 45 degrees, since 60 is too large.",
+            "The answer is 60 degrees because the base is level.",
         ],
         ANGLES,
     ),
@@ -379,6 +411,9 @@ STATEMENTS = [
             r"\boxed{41} is what I had. <answer>42</answer>",
             r"\boxed{Therefore $42$ is the answer.}",
             r"\boxed{\text{The sum is } 42}",
+            "The answer is 42 because the two halves are equal.",
+            "The answer is 42, since nothing else fits.",
+            "The answer is 42. I hope this answer is helpful.",
         ],
         [
             "42",
@@ -399,6 +434,9 @@ STATEMENTS = [
             "The answer is 42?",
             "答案是43。",
             "The answer is 42 because 43 is prime",
+            "The answer is 41 because the two halves are equal.",
+            "The answer is 42 since it is 41 plus 1",
+            "The answer is 42 because I am not sure.",
             r"\boxed{42",
             "The sum, 42, is reasonable: this answer is plausible.",
         ],
@@ -423,6 +461,18 @@ STATEMENTS = [
 ]
 
 NUMBERS = [
+    *in_boxes(
+        "numbers",
+        r"\frac{5}{8}",
+        [r"{5 \over 8}", r"{{5} \over {8}}", r"\nicefrac{5}{8}", r"\bf \frac58", r"{\bf 0.625}", "5⁄8"],
+        [r"{8 \over 5}", r"\nicefrac{5}{9}"],
+    ),
+    *in_boxes(
+        "numbers", r"2.4 \times 10^{-7}", ["2.4 x 10^-7", "2.4e-7", "2.4 × 10⁻⁷"], ["2.4 x 10^7", "2.4", "2.5 x 10^-7"]
+    ),
+    *in_boxes("numbers", "313", ["313_7", "(313)_7", r"313_{(7)}"], ["(133)_7"]),
+    *in_boxes("numbers", "(313)_7", ["313", "313_7"], ["313_8", "133_7"]),
+    *in_boxes("numbers", "2+7i", [r"2+7\mathrm{i}", "7i + 2"], [r"2-7\mathrm{i}", "9i"]),
     *in_boxes(
         "numbers",
         "-1 1/2",
@@ -491,6 +541,23 @@ NUMBERS = [
     *in_boxes(
         "roundings", "7.5", [r"x \approx 7.5", r"x = 7.5"], [r"x \approx 7.6", r"7.5 \approx 8.5", r"x \approx 7"]
     ),
+    *in_boxes(
+        "roundings",
+        r"\sqrt{7}",
+        [
+            r"\sqrt{7} \ (\approx 2.65)",
+            r"\sqrt{7} \text{ (approximately } 2.646)",
+            r"\sqrt{7} \doteq 2.6",
+        ],
+        [r"\sqrt{7} \ (\approx 2.6458 + 1)", r"\sqrt{7} \ (\approx 2.66)", r"(\approx 2.65)"],
+    ),
+    *in_boxes(
+        "roundings",
+        r"\frac{2}{7} \approx 0.29",
+        [r"\frac{2}{7}", "0.29", "2/7", r"\frac27 \approx 0.286"],
+        ["0.28", "0.3"],
+    ),
+    *in_boxes("roundings", r"\approx 0.29", ["0.29", r"x \approx 0.29"], ["0.3", r"\frac{2}{7}"]),
     *in_boxes("roundings", "8.66", [r"5\sqrt{3} \approx 8.66"], [r"5\sqrt{2} \approx 8.66", r"5\sqrt{3}"]),
     *in_boxes(
         "roundings",
@@ -501,6 +568,39 @@ NUMBERS = [
 ]
 
 UNITS = [
+    *in_boxes("units", "3 MPa", ["3", r"3\text{ MPa}", "3 megapascals"], ["3 GPa", "3 Pa", "4 MPa"]),
+    *in_boxes("units", "16 GB", ["16", "16 gigabytes", r"16\,\mathrm{GB}"], ["16 MB", "15 GB"]),
+    *in_boxes("units", "2 MΩ", ["2MΩ", "2 megaohms"], ["2 kΩ", "2 Ω"]),
+    *in_boxes("units", "8 (cm)", ["8", r"8 \text{ (cm)}", r"8\ (\text{cm})", "8 cm"], ["8 (m)", "9 (cm)"]),
+    *in_boxes(
+        "units",
+        "6",
+        [
+            r"{6}\text{ cm}",
+            r"\mathbf{6}\text{ cm}",
+            r"6\rm{cm}",
+            r"6 \rm cm",
+            r"6{\text{ cm}}",
+            r"6 \hspace{1mm} \text{cm}",
+            "6 lux",
+        ],
+        [r"{7}\text{ cm}", r"6 \text{ million}", "6 dozen", "6 people"],
+    ),
+    *in_boxes("units", "70", ["70^o", r"70^{o}", r"70^\text{o}"], ["70^2", "70'", r"7^{0}"]),
+    *in_boxes("units", "18°C", ["18 degrees Celsius", r"18^\circ\text{C}", "18℃"], ["18 degrees Fahrenheit", "18°F"]),
+    *in_boxes("units", "$80", ["80 USD", "US$80", "80"], ["80 EUR", "US$81"]),
+    *in_boxes(
+        "units",
+        "2.5 m/s^2",
+        [r"2.5\,\mathrm{m\,s^{-2}}", r"2.5\,\mathrm{m/s^{2}}", r"2.5\text{ m/s²}"],
+        [r"2.5\,\mathrm{m\,s^{-1}}", r"2.5\,\mathrm{m/s}"],
+    ),
+    *in_boxes(
+        "words",
+        "oak, elm and ash",
+        ["oak, elm, and ash", r"\text{oak}, \text{elm}, \text{ash}"],
+        ["oak, elm", "oak, ash, elm", "oak, elm or ash"],
+    ),
     *in_boxes("units", "5 Ω", [r"5\ \Omega", "5 ohms", "5Ω", r"5\,\text{ohm}", "5"], [r"5 k\Omega", "5 V", "6 ohms"]),
     *in_boxes("units", "3 kW", ["3kW", "3 kilowatts", r"3\text{ kW}"], ["3 W", "3 MW", "3 kJ"]),
     *in_boxes("units", "450 nm", [r"450\,\mathrm{nm}", "450 nanometers"], ["450 mm", "450 μm"]),
@@ -540,6 +640,12 @@ UNITS = [
         "New York",
         [r"\text{New York}", '"New York"', "new york", r"\text{New }\text{York}"],
         ["York", "New York or Boston", "not New York"],
+    ),
+    *in_boxes(
+        "words",
+        "it froze because the night was clear",
+        ["It froze because the night was clear."],
+        ["it froze", "it froze because the wind fell"],
     ),
     *in_boxes("words", "yes", [r"\textbf{Yes}", "Yes."], ["no", "yes or no", "yes and no"]),
 ]
@@ -653,6 +759,42 @@ NAMES = [
     *in_boxes("names before a sign", "|AB| = 5", ["5", "AB = 5", r"\overline{BA} = 5"], ["4", "AC = 5"]),
     *in_boxes("names before a sign", r"\angle ABC = 45", [r"\angle CBA = 45^\circ", "45"], [r"\angle BAC = 45", "54"]),
     *in_boxes("names before a sign", "S_{MN}:S = 7:32", ["7:32", "7 : 32", r"7\colon 32"], ["32:7", "7:33"]),
+    *in_boxes("names of figures", r"A'B'C'", [r"A'B'C'"], ["ABC", r"A'B'D'"]),
+    *in_boxes(
+        "names in formulas", r"\angle P + \angle Q", [r"\angle Q + \angle P"], [r"\angle P + \angle R", r"\angle P"]
+    ),
+    *in_boxes("names in formulas", "f'(x)", [r"f'(x)"], ["f(x)", "f'(y)"]),
+    *in_boxes(
+        "names before a sign",
+        "17",
+        [
+            "x = y = 17",
+            "PQ = RS = 17",
+            r"\angle P = \angle Q = 17^\circ",
+            "PQ + QR = 17",
+            r"S_{\triangle PQR} = 17",
+            r"\text{area}(PQR) = 17",
+            r"\|\vec{a}\| = 17",
+            r"PQ \text{ is } 17",
+        ],
+        ["x = y = 18", "PQ = 17 = 18", "x + 1 = 17", "PQ + QR = 18", "x^2 = 17", "3PQ = 17", "PQ = RS + 17"],
+    ),
+    *in_boxes("names before a sign", "x + y = 17", ["y + x = 17", "2x + 2y = 34"], ["17", "x + y = 18"]),
+    *in_boxes(
+        "names before a sign",
+        "5/13",
+        [r"\sin 2P = 5/13", r"\cos(\alpha+\beta) = \frac{5}{13}", "P(X=2) = 5/13"],
+        [r"\sin 2P = 12/13"],
+    ),
+    *in_boxes(
+        "names before a sign",
+        "(2,9)",
+        ["P_1(2,9)", "Q: (2, 9)", r"\text{the point } (2, 9)"],
+        ["P_1(9,2)", "Q: (2, 8)"],
+    ),
+    *in_boxes("names before a sign", r"\text{The width is } 17", ["17", "17 cm"], ["16", "71"]),
+    *in_boxes("ratios", "5:8", ["5 to 8", r"5 \text{ to } 8"], ["8 to 5", "5 to 9"]),
+    *in_boxes("ratios", "20-30", ["20 - 30", "20 to 30", "20–30"], ["30 to 20", "20 to 40", "-10"]),
     *in_boxes("ratios", "3:4", ["3 : 4", r"3\colon4", "3∶4", "x:y = 3:4"], ["4:3", "3/4 or 4/3", "34"]),
 ]
 
@@ -704,6 +846,20 @@ SEVERAL = [
         ["30°, 60°, 90°", "90, 60, 30", r"30^{\circ}, 60^{\circ} \text{ and } 90^{\circ}"],
         [r"30^\circ, 60^\circ", r"30^\circ, 60^\circ, 80^\circ", "180"],
     ),
+    *in_boxes(
+        "several answers",
+        r"\pm 5",
+        ["5 and -5", "x = 5 or x = -5", r"\{\pm 5\}", r"-5 \text{ and } 5"],
+        ["5", "x = 5", "5 and -6", r"\pm 5, 0"],
+    ),
+    *in_boxes("several answers", r"0, \pm 5", ["-5, 0, 5", r"0 \text{ and } \pm 5"], [r"\pm 5", "0, 5"]),
+    *in_boxes("several answers", r"2 \pm \sqrt{6}", [r"2+\sqrt{6}, 2-\sqrt{6}"], [r"2+\sqrt{6}", r"2 \pm \sqrt{5}"]),
+    *in_boxes(
+        "several answers",
+        "x = 6, y = 1",
+        [r"\begin{cases} x = 6 \\ y = 1 \end{cases}"],
+        [r"\begin{cases} x = 1 \\ y = 6 \end{cases}"],
+    ),
     *in_boxes("several answers", r"\pm 3", ["3, -3", r"-3 \text{ or } 3", r"x = \pm 3"], ["3", "-3", r"\pm 4"]),
     *in_boxes(
         "several answers",
@@ -717,6 +873,36 @@ SEVERAL = [
 ]
 
 RANGES = [
+    *in_boxes(
+        "inequalities",
+        "[-4, 9)",
+        [r"x \ge -4 \text{ and } x < 9", "[-4; 9)", r"\{x \mid -4 \le x < 9\}", r"x < 9 \land x \ge -4"],
+        [r"x \ge -4 \text{ or } x < 9", r"x > -4 \text{ and } x < 9", r"x \ge -4 \text{ and } y < 9"],
+    ),
+    *in_boxes(
+        "inequalities",
+        r"x \neq 8",
+        [r"x \not= 8", r"\{x \mid x \ne 8\}", r"\mathbb{R} \setminus \{8\}", r"(-\infty, 8) \cup (8, \infty)"],
+        ["8", r"\mathbb{R}", r"y \ne 8", r"\mathbb{R} \setminus \{9\}"],
+    ),
+    *in_boxes("inequalities", r"\{n \mid n = 4k\}", [r"\{n : n = 4k\}"], ["4k", r"\{n \mid n = 5k\}"]),
+    *in_boxes("inequalities", r"\mathbb{R} \setminus \{8\}", [r"x \neq 8"], [r"x \neq 9", "x = 8"]),
+    *in_boxes(
+        "inequalities",
+        r"\mathbb{R}",
+        [r"(-\infty, \infty)", r"\text{all real numbers}"],
+        [r"(0, \infty)", r"\emptyset"],
+    ),
+    *in_boxes(
+        "inequalities", r"-6 \le t \le 1", [r"t \in [-6, 1]", "[-6, 1]"], ["(-6, 1)", r"-6 \le s \le 1", r"-6 < t < 1"]
+    ),
+    *in_boxes("inequalities", r"[-6, 1]", [r"-6 \le t \le 1", r"-6 \leqslant t \leqslant 1"], [r"-6 \le t < 1"]),
+    *in_boxes(
+        "inequalities",
+        r"(-\infty,2) \cup (6,\infty)",
+        [r"(-\infty,2) \bigcup (6,+\infty)"],
+        [r"(-\infty,2) \bigcap (6,+\infty)"],
+    ),
     *in_boxes(
         "inequalities",
         "x >= 5",
@@ -763,7 +949,7 @@ FORMULAS = [
     *in_boxes(
         "formulas",
         r"\sqrt{8}",
-        [r"2\sqrt{2}", r"\sqrt8", r"{2}\sqrt{2}", r"\left(2\sqrt{2}\right)"],
+        [r"2\sqrt{2}", "2 sqrt(2)", r"\sqrt8", r"{2}\sqrt{2}", r"\left(2\sqrt{2}\right)"],
         [r"2\sqrt{3}", "2.83", r"\sqrt{8} \text{ or } 3", r"\sqrt{2}\sqrt{2}\sqrt{3}"],
     ),
     *in_boxes("formulas", "2x+1", ["1+2x", r"2{x}+1", "2(x+1)-1"], ["2x-1", "2X+1", "x+1"]),
@@ -776,6 +962,8 @@ FORMULAS = [
             r"\left[\begin{array}{cc}1 & 2 \\ 3 & 4\end{array}\right]",
             r"\left(\begin{array}{rr}1&2\\3&4\end{array}\right)",
             r"\text{The matrix is } \begin{pmatrix}1&2\\3&4\end{pmatrix}",
+            r"\begin{pmatrix} 1 & 2 \\[2mm] 3 & 4 \end{pmatrix}",
+            r"\left(\begin{matrix} 1 & 2 \\ 3 & 4 \end{matrix}\right)",
         ],
         [r"\begin{pmatrix} 1 & 2 \\ 3 & 5 \end{pmatrix}", r"\begin{pmatrix} 1 & 3 \\ 2 & 4 \end{pmatrix}", "10"],
     ),

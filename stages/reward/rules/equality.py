@@ -24,7 +24,9 @@ class Comparison(NamedTuple):
     rounded: str = ""
 
 
-def _left_to_worker(gold: str, response: str, rounded: str = "") -> Comparison:
+def _left_to_worker(gold: str, response: str, rounded: str = "") -> Verdict | Comparison:
+    if not rounded and normalised(gold) == normalised(response):
+        return 1.0
     one, other = with_symbols(gold, response)
     return Comparison(one, other, rounded)
 
@@ -35,13 +37,15 @@ def compare(text: str, gold: str) -> Verdict | Comparison:
         return 1.0
     if (key := figure(gold)) is not None:
         return float(figure(text) == key)
-    text = _without_lead_in(text)
+    gold = _without_lead_in(gold)
+    text = _without_reason(_without_lead_in(text), gold)
     wanted, found = as_range(gold), as_range(text, either=True)
     if wanted is not None and found is not None:
         return _compare_ranges(found, wanted)
     gold_list = several(gold)
-    if gold_list is not None and not is_prose(gold_list.values[0]):
-        return _compare_lists(text, gold, gold_list)
+    if gold_list is not None:
+        in_words = is_prose(gold_list.values[0])
+        return float(_words(text) == _words(gold)) if in_words else _compare_lists(text, gold, gold_list)
     members, final_list = tuple_of(named(gold).value), several(text)
     if members is not None and final_list is not None and final_list.is_assignment:
         return _compare_members([value for _, value in final_list.in_order_of_names], members)
@@ -54,17 +58,35 @@ _LEAD_IN = re.compile(
     re.IGNORECASE,
 )
 _LEAD_OUT = re.compile(r",? is (?:the|our|my) (?:final |correct )?(?:answer|solution|result)$", re.IGNORECASE)
+_BECAUSE = re.compile(r",? (?:because|since) [A-Za-z ,']{1,200}$")
+_POINT = re.compile(r"(?:the )?(?:point|ordered pair|coordinates(?: are)?):? ?(?=\()", re.IGNORECASE)
 _SUBJECT = re.compile(r"([A-Za-z][^0-9=<>]{1,120}?)(?: is| are| equals|:) (?=[^A-Za-z]|(?!an? )[A-Za-z](?![a-z])|\\)")
 
 
 def _without_lead_in(text: str) -> str:
     """``Therefore x > 5 is the solution`` states ``x > 5``, and ``The largest value is 34`` states 34."""
     lead = _LEAD_IN.match(text)
-    text = _LEAD_OUT.sub("", text[lead.end() :] if lead else text).strip() or text
+    text = _POINT.sub("", _LEAD_OUT.sub("", text[lead.end() :] if lead else text), count=1).strip() or text
     subject = _SUBJECT.match(text)
-    if subject is None or " " not in subject[1] or HEDGES & set(subject[1].lower().split()):
+    if subject is None or not (" " in subject[1] or len(subject[1]) < 3) or HEDGES & set(subject[1].lower().split()):
         return text
     return text[subject.end() :].strip() or text
+
+
+_OR = re.compile(r"\bor\b|或")
+
+
+def _words(text: str) -> tuple[bool, list[str]]:
+    """The words of a list, in its order, and whether they are alternatives."""
+    return _OR.search(text) is not None, [fold(item) for item in items(text)]
+
+
+def _without_reason(text: str, gold: str) -> str:
+    """``42 because the halves are equal`` states 42; a reason with a number or a hedge stays."""
+    reason = _BECAUSE.search(text)
+    if reason is None or _BECAUSE.search(gold) or HEDGES & set(reason[0].lower().replace(",", " ").split()):
+        return text
+    return text[: reason.start()]
 
 
 def _compare_ranges(found: Range, wanted: Range) -> Verdict | Comparison:
@@ -145,7 +167,12 @@ def _compare_members(values: list[str], members: list[str]) -> Verdict | Compari
 
 
 def _compare_one(text: str, gold: str) -> Verdict | Comparison:
-    wanted, final = stated(gold), stated(text.removeprefix(r"\approx").strip())
+    gold, text = _with_rounding_behind(gold), _with_rounding_behind(text)
+    wanted, final = stated(gold), stated(text)
+    if r"\approx" in wanted.body:
+        exact, _, rounded = gold.rpartition(r"\approx")
+        nearly = _compare_one(text, wanted._replace(body=rounded.strip()).equation)
+        return nearly if nearly == 1.0 else _compare_one(text, exact.strip())
     exact, _, rounded = final.body.partition(r"\approx")
     if rounded:
         return _compare_rounded(final, quantity(exact.strip()).body, rounded.strip(), wanted)
@@ -155,7 +182,8 @@ def _compare_one(text: str, gold: str) -> Verdict | Comparison:
         right = value == gold_value or _chain(text) == {gold_value}
         return float(right and names_agree(final.name, wanted.name) and units_agree(final.unit, wanted.unit))
     if is_text(wanted.body):
-        return float(names_agree(final.name, wanted.name) and _as_text(final) == _as_text(wanted))
+        same = _as_text(_with_sign(final, wanted)) == _as_text(_with_sign(wanted, final))
+        return float(same and names_agree(final.name, wanted.name))
     if not units_agree(final.unit, wanted.unit) or not _same_form(wanted.body, final.body):
         return 0.0
     if not _words_allowed(final.body, wanted.body):
@@ -163,7 +191,14 @@ def _compare_one(text: str, gold: str) -> Verdict | Comparison:
     return _by_worker(final, value, wanted)
 
 
+def _with_rounding_behind(text: str) -> str:
+    """A rounding in parentheses as one behind a sign; a sign before the whole of it says nothing."""
+    return _ROUNDED.sub(r"\\approx \1", text.removeprefix(r"\approx").strip())
+
+
 def _by_worker(final: Stated, value: Fraction | None, wanted: Stated) -> Verdict | Comparison:
+    if _is_equation(wanted.body) and not _is_equation(final.equation):
+        return 0.0
     if "=" in wanted.body or not names_agree(final.name, wanted.name):
         return _left_to_worker(wanted.equation, final.equation)
     if "=" in final.body:
@@ -172,6 +207,11 @@ def _by_worker(final: Stated, value: Fraction | None, wanted: Stated) -> Verdict
     # A fraction is exact; Math-Verify rounds decimals before it compares them.
     exact = f"\\frac{{{value.numerator}}}{{{value.denominator}}}" if value is not None else final.body
     return _left_to_worker(wanted.body, exact)
+
+
+def _is_equation(formula: str) -> bool:
+    """Whether it equates something outside of braces, unlike ``\\sum_{n=0}``."""
+    return "=" in re.sub(r"\{[^{}]*\}", "", formula)
 
 
 def _compare_rounded(final: Stated, exact: str, rounded: str, wanted: Stated) -> Verdict | Comparison:
@@ -190,6 +230,7 @@ def _compare_rounded(final: Stated, exact: str, rounded: str, wanted: Stated) ->
     return _left_to_worker(wanted.body, exact, rounded) if _same_form(wanted.body, exact) else 0.0
 
 
+_ROUNDED = re.compile(r"\( ?(?:\\approx|approximately|approx\.?|about|roughly) ?(-?[0-9.]+[^()]*)\)$")
 DECIMAL = re.compile(r"-?[0-9]*\.?[0-9]+")
 
 
@@ -218,14 +259,15 @@ def _one_value(text: str, body: str) -> Fraction | None:
 
 
 def _chain(text: str) -> set[Fraction | None]:
-    """The values of ``x = \frac{3}{2} = 1.5``, without its name."""
-    first, *rest = (part.strip() for part in text.split("="))
-    parts = rest if rest and named(f"{first} = 1").name else [first, *rest]
-    return {number(quantity(part).body) for part in parts} if len(parts) > 1 else set()
+    """The values of ``x = y = \frac{3}{2} = 1.5``, without its names."""
+    parts = [part.strip() for part in text.split("=")]
+    while len(parts) > 1 and named(f"{parts[0]} = 1").name:
+        del parts[0]
+    return {number(quantity(part).body) for part in parts} if "=" in text else set()
 
 
 _CHOICE = re.compile(r"\(?([A-Ja-j])\)?")
-_CODE = re.compile(r"[0-9]+(?:[-:/ ][0-9]+)+")
+_CODE = re.compile(r"[0-9]+(?:(?:[-/ ]| to | ?: ?)[0-9]+)+")
 _LETTERS = re.compile(r"[^\W\d_]{2,}")
 _MATH_SIGNS = re.compile(r"[0-9+*/^=<>()\[\]{}|_]")
 _FUNCTIONS = {"sqrt", "pi", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "infinity", "inf"}
@@ -253,6 +295,15 @@ def fold(text: str) -> str:
     return (choice[1] if choice else normalised(" ".join(text.split()))).casefold()
 
 
+_TO = re.compile(r"(?<=[0-9]) to (?=[0-9])")
+
+
+def _with_sign(one: Stated, other: Stated) -> Stated:
+    """``3 to 4`` as the ratio ``3:4`` or the range ``3-4``, whichever stands on the other side."""
+    sign = ":" if ":" in other.body else "-" if "-" in other.body else " to "
+    return one._replace(body=_TO.sub(sign, one.body))
+
+
 def _as_text(part: Stated) -> str:
     return fold(f"{part.body} {part.unit}")
 
@@ -269,7 +320,12 @@ _DEFERRED = re.compile(
 _ORDERED = re.compile(r"[(\[][^,]*,.*[)\]]")
 
 
+_PRIMED = re.compile(r"[A-Za-z0-9)] ?(?:'+|\^ ?\{? ?(?:\\prime ?)+\}?)")
+
+
 def _same_form(gold: str, final: str) -> bool:
+    if bool(_PRIMED.search(final)) != bool(_PRIMED.search(gold)):
+        return False
     if set(_DEFERRED.findall(final)) - set(_DEFERRED.findall(gold)):
         return False
     if gold.startswith(r"\{") and _ORDERED.fullmatch(final):

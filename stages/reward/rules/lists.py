@@ -69,11 +69,32 @@ def _as_point(text: str) -> str:
 _TUPLE_OF_NAMES = re.compile(r"\(([^()]*)\)")
 
 
+_ROWS = re.compile(r"\\begin\{cases\}(.*?)(?:\\\\ ?)?\\end\{cases\}")
+_PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z]) ?")
+
+
+def _without_signs(text: str) -> str:
+    """The rows of ``cases`` as a list, and ``1 \\pm \\sqrt{2}`` as its two values."""
+    if rows := _ROWS.fullmatch(text):
+        return rows[1].replace(r"\\", ", ").replace("&", "")
+    if r"\pm" not in text:
+        return text
+    return ", ".join(value for part in items(text) for value in _both(part))
+
+
+def _both(text: str) -> list[str]:
+    """The values of a formula with one ``\\pm``; with several the signs are not free, and it stays."""
+    if len(_PLUS_MINUS.findall(text)) != 1:
+        return [text]
+    return [_PLUS_MINUS.sub(sign, text) for sign in ("+", "-")]
+
+
 def several(text: str) -> Several | None:
-    """The answers of a list, or of a set in braces; None where there is one."""
+    """The answers of a list, of a set in braces, or of a ``\\pm``; None where there is one."""
     whole = named(text)
     bare = _SET.fullmatch(whole.value)
-    parts = [_as_point(part) for part in _parts(bare[1] if bare and len(items(text)) == 1 else text)]
+    inside = bare[1] if bare and len(items(text)) == 1 else text
+    parts = [_as_point(part) for part in _parts(_without_signs(inside))]
     if len(parts) < 2:
         return None
     each = [named(part) for part in parts]

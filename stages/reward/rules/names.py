@@ -12,7 +12,7 @@ HEDGES = {"not", "no", "never", "either", "neither", "or", "maybe", "perhaps", "
 HEDGES |= {"about", "roughly", "nearly", "around"}
 """Words that a name or a lead-in does not hold: with them nothing is stated."""
 
-_SUBSCRIPT = r"(?:_(?:\w|\{ ?[\w ,]+ ?\}))"
+_SUBSCRIPT = r"(?:_(?:\w|\{[\w ,\\]+\}))"
 _PRIMES = r"(?:'|\^\{?\\prime\}?)*"
 # A constant is no name: \pi = 3 would pass for 3.
 _NOT_NAMES = (
@@ -22,20 +22,23 @@ _GREEK = rf"\\(?!(?:{_NOT_NAMES})(?![a-zA-Z_]))[a-z]+"
 _LETTER = rf"(?:[a-z]|[A-Z]{{1,4}}|{_GREEK}){_PRIMES}{_SUBSCRIPT}?{_PRIMES}"
 _MARK = r"(?:triangle|angle|square|odot|overline|overrightarrow|overleftrightarrow|widehat|vec|hat|bar|mathbf)"
 _FIGURE = rf"(?:m ?)?\\{_MARK} ?(?:\{{ ?[A-Za-z0-9']+ ?\}}|[A-Za-z0-9']+)"
-_SIZE = rf"\| ?(?:{_FIGURE}|{_LETTER}) ?\|"
+_SIZE = rf"\\?\| ?(?:{_FIGURE}|{_LETTER}) ?\\?\|"
 _PLAIN = rf"(?:{_FIGURE}|{_SIZE}|{_LETTER})"
 _FUNCTION = r"\\?(?:arc)?(?:sin|cos|tan|cot|sec|csc)"
-_APPLIED = rf"{_FUNCTION}(?:\^(?:[0-9]|\{{-?[0-9]\}}))? ?(?:\(? ?(?:{_PLAIN}) ?\)?)"
-_CALLED = rf"[a-zA-Z]{_PRIMES}{_SUBSCRIPT}? ?\( ?[A-Za-z0-9\\|,' ]{{1,30}} ?\)"
+_APPLIED = rf"{_FUNCTION}(?:\^(?:[0-9]|\{{-?[0-9]\}}))? ?(?:\(? ?[0-9]?(?:{_PLAIN}) ?\)?|\([^()=]{{1,30}}\))"
+_ARGUMENT = r"\( ?[A-Za-z0-9\\|,' ]{1,30} ?\)"
+_CALLED = rf"(?:(?:[a-zA-Z]{_PRIMES}{_SUBSCRIPT}?|[Aa]rea|[Pp]erimeter) ?{_ARGUMENT}|P ?\([^()]{{1,30}}\))"
 _AREA = r"\[ ?[A-Z]{3,6} ?\]"
 _ONE = rf"(?:{_APPLIED}|{_CALLED}|{_AREA}|{_PLAIN})"
 _RATIO = rf"(?:{_ONE} ?[:/] ?{_ONE}(?: ?: ?{_ONE})?|\\frac ?\{{ ?{_ONE} ?\}} ?\{{ ?{_ONE} ?\}})"
 _TUPLE = rf"\( ?{_ONE}(?: ?, ?{_ONE}){{1,4}} ?\)"
+_LENGTH = rf"(?:{_FIGURE}|{_SIZE}|[A-Z]{{2}})"
+_SUM = rf"{_LENGTH}(?: ?(?:[+-]|\\cdot) ?{_LENGTH}){{1,4}}"
 _WORDS = r"[A-Za-z][a-z]+(?: (?:[A-Za-z]+|\\[a-z]+)){0,5}"
 _NAMED = re.compile(
-    rf"(?P<name>{_RATIO}|{_TUPLE}|{_ONE}|{_WORDS}) ?(?:=|\\in(?![a-zA-Z])|\\approx(?![a-zA-Z])) ?(?P<value>[^=]+)"
+    rf"(?P<name>{_RATIO}|{_TUPLE}|{_ONE}|{_SUM}|{_WORDS}) ?(?:=|\\(?:in|approx)(?![a-zA-Z])) ?(?P<value>[^=]+)"
     rf"|(?P<ratio>{_ONE} ?: ?{_ONE}) ?= ?(?P<shares>[^=]+)"
-    r"|(?P<point>[A-Z]'?) ?(?P<place>\([^()]*,[^()]*\))"
+    rf"|(?P<point>[A-Z]{_PRIMES}{_SUBSCRIPT}?) ?:? ?(?P<place>\([^()]*,[^()]*\))"
 )
 
 
@@ -48,7 +51,8 @@ class Named(NamedTuple):
 
 def named(text: str) -> Named:
     """Take the name off a cleaned answer: a letter, a figure, a length, a function of one, a ratio of two, a tuple of
-    them, or words (``Area``). A sum or a multiple (``2x = 10``) is no name, and neither is a constant."""
+    them, a sum of lengths, or words (``Area``). A sum of variables or a multiple (``2x = 10``) is no name, nor is a
+    constant."""
     match = _NAMED.fullmatch(text)
     if match is None:
         return Named("", text)

@@ -4,6 +4,8 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
+from stages.reward.rules.typography import unwrapped
+
 _INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
 _DECIMAL = rf"(?:{_INTEGER}(?:\.[0-9]+)?|\.[0-9]+)"
 _EXPONENT = r"[+-]?[0-9]{1,3}"
@@ -15,7 +17,8 @@ _NUMBER = re.compile(
     rf"""(?P<sign>[+-]?)\s*(?:
         (?P<decimal>{_DECIMAL})
         (?: [eE](?P<e>{_EXPONENT})
-          | \s*(?:\\times|\\cdot|×|\*)\s*(?:10|\{{10\}})\s*\^\s*(?P<brace>\{{)?(?P<ten>{_EXPONENT})(?(brace)\}}) )?
+          | \s*(?:\\times|\\cdot|×|\*|[ ]x[ ]?)\s*(?:10|\{{10\}})\s*\^
+            \s*(?P<brace>\{{)?(?P<ten>{_EXPONENT})(?(brace)\}}) )?
       | (?P<before>[0-9]*\.[0-9]*) (?:\\overline|\\bar|\\dot)\s*\{{(?P<repeated>[0-9]+)\}}
       | (?:(?P<whole>[0-9]+)\s*)? {_FRACTION}
       | (?P<over>{_INTEGER})\s*/\s*(?P<below>{_INTEGER})
@@ -65,10 +68,12 @@ _UNITS = {
         dm decimeter decimeters decimetre decimetres 分米
         m meter meters metre metres 米
         km kilometer kilometers kilometre kilometres 千米 公里
+        Å angstrom angstroms
         in inch inches
         ft foot feet
         yd yard yards
         mi mile miles
+        ly
         acre acres
         ha hectare hectares 公顷
         mg milligram milligrams 毫克
@@ -83,6 +88,8 @@ _UNITS = {
         qt quart quarts
         pt pint pints
         cup cups
+        tbsp tablespoon tablespoons
+        tsp teaspoon teaspoons
         ns nanosecond nanoseconds
         ms millisecond milliseconds 毫秒
         s sec second seconds 秒
@@ -95,6 +102,7 @@ _UNITS = {
         Hz hertz
         kHz kilohertz
         MHz megahertz
+        GHz gigahertz
         N newton newtons
         kN kilonewton kilonewtons
         J joule joules
@@ -117,11 +125,22 @@ _UNITS = {
         tesla teslas
         Ω ohm ohms
         kΩ kiloohm kiloohms kilohm kilohms
+        MΩ megaohm megaohms
+        μF microfarad microfarads
+        lm lumen lumens
+        lx lux
+        dB decibel decibels
         mol mole moles
         mmol millimole millimoles
         K kelvin
         Pa pascal pascals
+        hPa hectopascal hectopascals
         kPa kilopascal kilopascals
+        MPa megapascal megapascals
+        GPa gigapascal gigapascals
+        bar bars
+        psi
+        mmHg
         atm atmosphere atmospheres
         rad radian radians
         rpm
@@ -129,31 +148,47 @@ _UNITS = {
         °C celsius 摄氏度
         °F fahrenheit
         % percent pct percentage
-        $ dollar dollars 美元
+        $ dollar dollars USD 美元
         ¢ cent cents
-        € euro euros
-        £
+        € euro euros EUR
+        £ GBP
         ¥ yen
-        yuan 元
+        yuan RMB CNY 元
         unit units
         mi/h mph
         km/h kmh kph
+        knot knots
+        bit bits
+        byte bytes
+        KB kB kilobyte kilobytes
+        MB megabyte megabytes
+        GB gigabyte gigabytes
+        TB terabyte terabytes
+        decade decades
+        century centuries
+        px pixel pixels
     """.strip().splitlines()
     for name in line.split()
 }
-_LETTERS = r"a-zA-ZΩμ\u4e00-\u9fff"
+_LETTERS = r"a-zA-ZÅΩμ\u4e00-\u9fff"
 _UNIT_REWRITES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
-        (r"\\(?:text|mathrm|mbox|operatorname)\s*\{([^{}]*)\}", r" \1"),
+        (r"\\(?:text|mathrm|mbox|operatorname)\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}", r" \1"),
+        (r"(?<=[0-9}]) ?\( ?([a-zA-Z°%/^0-9]+) ?\)$", r" \1"),
+        (r"(?<=[0-9]) ?\{ ?([a-zA-Z]+) ?\}$", r" \1"),
         (r"\\Omega(?![a-zA-Z])", "Ω"),
         (r"\\mu(?![a-zA-Z]) ?(?=[a-zA-Z])", "μ"),
         (r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})|\\degree(?![a-zA-Z])|\\circ(?![a-zA-Z])", " °"),
+        (r"(?<=[0-9])\^ ?\{? ?o ?\}?$", " °"),
         (r" ?\* ?(?=°|[a-zA-Z]{1,2}$)", " "),
         (r" \^", "^"),
         (r"°\s*([CF])$", r" °\1"),
         (r"\\([%$])", r"\1"),
+        (r"^US(?=\$)", ""),
         (r"^([+-]?) ?([$€£¥]) ?(.+)$", r"\1\3 \2"),
+        (r"degrees? (?:[Cc]elsius|C)$", "°C"),
+        (r"degrees? (?:[Ff]ahrenheit|F)$", "°F"),
         (r"(?<=[0-9}])(?=[%°¢$€£¥Ωμ\u4e00-\u9fff])|(?<=[0-9])(?=[a-zA-Z]+[/Ω]|[a-zA-Z]{2,}(?:\^|$)|m\^)", " "),
         (r"(?<=\})(?=(?:[munkcd]?m|ft|in|kg)(?:\^|$))", " "),
         (r"\\frac ?\{ ?([a-zA-Z^0-9]+) ?\} ?\{ ?([a-zA-Z^0-9]+) ?\}$", r" \1/\2"),
@@ -167,10 +202,13 @@ _UNIT_REWRITES = [
         (r"(?<![a-zA-Z])([a-zA-Z]{1,5}) ?(?:\\cdot)? ?([a-zA-Z]{1,5})\^\{-([12])\}$", r" \1/\2^\3"),
         (r"/([a-zA-Z]+)\^1$", r"/\1"),
         (r"(?<=[a-zA-Z]) ?(?:\\cdot|·) ?(?=[a-zA-Z])", "·"),
-        (r"(?: |(?<=[0-9]))_ ?\{? ?(?:base ?)?([0-9]{1,2}) ?\}?$| base ([0-9]{1,2})$", r" base\1\2"),
+        (r"^\(([0-9]+)\)(?= ?_)", r"\1"),
+        (r"(?: |(?<=[0-9]))_ ?\{? ?\(?(?:base ?)?([0-9]{1,2})\)? ?\}?$| base ([0-9]{1,2})$", r" base\1\2"),
         (r" +", " "),
     ]
 ]
+_NO_QUANTITY = re.compile(r"(?:[-+*/=^_(\[,<>|]|\\(?!pi$|infty$)[a-zA-Z]+)$")
+"""The end of a formula that goes on: what stands behind is no unit but a variable, as in ``\\angle A`` or ``x + m``."""
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 _BASE_WORD = re.compile(rf"(?:(?<=_\{{)|(?<=base )|(?<=_\{{ )) ?(?:base )?({'|'.join(_BASES)}) ?(?=\}}|$)")
 _UNIT_FACTOR = re.compile(rf"([{_LETTERS}]+|[°%$¢€£¥][CF]?)(?:\^(?:([23])|\{{([23])\}}))?")
@@ -214,8 +252,9 @@ def quantity(text: str) -> Quantity:
         spaced = pattern.sub(replacement, spaced)
     words = spaced.strip().split(" ")
     for count in range(min(3, len(words) - 1), 0, -1):
-        if (found := unit(" ".join(words[-count:]))) is not None:
-            return Quantity(" ".join(words[:-count]), found)
+        body = " ".join(words[:-count])
+        if (found := unit(" ".join(words[-count:]))) is not None and not _NO_QUANTITY.search(body):
+            return Quantity(unwrapped(body), found)
     return Quantity(text, "")
 
 

@@ -16,7 +16,10 @@ _REWRITES = [
         (rf"(?<!\\)\\\\(?=(?:{_DOUBLED})(?![a-zA-Z]))", r"\\"),
         (rf"\\(?:{_FONTS})\s*\{{({_WORDS})\}}", r" \1 "),
         (rf"\{{\s*\\(?:rm|bf|it|sf|tt)(?![a-zA-Z])\s*({_WORDS})\}}", r" \1 "),
-        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+        (r"\\(?:rm|bf|it|sf|tt)(?![a-zA-Z])|\\[hv]space\*?\s*\{[^{}]*\}", " "),
+        (r"\\(?:[dtc]|nice)frac(?![a-zA-Z])", r"\\frac"),
+        (r"(?<!\\)\{\s*\{?([^{}\\]+)\}?\s*\\over(?![a-zA-Z])\s*\{?([^{}\\]+)\}?\s*\}", r"\\frac{\1}{\2}"),
+        (r"(?<=\\\\)\s*\[[0-9.]+ ?(?:mm|cm|pt|em|ex)\]", ""),
         (r"\\(?:left|right|displaystyle|limits|[bB]igg?[lr]?)(?![a-zA-Z])", ""),
         (r"\\begin\{array\}\s*\{[lcr|\s]*\}", r"\\begin{array}"),
         (r"[\[(]\s*\\begin\{array\}(.*?)\\end\{array\}\s*[\])]", r"\\begin{pmatrix}\1\\end{pmatrix}"),
@@ -31,18 +34,19 @@ _REWRITES = [
         (r"[−–]", "-"),
         (r"≤|<=|⩽|\\leq(?:slant)?(?![a-zA-Z])", r"\\le "),
         (r"≥|>=|⩾|\\geq(?:slant)?(?![a-zA-Z])", r"\\ge "),
-        (r"≠|!=|\\neq?(?![a-zA-Z])", r"\\neq "),
+        (r"≠|!=|\\neq?(?![a-zA-Z])|\\not ?=", r"\\neq "),
         (r"\\lt(?![a-zA-Z])", "<"),
         (r"\\gt(?![a-zA-Z])", ">"),
-        (r"≈|≃|\\(?:thick)?approx(?![a-zA-Z])|\\simeq(?![a-zA-Z])", r"\\approx "),
+        (r"≈|≃|\\(?:(?:thick)?approx|simeq|doteq)(?![a-zA-Z])", r"\\approx "),
         (r"\\colon(?![a-zA-Z])|∶", ":"),
         (r"\\[lr]vert(?![a-zA-Z])|\\mid(?![a-zA-Z])|∣", "|"),
         (r"\\(?:dots|ldots|cdots)(?![a-zA-Z])|…", "..."),
-        (r"π", r"\\pi "),
+        (r"π|(?<=[0-9]) ?pi(?![a-zA-Z])", r"\\pi "),
+        (r"(?<=[0-9}]) i(?![a-zA-Z])", "i"),
         (r"∞", r"\\infty "),
         (r"∈", r"\\in "),
-        (r"∪", r"\\cup "),
-        (r"∩", r"\\cap "),
+        (r"∪|\\bigcup(?![a-zA-Z])", r"\\cup "),
+        (r"∩|\\bigcap(?![a-zA-Z])", r"\\cap "),
         (r"∠|\\measuredangle(?![a-zA-Z])", r"\\angle "),
         (r"[△∆]|\\bigtriangleup(?![a-zA-Z])|\\Delta(?= ?[A-Z]{3}(?![A-Za-z]))", r"\\triangle "),
         (r"□|\\Box(?![a-zA-Z])|▱|\\parallelogram(?![a-zA-Z])", r"\\square "),
@@ -52,7 +56,9 @@ _REWRITES = [
         (r"∼|∽", r"\\sim "),
         (r"∅|\\varnothing(?![a-zA-Z])", r"\\emptyset "),
         (r"√\{", r"\\sqrt{"),
+        (r"(?<![\\a-zA-Z])sqrt ?\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"√\(?(\w+)\)?", r"\\sqrt{\1}"),
+        (r"^ ?[Aa]ll real(?:s| numbers) ?$", r"\\mathbb{R}"),
         (r"\s+", " "),
         (r"(?:(?<![\w.,:/-])|^(-)) ?([0-9]+) ([0-9]+)/([0-9]+)(?![\w.,:/-])", r"\1\2\\frac{\3}{\4}"),
     ]
@@ -60,7 +66,7 @@ _REWRITES = [
 _SPACED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?![0-9])")
 _TYPESET = str.maketrans(
     {chr(wide): chr(wide - 0xFEE0) for wide in range(0xFF01, 0xFF5F)}
-    | {"。": ".", "、": ",", "µ": "μ", "℃": "°C", "℉": "°F"}
+    | {"。": ".", "、": ",", "⁄": "/", "µ": "μ", "℃": "°C", "℉": "°F"}
     | dict.fromkeys("\u200b\u200c\u200d\u200e\u200f\u2060\ufeff", "")
 )
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
@@ -75,20 +81,30 @@ def clean(answer: str) -> str:
     digits; spaces between thousands and characters without width go; ``1 1/2`` is ``1\\frac{1}{2}``; signs (``≤``,
     ``∠``, ``≈``) become the commands of LaTeX.
     """
-    answer = unicodedata.normalize("NFC", answer).translate(_TYPESET)
-    answer = re.sub(r"\d", lambda digit: str(unicodedata.decimal(digit[0])), answer)
-    answer = re.sub("[⁰¹²³⁴-⁹⁻]+", lambda power: f"^{{{power[0].translate(_SUPERSCRIPTS)}}}", answer)
+    if not answer.isascii():
+        answer = _in_ascii(answer)
     for pattern, replacement in _REWRITES:
         answer = pattern.sub(replacement, answer)
     answer = _SPACED.sub(lambda thousands: thousands[0].replace(" ", ""), answer)
     while True:
-        bare = _unwrapped(re.sub(r"(?<![.\\])[.,;:]$", "", answer.strip(" *`")))
+        bare = unwrapped(re.sub(r"(?<![.\\])[.,;:]$", "", answer.strip(" *`")))
         if bare == answer:
             return bare
         answer = bare
 
 
-def _unwrapped(answer: str) -> str:
+def _in_ascii(answer: str) -> str:
+    """Digits, powers and forms that ASCII or LaTeX has too, written so."""
+    answer = unicodedata.normalize("NFC", answer).translate(_TYPESET)
+    answer = re.sub(r"\d", lambda digit: str(unicodedata.decimal(digit[0])), answer)
+    return re.sub("[⁰¹²³⁴-⁹⁻]+", lambda power: _power(power[0].translate(_SUPERSCRIPTS)), answer)
+
+
+def _power(exponent: str) -> str:
+    return f"^{exponent}" if len(exponent) == 1 else f"^{{{exponent}}}"
+
+
+def unwrapped(answer: str) -> str:
     """Without the font, braces or quotes around the whole of it."""
     if whole := _FONT.fullmatch(answer):
         return whole[1]
