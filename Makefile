@@ -1,5 +1,7 @@
 # make all     the pipeline on an embedded example (RECIPE=digits or long_digits), then its result table, and a page
 #              that shows it, $(RUN)/report.html
+# make loop    the same rounds in one process that keeps its models open, validated on VALIDATION, in runs/<recipe>-loop; the
+#              repair model is trained first, as by make all; ROUNDS=300, the same variables
 # make ablate  the recipe's variants, compared, in runs/<recipe>-ablation; takes the same variables
 # make study   difference feedback beside its rivals at equal cost, each tuned, in runs/<recipe>-study; the same variables, and
 #              VARIANTS="grpo difference" for those alone
@@ -20,7 +22,8 @@
 # make all RECIPE=my.yaml RUN=runs/mine ROUNDS=4 SEED=1 DATA=/data/mine BASE=org/model SET="rollout.problems=512"
 #
 # A step whose output is complete and up to date is not run again. Where one would be overwritten, since its inputs or the
-# recipe fields that it reads changed, make says so and stops, unless OVERWRITE=1. Several processes, one a GPU:
+# recipe fields that it reads changed, make says so and stops, unless OVERWRITE=1. STOP_AFTER=3h30m and SAVE_EVERY=20 reach
+# each command that takes them. Several processes, one a GPU:
 # make all LAUNCH="--config_file stages/recipes/accelerate/ddp.yaml" TRAIN_LAUNCH="--config_file stages/recipes/accelerate/fsdp2.yaml"
 
 RECIPE ?= digits
@@ -147,7 +150,7 @@ told/all := $(if $(TO_DO),$(if $(REFUSAL),,$(told/all)))
 told/test := make test: about 12 minutes on two cores$(SETUP)
 $(foreach goal,$(or $(MAKECMDGOALS),all),$(if $(told/$(goal)),$(info $(told/$(goal)))))
 
-.PHONY: all ablate study help quick test test-slow test-vllm test-faults lint check lock bench test-gpu soak fuzz clean again refuse
+.PHONY: all loop ablate study help quick test test-slow test-vllm test-faults lint check lock bench test-gpu soak fuzz clean again refuse
 
 all: $(RUN)/report.html
 
@@ -160,13 +163,22 @@ $(RUN)/summary.parquet: $(call to_do,$(RUN)) | $(STEPS:%=%/manifest.json)
 $(RUN)/report.html: $(call to_do,$(RUN)) | $(RUN)/summary.parquet
 	$(BIN)/df report $(RUN)
 
+# Of a command; those that train save in between.
+limits = $(if $(STOP_AFTER),--stop-after $(STOP_AFTER)) $(if $(filter %-repair train-policy loop,$(1)),$(if $(SAVE_EVERY),--save-every $(SAVE_EVERY)))
 define rule
 $(1)/manifest.json: $(call to_do,$(1)) | $(READY) $(patsubst %,%/manifest.json,$(before/$(1)))
-	$$(launch/$(1)) $$(command/$(1)) $(if $(OVERWRITE),--overwrite-changed)
+	$$(launch/$(1)) $$(command/$(1)) $(if $(OVERWRITE),--overwrite-changed) $(call limits,$(firstword $(command/$(1))))
 endef
 $(foreach step,$(STEPS),$(eval $(call rule,$(step))))
 
 again: ;
+
+# The repair model's steps, where the recipe has them, then one process for all rounds.
+LOOP_RL := $(if $(SIBLING),,$(RUN)-loop/2-rl-repair)
+loop: | $(READY)
+	$(if $(SIBLING),,$(MAKE) $(LOOP_RL)/manifest.json RUN=$(RUN)-loop)
+	$(if $(LAUNCH),$(BIN)/accelerate launch $(LAUNCH) -m df_cli,$(BIN)/df) loop --problems $(TRAIN) --policy $(BASE) $(if $(SIBLING),,--repair-model $(LOOP_RL)) \
+	  $(if $(wildcard $(VALIDATION)),--validation $(VALIDATION)) --rounds $(ROUNDS) --seed $(SEED) --out $(RUN)-loop $(OPTIONS) $(call limits,loop)
 
 ablation = $(BIN)/df ablate --train $(TRAIN) --test $(TEST) --repair-set $(REPAIR_SET) --base $(BASE) \
   $(if $(wildcard $(VALIDATION)),--validation $(VALIDATION)) --out $(RUN)-$(1) \

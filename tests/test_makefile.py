@@ -358,3 +358,37 @@ def test_a_study_is_tuned_on_the_examples_validation_problems(tmp_path):
         "ablate.variants=rivals", "ablate.baseline=grpo", "rollout.problems=64",
     ]  # fmt: skip
     assert "--validation" not in make(run, target="ablate").stdout
+
+
+def test_a_loop_comes_after_the_repair_model(tmp_path):
+    run, rounds = tmp_path / "run", "ROUNDS=300"
+    done = make(run, rounds, "VALIDATION=README.md", "STOP_AFTER=2h", "SAVE_EVERY=5", target="loop")
+    assert done.returncode == 0, done.stderr
+    flat = done.stdout.replace("\\\n", " ")
+    told = [" ".join(line.split()) for line in flat.splitlines() if "/df " in line]
+    assert [re.search(r"df (\S+)", line)[1] for line in told] == ["sft-repair", "rl-repair", "loop"]
+    assert all(line.endswith("--stop-after 2h --save-every 5") for line in told)
+    loop = told[-1]
+    for words in (
+        f"--repair-model {run}-loop/2-rl-repair",
+        f"--out {run}-loop",
+        "--rounds 300",
+        "--validation README.md",
+    ):
+        assert f" {words} " in loop
+
+
+def test_a_loop_of_siblings_has_no_repair_model(tmp_path):
+    done = make(tmp_path / "run", "SET=masks.repairer=sibling", target="loop")
+    told = [line for line in done.stdout.splitlines() if "/df " in line]
+    assert len(told) == 1
+    assert "--repair-model" not in told[0]
+
+
+def test_limits_reach_the_commands_that_take_them(tmp_path):
+    found = commands(tmp_path / "run", "STOP_AFTER=90s", "SAVE_EVERY=5")
+    assert all("--stop-after 90s" in command for command in found.values())
+    saving = [folder for folder, command in found.items() if "--save-every 5" in command]
+    assert saving == [
+        folder for folder in ORDER if folder.split("/")[-1].split("-", 1)[-1] in ("sft-repair", "rl-repair", "policy")
+    ]
