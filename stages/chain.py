@@ -14,6 +14,8 @@ SFT, RL = "1-sft-repair", "2-rl-repair"
 SFT_POLICY = "1-sft-policy"
 ROLLOUT, MASKS, TRAIN = "rollout", "build-masks", "train-policy"
 BASE = "evaluate-base"
+VALIDATION = "validation"
+"""Begins the names of a loop's evaluations."""
 RepairModel = Literal["rl", "sft", "rl_alone", "none"]
 Start = Literal["base", "sft"]
 

@@ -21,7 +21,7 @@ from stages.artifacts.stage import execute, planned
 from stages.artifacts.store import iterate_rows
 from stages.artifacts.up_to_date import model_files, standing
 from stages.artifacts.writing import writing
-from stages.chain import TRAIN, Chain, round_folder
+from stages.chain import TRAIN, VALIDATION, Chain, round_folder
 from stages.evaluate import Evaluate
 from stages.measures.accuracy import Measure
 from stages.recipe import Recipe
@@ -36,7 +36,6 @@ from stages.training.resident import ResidentModels
 
 BEST = "best"
 """Link to the step that trained the best policy so far."""
-VALIDATION = "validation"
 
 
 class RoundResult(NamedTuple):

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stages.artifacts.ledger import training_cost
 from stages.artifacts.manifests import read_manifest
-from stages.chain import BASE, MASKS, RL, ROLLOUT, SFT, TRAIN
+from stages.chain import BASE, MASKS, RL, ROLLOUT, SFT, TRAIN, VALIDATION
 from stages.errors import ArtifactError
 
 Manifest = Mapping[str, Any]
-_ROUND, _SCORED = re.compile(r"round-([1-9]\d*)"), re.compile(r"evaluate-round-([1-9]\d*)")
+_ROUND = re.compile(r"round-([1-9]\d*)")
+_SCORED = {step: re.compile(rf"{step}-round-([1-9]\d*)") for step in ("evaluate", VALIDATION)}
+"""Evaluations on test problems, as `make all` makes them, and on validation problems, as a loop does."""
 
 
 @dataclass(frozen=True)
 class RunState:
-    """A run of `make all`, complete or under way."""
+    """A run of `make all` or of a loop, complete or under way."""
 
     folder: Path
     rounds: int
@@ -34,9 +36,16 @@ class RunState:
         return self.steps.get(f"round-{number}/{step}")
 
     def scored(self) -> dict[int, Path]:
-        """Folders of the complete evaluations by the round that they follow; 0 is the base policy."""
-        found = {0: self.folder / BASE} if BASE in self.steps else {}
-        return found | {number: self.folder / f"evaluate-round-{number}" for number in _numbers(_SCORED, self.steps)}
+        """Folders of the complete evaluations by the round that they follow; 0 is the base policy.
+
+        Of the two sets of problems they are on the one that was answered more often.
+        """
+        return max((self._scored(step) for step in _SCORED), key=len)
+
+    def _scored(self, step: str) -> dict[int, Path]:
+        found = {0: self.folder / f"{step}-base"} if f"{step}-base" in self.steps else {}
+        numbers = _numbers(_SCORED[step], self.steps)
+        return found | {number: self.folder / f"{step}-round-{number}" for number in numbers}
 
     def cost_before(self, place: str) -> float:
         """Device-seconds of the steps that come before this one, evaluations left out (eq. 29); of all before what is
@@ -59,10 +68,7 @@ def read_state(run: Path) -> RunState | None:
     """The run in a folder; None where there is no step of one."""
     names = [folder.name for folder in run.iterdir() if folder.is_dir()] if run.is_dir() else []
     rounds = max(_numbers(_ROUND, names), default=0)
-    evaluations = [BASE, *(f"evaluate-round-{number}" for number in sorted(_numbers(_SCORED, names)))]
-    last = f"evaluate-round-{rounds}"
-    if rounds and last not in evaluations:
-        evaluations.append(last)
+    evaluations = [name for step in _SCORED for name in _evaluations(step, names, rounds)]
     steps: dict[str, Manifest] = {}
     missing: dict[str, str] = {}
     for place in [*_places(run, rounds), *evaluations]:
@@ -72,6 +78,17 @@ def read_state(run: Path) -> RunState | None:
             missing[place] = _told(run / place, error)
     begun = rounds or not {SFT, RL, BASE}.isdisjoint(names)
     return RunState(run, rounds, steps, missing) if begun else None
+
+
+def _evaluations(step: str, names: Collection[str], rounds: int) -> list[str]:
+    """Those that are there or begun, and those that `make all` is to make."""
+    found = [f"{step}-round-{number}" for number in sorted(_numbers(_SCORED[step], names))]
+    if f"{VALIDATION}-base" in names:
+        return ([f"{step}-base"] if f"{step}-base" in names else []) + found
+    if step == VALIDATION:
+        return []
+    last = f"{step}-round-{rounds}"
+    return [BASE, *found, *([last] if rounds and last not in found else [])]
 
 
 def _places(run: Path, rounds: int) -> Iterator[str]:

@@ -205,6 +205,17 @@ def test_the_result_is_of_the_last_round_that_was_evaluated(tmp_path):
     assert [row[0] for row in found.table("policy")][1] == "policy after round 1"
 
 
+def test_a_loop_is_measured_on_its_validation_problems(tmp_path):
+    run = write_run(tmp_path / "run")
+    for name in ("base", "round-2"):
+        (run / f"evaluate-{name}").rename(run / f"validation-{name}")
+    write_scores(run / "validation-round-1", 2)
+    found = page(run)
+    assert "After 2 rounds sampled accuracy moved within its uncertainty from 0.250 to 0.750" in found.text
+    assert [line[2] for line in found.line("Accuracy", "greedy")] == ["0.250", "0.500", "0.750"]
+    assert "Still missing" not in found.text
+
+
 def test_a_run_that_has_just_begun_has_a_page(tmp_path):
     (tmp_path / "run" / "1-sft-repair").mkdir(parents=True)
     found = page(tmp_path / "run")
