@@ -26,6 +26,7 @@ from stages.engines.loading import (
     check_same_tokens,
     open_codec,
     open_engine,
+    open_frozen,
     open_model,
     open_sampler,
     recipe_sampling,
@@ -171,7 +172,7 @@ class RlRepair:
             seed=recipe.seed,
             critic_from=self.repair_model if has_critic(recipe.repair_rl.objective.algorithm) else None,
             critic_rate=CriticSettings(**recipe.repair_rl.objective.critic()).critic_rate,
-            reference=open_model(self.repair_model, recipe, master_weights=True) if anchored else None,
+            reference=open_frozen(self.repair_model, recipe) if anchored else None,
         )
 
 

@@ -24,7 +24,7 @@ from stages.checks.problem_check import ProblemCheck
 from stages.core.objectives import has_critic
 from stages.core.values import CriticSettings
 from stages.declared import declare_train_policy
-from stages.engines.loading import open_model
+from stages.engines.loading import open_frozen, open_model
 from stages.engines.maker import check_maker, maker
 from stages.engines.models import Models
 from stages.errors import DataError
@@ -156,7 +156,7 @@ class TrainPolicy:
         recipe, section = self.recipe, self.recipe.train
         with step.ledger.phase("load"):
             anchored = section.objective.kl_coef > 0 and recipe.trainer.lora is None
-            reference = open_model(self.policy, recipe, master_weights=True) if anchored else None
+            reference = open_frozen(self.policy, recipe) if anchored else None
             return self.models.trainer(
                 self.policy,
                 recipe,

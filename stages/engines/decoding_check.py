@@ -27,7 +27,7 @@ def agrees(decoder: Decoder) -> bool:
 
     False where the model's attention takes no packed rows: other attention, sliding windows, recurrent layers.
     """
-    vlm = replace(decoder.vlm, autocast_dtype=None, max_length=None)
+    vlm = replace(decoder.vlm.exact(), max_length=None)
     architecture = type(vlm.model).__name__
     if not takes_trees(vlm.model):
         logger.info("%s: transformers' own generate, its attention takes no packed rows", architecture)

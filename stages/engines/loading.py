@@ -16,22 +16,35 @@ from stages.engines.vllm_engine import VllmEngine
 from stages.errors import ModelError, RecipeError
 from stages.model.codec import Codec
 from stages.model.loading import VisionLanguageModel, load_codec, load_model
+from stages.model.mixed_precision import Trained
 from stages.recipe import Recipe
 from stages.runtime import processes
-from stages.sections import VllmSection
+from stages.sections import TrainerSection, VllmSection
 from stages.seeds import Purpose, derive_seed
 
 
 def open_model(path: Path, recipe: Recipe, *, master_weights: bool = False) -> VisionLanguageModel:
-    """Load a checkpoint, or a training step's.
+    """Load a checkpoint, or a training step's; with `master_weights` for training, as the recipe's `trainer` says."""
+    return _load(path, recipe, _trained(recipe.trainer) if master_weights else None)
 
-    Whatever trains, or makes the old log-probs of what is trained, takes `master_weights`: both then compute alike.
-    """
+
+def open_frozen(path: Path, recipe: Recipe) -> VisionLanguageModel:
+    """Load what computes as one that is trained does and is not: a KL's reference, or what makes old log-probs."""
+    return _load(path, recipe, "none")
+
+
+def _trained(section: TrainerSection) -> Trained:
+    if section.lora is not None:
+        return "none"
+    return "text" if section.freeze_vision else "all"
+
+
+def _load(path: Path, recipe: Recipe, trained: Trained | None) -> VisionLanguageModel:
     section = recipe.model
     return load_model(
         model_folder(path),
         dtype=section.dtype,
-        master_weights=master_weights,
+        trained=trained,
         min_pixels=section.min_pixels,
         max_pixels=section.max_pixels,
         trust_remote_code=section.trust_remote_code,
@@ -39,11 +52,11 @@ def open_model(path: Path, recipe: Recipe, *, master_weights: bool = False) -> V
     )
 
 
-def open_engine(path: Path, recipe: Recipe, *, master_weights: bool = False) -> Generator:
-    """The recipe's engine with this checkpoint; `master_weights` as `open_model`."""
+def open_engine(path: Path, recipe: Recipe, *, as_trained: bool = False) -> Generator:
+    """The recipe's engine with this checkpoint; `as_trained` where it makes the old log-probs of what is trained."""
 
     def embedded() -> Generator:
-        return embedded_engine(open_model(path, recipe, master_weights=master_weights), recipe)
+        return embedded_engine(open_frozen(path, recipe) if as_trained else open_model(path, recipe), recipe)
 
     return _vllm_engine(path, recipe, embedded) if engine_name(recipe) == "vllm" else embedded()
 

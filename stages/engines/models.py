@@ -20,9 +20,9 @@ class Models:
         """As `open_codec`."""
         return open_codec(path, recipe)
 
-    def engine(self, path: Path, recipe: Recipe, *, master_weights: bool = False) -> Generator:
+    def engine(self, path: Path, recipe: Recipe, *, as_trained: bool = False) -> Generator:
         """As `open_engine`."""
-        return open_engine(path, recipe, master_weights=master_weights)
+        return open_engine(path, recipe, as_trained=as_trained)
 
     def trainer(self, policy: Path, recipe: Recipe, make: Callable[[VisionLanguageModel], Any]) -> Any:
         """What `make` makes of the policy, whose weights are float32: a `Trainer`."""

@@ -38,12 +38,18 @@ def check_tensors(path: Path | str, config: Any, trust_remote_code: bool) -> Non
     local = Path(path).is_dir()
     try:
         with _quiet(), torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
-            info = _load_without_numbers(type(model), config, _shapes(Path(path))) if local else {}
+            model_class = type(empty_model(config, trust_remote_code))
+            info = _load_without_numbers(model_class, config, _shapes(Path(path))) if local else {}
     except Exception as error:  # whatever the values make its classes raise
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{path}: its config.json makes no model of its weights ({reason}); {_REMEDY}") from error
     check_loaded(path, info)
+
+
+def empty_model(config: Any, trust_remote_code: bool) -> Any:
+    """The transformers model of a configuration without numbers, all of it on the meta device."""
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def check_loaded(path: Path | str, info: Mapping[str, Any]) -> None:

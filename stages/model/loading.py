@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Set
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from stages.artifacts.weights import INDEX, WEIGHTS
 from stages.errors import ModelError
-from stages.model.architecture import check_finite, check_loaded, check_tensors
+from stages.model.architecture import check_finite, check_loaded, check_tensors, empty_model
 from stages.model.codec import Codec
 from stages.model.encoding import find_encoding
 from stages.model.image_cache import CachedImageProcessor
+from stages.model.mixed_precision import Trained, kept_in_float32, rounded_weights
 from stages.model.prompts import check_chat_template
 from stages.model.tree_attention import use_tree_attention
 from stages.model.trust import check_trusted
@@ -43,6 +44,8 @@ class VisionLanguageModel(Codec):
     """The checkpoint's own, which is saved with it again."""
     autocast_dtype: torch.dtype | None
     """Type that float32 weights compute in; None leaves the weights' own."""
+    rounded: frozenset[str] = frozenset()
+    """Names of weights that rest in `autocast_dtype`, while the files may hold more of them."""
 
     @property
     def device(self) -> torch.device:
@@ -54,6 +57,10 @@ class VisionLanguageModel(Codec):
             return nullcontext()
         return torch.autocast(self.device.type, self.autocast_dtype)
 
+    def exact(self) -> VisionLanguageModel:
+        """Without autocast, which would round weights that are all float32: checks find the smallest errors so."""
+        return self if self.rounded else replace(self, autocast_dtype=None)
+
     def save(self, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
         """Write a plain Hugging Face checkpoint: safetensors, configuration, processor and tokenizer.
 
@@ -62,6 +69,9 @@ class VisionLanguageModel(Codec):
         self.model.save_pretrained(folder, state_dict=state)
         # `save_pretrained` refuses settings that it reads, as a temperature beside do_sample=false.
         self.generation_config.to_json_file(folder / GENERATION_CONFIG_NAME)
+        if self.rounded:  # `state` is all float32, where `save_pretrained` looks at the model
+            _declare_float32(self.model.config)
+            self.model.config.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
 
@@ -69,7 +79,7 @@ def load_model(
     path: Path | str,
     *,
     dtype: str = "float32",
-    master_weights: bool = False,
+    trained: Trained | None = None,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     trust_remote_code: bool = False,
@@ -77,7 +87,8 @@ def load_model(
 ) -> VisionLanguageModel:
     """Load the checkpoint at `path`; `dtype` is a key of `DTYPES`.
 
-    With `master_weights` the weights are float32 and compute in `dtype`: updates of 1e-6 vanish in bfloat16 weights.
+    With `trained` it computes in `dtype` as a model in training does: trained weights are float32, as updates of 1e-6
+    vanish in bfloat16 ones, and so is what `rounded_weights` leaves out. Without, all weights are of `dtype`.
     Preprocessed images are kept in the folder `image_cache`, if one is given.
     It goes onto the GPU if there is one, layer by layer onto all of them if there are several, else onto the CPU. Of
     several processes each loads onto its own GPU, or onto the CPU what is going to be cut into shards.
@@ -92,11 +103,36 @@ def load_model(
         trust_remote_code=trust_remote_code,
         image_cache=image_cache,
     )
+    device_map = _device_map(trained is not None)
+    if trained is None or dtype == "float32":
+        model = _load_weights(path, DTYPES[dtype], device_map, trust_remote_code)
+        return wrap_model(model, codec.processor)
+    empty = empty_model(_load_config(path, trust_remote_code), trust_remote_code)
+    rounded = rounded_weights(empty, trained)
+    kept = empty.state_dict().keys() - rounded
+    with kept_in_float32(type(empty), kept):
+        model = _load_weights(path, DTYPES[dtype] if rounded else torch.float32, device_map, trust_remote_code)
+    return replace(wrap_model(model, codec.processor, DTYPES[dtype]), rounded=rounded)
+
+
+def load_masters(vlm: VisionLanguageModel) -> Any:
+    """The model that `vlm` was loaded from, in float32 on the CPU; `rounded` weights as the files have them.
+
+    Raises:
+        ModelError: it is not there any more.
+    """
+    # Whatever code it runs was trusted when `vlm` was loaded.
+    return _load_weights(vlm.model.name_or_path, torch.float32, "cpu", trust_remote_code=True)
+
+
+def _load_weights(
+    path: Path | str, dtype: torch.dtype, device_map: str | dict[str, torch.device], trust_remote_code: bool
+) -> Any:
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             path,
-            dtype=torch.float32 if master_weights else DTYPES[dtype],
-            device_map=_device_map(master_weights),
+            dtype=dtype,
+            device_map=device_map,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             local_files_only=_only_local(path, trust_remote_code),
@@ -111,8 +147,13 @@ def load_model(
     model, info = loaded
     check_loaded(path, info)
     check_finite(path, model)
-    autocast_dtype = DTYPES[dtype] if master_weights and dtype != "float32" else None
-    return wrap_model(model.eval(), codec.processor, autocast_dtype)
+    return model.eval()
+
+
+def _declare_float32(config: Any) -> None:
+    config.dtype = torch.float32
+    for name in config.sub_configs:
+        _declare_float32(getattr(config, name))
 
 
 def load_codec(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -167,7 +167,7 @@ class PlainReading:
     """What other ways to read the same tokens are checked against."""
 
     logprobs_N: Tensor
-    """Of every token, response by response, from padded rows at temperature 1, in the weights' own type."""
+    """Of every token, response by response, from padded rows at temperature 1, of `vlm.exact()`."""
     tolerance: float
     """Mean difference that counts as rounding."""
 
@@ -179,9 +179,10 @@ class PlainReading:
 @torch.no_grad()
 def plain_reading(vlm: VisionLanguageModel, readings: Sequence[Reading]) -> PlainReading:
     """Reads them together, and each alone: two paddings differ by rounding."""
-    together_N, alone_N = _together_and_alone(vlm, readings)
+    exact = vlm.exact()
+    together_N, alone_N = _together_and_alone(exact, readings)
     rounding = ROUNDING_FACTOR * _mean_difference(together_N, alone_N)
-    return PlainReading(together_N, max(CHECK_TOLERANCE[vlm.model.dtype], rounding))
+    return PlainReading(together_N, max(CHECK_TOLERANCE[exact.autocast_dtype or vlm.model.dtype], rounding))
 
 
 @torch.no_grad()
@@ -194,7 +195,7 @@ def check_mixed_rows(vlm: VisionLanguageModel) -> None:
         ModelError: it is no rounding.
     """
     tolerance = plain_reading(vlm, made_up_group(vlm)).tolerance
-    apart = _mean_difference(*_together_and_alone(vlm, _mixed_rows(vlm)))
+    apart = _mean_difference(*_together_and_alone(vlm.exact(), _mixed_rows(vlm)))
     if apart > tolerance:
         raise ModelError(
             f"{vlm.model.name_or_path}: log-probs of a row are off by {apart:.2g} where longer rows and other images "
@@ -204,7 +205,7 @@ def check_mixed_rows(vlm: VisionLanguageModel) -> None:
 
 def _together_and_alone(vlm: VisionLanguageModel, readings: Sequence[Reading]) -> tuple[Tensor, Tensor]:
     """Log-probs (N,) from one batch of padded rows, and from a batch for each row."""
-    module = TokenLogprobs(replace(vlm, autocast_dtype=None))
+    module = TokenLogprobs(vlm)
     alone = [_every_token(module, [one], padded_layout(vlm, [one])) for one in readings]
     return _every_token(module, readings, padded_layout(vlm, readings)), torch.cat(alone)
 
@@ -240,10 +241,10 @@ def _by_response(values: Sequence[Tensor], read_BT: Tensor) -> list[Tensor]:
 
 
 class _Check:
-    """Compares ways to read the same log-probs of a made-up group, in the weights' own type."""
+    """Compares ways to read the same log-probs of a made-up group, in `vlm.exact()`."""
 
     def __init__(self, vlm: VisionLanguageModel) -> None:
-        self.vlm = replace(vlm, autocast_dtype=None)
+        self.vlm = vlm.exact()
         self.module = TokenLogprobs(self.vlm)
         self.readings = made_up_group(vlm)
         self.plain = plain_reading(self.vlm, self.readings)
@@ -252,7 +253,8 @@ class _Check:
     def head(self) -> None:
         """Refuse a model whose logits are more than its head's output."""
         layout = padded_layout(self.vlm, self.readings[:1])
-        logits_UV = self.vlm.model(**layout.inputs, use_cache=False).logits[0, layout.source_U]
+        with self.vlm.precision():
+            logits_UV = self.vlm.model(**layout.inputs, use_cache=False).logits[0, layout.source_U]
         logprobs_UV = sampled_logits(logits_UV, self.vlm.banned_ids, 1.0).log_softmax(-1)
         model_T = logprobs_UV.gather(-1, layout.target_U[:, None])[layout.where_N, 0]
         own_T = _every_token(self.module, self.readings[:1], layout)

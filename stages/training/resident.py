@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stages.artifacts.manifests import model_folder
-from stages.engines.loading import embedded_engine, engine_name, open_model
+from stages.engines.loading import embedded_engine, engine_name, open_frozen, open_model
 from stages.engines.models import Models
 from stages.engines.protocol import Generator
 from stages.engines.transformers_engine import TransformersEngine
@@ -37,11 +37,16 @@ class ResidentModels(Models):
             self._codecs[path] = super().codec(path, recipe)
         return self._codecs[path]
 
-    def engine(self, path: Path, recipe: Recipe, *, master_weights: bool = False) -> Generator:
-        as_trained = master_weights or recipe.model.dtype == "float32" or engine_name(recipe) == "vllm"
-        if (path, as_trained) not in self._engines:
-            self._engines[path, as_trained] = super().engine(path, recipe, master_weights=as_trained)
-        return self._engines[path, as_trained]
+    def engine(self, path: Path, recipe: Recipe, *, as_trained: bool = False) -> Generator:
+        key = path, as_trained or recipe.model.dtype == "float32" or engine_name(recipe) == "vllm"
+        if key not in self._engines:
+            self._engines[key] = self._opened(*key, recipe)
+        return self._engines[key]
+
+    def _opened(self, path: Path, as_trained: bool, recipe: Recipe) -> Generator:
+        if as_trained and is_plain(recipe.trainer) and engine_name(recipe) != "vllm":
+            return embedded_engine(open_model(path, recipe, master_weights=True), recipe)  # it will be trained
+        return super().engine(path, recipe, as_trained=as_trained)
 
     def trainer(self, policy: Path, recipe: Recipe, make: Callable[[VisionLanguageModel], Trainer]) -> Trainer:
         if self._trainer is not None and self._trainer[0] == policy:
@@ -57,6 +62,7 @@ class ResidentModels(Models):
         plain = is_plain(recipe.trainer)
         keeps_state = plain and trainer.critic is None and trainer.reference is None
         self._trainer = (out, trainer) if keeps_state else None
+        trainer.vlm.model.name_or_path = str(model_folder(out))  # older files may be deleted
         trainer.optimizer.zero_grad()  # gradients take no room while others work
         self._codecs[out] = self._codecs.pop(policy)
         self._follow(policy, out, recipe, trainer.vlm if plain else None)
@@ -70,7 +76,7 @@ class ResidentModels(Models):
         """Engines of the old checkpoint go on with the new one, which `vlm` holds if it is given."""
 
         def scorer() -> Generator:
-            return embedded_engine(vlm or open_model(new, recipe, master_weights=True), recipe)
+            return embedded_engine(vlm or open_frozen(new, recipe), recipe)
 
         for path, as_trained in [key for key in self._engines if key[0] == old]:
             engine = self._engines.pop((path, as_trained))

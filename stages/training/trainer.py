@@ -297,7 +297,7 @@ class Trainer:
 
     def save_weights(self, folder: Path) -> None:
         """Write the checkpoint alone; every process has to ask."""
-        state = plain_state(self.vlm.model, self.parallel)
+        state = plain_state(self.vlm, self.parallel)
         if processes.is_main():
             with writing(folder):
                 self.vlm.save(folder, state)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from stages.model.loading import VisionLanguageModel
+from stages.model.loading import VisionLanguageModel, load_masters
+from stages.model.mixed_precision import text_weights
 from stages.runtime import processes
 from stages.sections import LoraSection, TrainerSection
 from stages.training.parallel import Parallel
@@ -21,7 +21,9 @@ from stages.training.parallel import Parallel
 def prepare_weights(vlm: VisionLanguageModel, section: TrainerSection, seed: int) -> PeftModel | None:
     """Freeze, wrap and compile as the recipe says; the adapters, drawn by `seed`, where it trains those alone."""
     if section.freeze_vision:
-        _freeze_all_but_text(vlm.model)
+        text = text_weights(vlm.model)
+        for weight in vlm.model.parameters():
+            weight.requires_grad_(weight in text)
     adapters = None if section.lora is None else _add_adapters(vlm.model, section.lora, seed)
     if section.gradient_checkpointing:
         vlm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -31,24 +33,32 @@ def prepare_weights(vlm: VisionLanguageModel, section: TrainerSection, seed: int
     return adapters
 
 
-def plain_state(model: nn.Module, parallel: Parallel) -> dict[str, Tensor]:
+def plain_state(vlm: VisionLanguageModel, parallel: Parallel) -> dict[str, Tensor]:
     """The whole weights as a checkpoint names them, adapters added in, on the main process; empty on the others.
 
-    Every process has to ask.
+    Weights that rest rounded are read again from the files that they came from: a round's adapters may move them by
+    less than the rounding, and what rounds add up to is to count. Every process has to ask.
+
+    Raises:
+        ModelError: those files are not there any more.
     """
-    state: dict[str, Tensor] = {}
+    main = processes.is_main()
+    state: dict[str, Tensor] = load_masters(vlm).state_dict() if main and vlm.rounded else {}
     # Tied weights stay one tensor, or they would be saved twice.
     tied: dict[Tensor, list[str]] = defaultdict(list)
-    for name, value in model.state_dict(keep_vars=True).items():
+    for name, value in vlm.model.state_dict(keep_vars=True).items():
         if ".lora_" not in name:
             tied[value].append(name.replace(".base_layer.", "."))
     for value, names in tied.items():
-        _keep(state, names, parallel.whole_tensor(value))
-    adapted: dict[str, Any] = {name: part for name, part in model.named_modules() if isinstance(part, LoraLayer)}
+        if names[0] not in vlm.rounded:
+            whole = parallel.whole_tensor(value).detach()
+            state |= dict.fromkeys(names, whole.cpu()) if main else {}
+    adapted: dict[str, Any] = {name: part for name, part in vlm.model.named_modules() if isinstance(part, LoraLayer)}
     for name, layer in adapted.items():
-        weights = layer.get_base_layer().weight, layer.lora_A["default"].weight, layer.lora_B["default"].weight
-        weight, down, up = map(parallel.whole_tensor, weights)
-        _keep(state, [f"{name}.weight"], weight + layer.scaling["default"] * (up @ down))
+        down, up = (parallel.whole_tensor(side["default"].weight).detach() for side in (layer.lora_A, layer.lora_B))
+        if main:
+            weight = f"{name}.weight"
+            state[weight] = state[weight] + (layer.scaling["default"] * (up @ down)).cpu()
     return state
 
 
@@ -58,17 +68,6 @@ def save_adapters(adapters: PeftModel, parallel: Parallel, folder: Path) -> None
     state = {name: parallel.whole_tensor(value).detach() for name, value in tensors if ".lora_" in name}
     if processes.is_main():
         adapters.save_pretrained(str(folder), state_dict=state)
-
-
-def _keep(state: dict[str, Tensor], names: Sequence[str], value: Tensor) -> None:
-    if processes.is_main():
-        state |= dict.fromkeys(names, value.detach().cpu())
-
-
-def _freeze_all_but_text(model: Any) -> None:
-    kept = {id(p) for part in (model.get_decoder(), model.get_output_embeddings()) for p in part.parameters()}
-    for parameter in model.parameters():
-        parameter.requires_grad_(id(parameter) in kept)
 
 
 def _add_adapters(model: Any, section: LoraSection, seed: int) -> PeftModel:

@@ -64,16 +64,19 @@ def steps(
     checkpointing=False,
     algorithm="dapo",
     pairs=False,
+    rounded=False,
 ):
     """Do optimizer steps `first` to `last` on rows in another order each, and sample after each of them; save.
 
-    Several processes are interrupted after the first step, and go on from its state.
+    Several processes are interrupted after the first step, and go on from its state. With `rounded` what is not trained
+    rests in bfloat16.
     """
+    precision = {"dtype": "bfloat16", "trained": "none"} if rounded else {}
     machine = TrainerSection(tokens_per_micro_batch=tokens, lora=lora, gradient_checkpointing=checkpointing)
 
     def open_trainer():
         return Trainer(
-            load_model(model),
+            load_model(model, **precision),
             OptimizerSection(learning_rate=1e-3, weight_decay=0.1),
             temperature=ROLLOUT.temperature,
             machine=machine,
@@ -153,7 +156,7 @@ def zero_on_cpu():
 
 
 def main(mode, out):
-    """Steps 0 to 2, saved, then step 3 in what was loaded again."""
+    """Steps 0 to 2, saved, then step 3 in what was loaded again; where weights are rounded, step 0 and then step 3."""
     if mode.startswith("fsdp2"):
         shard_on_cpu()
     if mode.startswith("zero3"):
@@ -164,9 +167,11 @@ def main(mode, out):
         "kl": {"kl_coef": 0.5, "checkpointing": True},
         "ppo": {"algorithm": "ppo"},
         "lora": {"kl_coef": 0.5, "lora": LoraSection(rank=4, alpha=8)},
+        "rounded": {"kl_coef": 0.5, "lora": LoraSection(rank=4, alpha=8), "rounded": True},
     }[mode.partition("-")[2]]
     out = Path(out)
-    metrics, answers = steps(DIGITS / "base", out / "first", 0, 3, **options)
+    last = 1 if options.get("rounded") else 3
+    metrics, answers = steps(DIGITS / "base", out / "first", 0, last, **options)
     processes.wait()
     more = steps(out / "first" / "model", out / "second", 3, 4, resume_from=out / "first", **options)
     if processes.is_main():

@@ -8,7 +8,7 @@ import torch
 
 from stages.artifacts.ledger import CostLedger
 from stages.audit.opening import open_auditor
-from stages.engines.loading import open_engine, recipe_sampling
+from stages.engines.loading import embedded_engine, open_engine, open_model, recipe_sampling
 from stages.engines.protocol import ScoreRequest
 from stages.model.batches import encode_prompt
 from stages.model.prompts import policy_prompt
@@ -16,7 +16,7 @@ from stages.recipe import load_recipe
 from stages.repair.answering import Answerer
 from stages.repair.repairs import Repairer
 from stages.s4_build_masks.group_builder import GroupBuilder
-from stages.sections import ObjectiveSection, OptimizerSection, TrainerSection
+from stages.sections import LoraSection, ObjectiveSection, OptimizerSection, TrainerSection
 from stages.seeds import Purpose
 from stages.training.groups import optimization_group, with_token_advantages
 from stages.training.heldout import annotated_draft, with_end
@@ -71,8 +71,19 @@ def engine_of(base_dir):
     return lambda **options: open_engine(base_dir, RECIPE, **options)
 
 
-def test_build_masks_and_train_policy_agree(engine_of, repair_problems, math_reward, step):
-    engine = engine_of(master_weights=True)
+@pytest.fixture
+def trained_engine(base_dir):
+    """The base policy as it is trained, which samples in between."""
+    return embedded_engine(open_model(base_dir, RECIPE, master_weights=True), RECIPE)
+
+
+TRAINED = {"whole": {}, "adapters": {"lora": LoraSection()}, "text": {"freeze_vision": True}}
+
+
+@pytest.mark.parametrize("trained", TRAINED.values(), ids=TRAINED)
+def test_build_masks_and_train_policy_agree(trained, base_dir, engine_of, repair_problems, math_reward, step):
+    recipe = RECIPE.model_copy(update={"trainer": RECIPE.trainer.model_copy(update=trained)})
+    engine = engine_of(as_trained=True)
     policy = Answerer(engine, RECIPE.prompt, math_reward, CostLedger())
     repairer = Repairer(engine_of(), RECIPE.prompt, math_reward, CostLedger())
     problems = {problem.problem_id: problem for problem in repair_problems[:12]}
@@ -89,7 +100,7 @@ def test_build_masks_and_train_policy_agree(engine_of, repair_problems, math_rew
     assert len(chosen) >= 12
 
     def first_step(old_logprobs):
-        own = engine_of(master_weights=True).vlm
+        own = open_model(base_dir, recipe, master_weights=True)
         rows = [
             TrainingRow(
                 encode_prompt(own, policy.prompt(problems[t.row["problem_id"]])),
@@ -98,7 +109,7 @@ def test_build_masks_and_train_policy_agree(engine_of, repair_problems, math_rew
             for t, old_T in zip(chosen, old_logprobs, strict=True)
         ]  # fmt: skip
         loss_function = Recording(PolicyObjective(RECIPE.train.objective, RECIPE.rollout))
-        trainer = Trainer(own, RECIPE.train.optimizer, temperature=RECIPE.rollout.temperature, machine=RECIPE.trainer)
+        trainer = Trainer(own, RECIPE.train.optimizer, temperature=RECIPE.rollout.temperature, machine=recipe.trainer)
         trainer.step(rows, loss_function)
         return loss_function
 
@@ -114,8 +125,8 @@ def test_build_masks_and_train_policy_agree(engine_of, repair_problems, math_rew
     assert other.drift > 3 * recording.drift
 
 
-def test_repair_rl_s_first_step_agrees_with_itself(engine_of, repair_problems, math_reward, step):
-    engine = engine_of(master_weights=True)
+def test_repair_rl_s_first_step_agrees_with_itself(engine_of, trained_engine, repair_problems, math_reward, step):
+    engine = trained_engine
     policy = Answerer(engine_of(), RECIPE.prompt, math_reward, CostLedger())
     repairer = Repairer(engine, RECIPE.prompt, math_reward, CostLedger())
     trainer = Trainer(
@@ -218,10 +229,10 @@ def test_read_in_other_company_they_are_others(trainer_of, rows):
 
 
 @pytest.mark.usefixtures("rounding")
-def test_every_step_of_repair_rl_begins_at_a_ratio_of_one(engine_of, repair_problems, math_reward, step):
+def test_every_step_of_repair_rl_begins_at_a_ratio_of_one(trained_engine, repair_problems, math_reward, step):
     """Until the first has changed the weights: two steps on the repairs of one iteration."""
     recipe = RECIPE.model_copy(update={"repair_rl": RECIPE.repair_rl.model_copy(update={"errors_per_step": 4})})
-    engine = engine_of(master_weights=True)
+    engine = trained_engine
     policy = Answerer(engine, recipe.prompt, math_reward, CostLedger())
     optimizer = recipe.repair_rl.optimizer.model_copy(update={"learning_rate": 1e-12})
     trainer = Trainer(engine.vlm, optimizer, temperature=recipe.rollout.temperature, machine=recipe.trainer)

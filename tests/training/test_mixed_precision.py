@@ -1,0 +1,177 @@
+"""What is not trained rests in bfloat16, computes as float32 weights do under autocast, and is saved in full."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stages.errors import ModelError
+from stages.model.batches import encode_prompt
+from stages.model.layout import Reading
+from stages.model.loading import load_model
+from stages.model.logprobs import LogprobReader
+from stages.model.prompts import policy_prompt
+from stages.sections import LoraSection, OptimizerSection, TrainerSection
+from stages.training.losses import SupervisedLoss
+from stages.training.trainer import ADAPTERS, Trainer, TrainingRow
+
+RANK, ALPHA = 4, 8
+ADAPTED = {"lora": LoraSection(rank=RANK, alpha=ALPHA)}
+# Not of linear layers or convolutions, by the names of the two architectures.
+ADDED = ("norm", "ln_q", "embed_tokens", "cls_token", "position_embeddings", "lambda", "layer_norm")
+VISION = ("model.visual.", "model.vision_tower.", "model.multi_modal_projector.")
+
+
+@pytest.fixture(scope="module", params=["tiny_vlm", "tiny_internvl"])
+def checkpoint(request, tmp_path_factory):
+    """Of weights that bfloat16 cannot hold, biases and norms too."""
+    folder = tmp_path_factory.mktemp(request.param)
+    request.getfixturevalue(request.param).save(folder)
+    torch.manual_seed(1)
+    weights = {name: w + 0.01 * torch.randn_like(w) for name, w in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def weights_of(folder):
+    """In float32, by the names of the model."""
+    return {name: weight.detach() for name, weight in load_model(folder).model.named_parameters()}
+
+
+def opened(folder, trained):
+    return load_model(folder, dtype="bfloat16", trained=trained)
+
+
+@pytest.fixture(scope="module")
+def rows(checkpoint, problems, recipe):
+    """Two responses to each of two problems."""
+    codec = load_model(checkpoint)
+    prompts = [encode_prompt(codec, policy_prompt(codec.processor, recipe.prompt, problem)) for problem in problems[:2]]
+    return [TrainingRow(prompt, list(range(10 + k, 22)), "repair") for prompt in prompts for k in range(2)]
+
+
+def trainer(vlm, learning_rate=1e-2, **machine):
+    section = OptimizerSection(learning_rate=learning_rate, weight_decay=0.1)
+    return Trainer(vlm, section, temperature=0.7, machine=TrainerSection(tokens_per_micro_batch=400, **machine))
+
+
+def read(reader, rows):
+    return reader.read([Reading(row.prompt, row.ids) for row in rows], temperature=0.7).logprobs_BT.detach()
+
+
+def bytes_by_type(model):
+    found = {torch.float32: 0, torch.bfloat16: 0}
+    for weight in model.parameters():
+        found[weight.dtype] += weight.nbytes
+    return found
+
+
+@pytest.mark.parametrize(("trained", "machine"), [("none", ADAPTED), ("text", {"freeze_vision": True})])
+def test_trained_weights_and_what_enters_sums_take_4_bytes_the_rest_2(checkpoint, trained, machine):
+    weights = weights_of(checkpoint)
+    kept = {n for n in weights if any(part in n for part in ADDED)}
+    kept |= {n for n in weights if trained == "text" and not n.startswith(VISION)}
+    elements = {name: weight.numel() for name, weight in weights.items()}
+    vlm = opened(checkpoint, trained)
+    rounded = sum(elements[name] for name in elements.keys() - kept)
+    assert rounded > 0
+    whole = sum(elements.values())
+    assert bytes_by_type(vlm.model) == {torch.bfloat16: 2 * rounded, torch.float32: 4 * (whole - rounded)}
+
+    own = trainer(vlm, **machine)
+    adapters = sum(p.numel() for name, p in vlm.model.named_parameters() if ".lora_" in name)
+    assert (adapters > 0) == (trained == "none")
+    assert bytes_by_type(vlm.model) == {torch.bfloat16: 2 * rounded, torch.float32: 4 * (whole - rounded + adapters)}
+    assert {p.dtype for group in own.optimizer.param_groups for p in group["params"]} == {torch.float32}
+
+
+@pytest.mark.parametrize("trained", ["text", "none"])
+def test_weights_at_rest_compute_as_float32_ones_do(checkpoint, rows, trained):
+    masters, own = (LogprobReader(opened(checkpoint, which)) for which in ("all", trained))
+    assert own.packed == masters.packed
+    with torch.no_grad():
+        assert torch.equal(read(own, rows), read(masters, rows))
+
+
+@pytest.mark.parametrize(("trained", "machine"), [("none", ADAPTED), ("text", {"freeze_vision": True})])
+def test_a_step_beside_weights_at_rest_has_the_gradients_of_one_beside_float32_ones(checkpoint, rows, trained, machine):
+    gradients = []
+    for which in ("all", trained):
+        vlm = opened(checkpoint, which)
+        own = trainer(vlm, **machine)
+        torch.manual_seed(2)
+        for name, weight in vlm.model.named_parameters():
+            if ".lora_" in name:  # rounded when they are drawn beside rounded weights
+                weight.data.copy_(0.1 * torch.randn_like(weight))
+        own.step(rows, SupervisedLoss())
+        gradients.append({name: p.grad for name, p in vlm.model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert gradient.norm() > 0, name
+        assert torch.equal(gradients[1][name], gradient), name
+
+
+def test_adapters_are_added_to_the_weights_of_the_files(checkpoint, rows, tmp_path):
+    own = trainer(opened(checkpoint, "none"), learning_rate=1e-4, **ADAPTED)
+    own.step(rows, SupervisedLoss())
+    own.save(tmp_path, tmp_path / "model")
+    before, after = weights_of(checkpoint), weights_of(tmp_path / "model")
+    adapters = load_file(tmp_path / ADAPTERS / "adapter_model.safetensors")
+    assert after.keys() == before.keys()
+    moved, lost = 0, 0
+    for name, weight in before.items():
+        layer = name.removesuffix(".weight")
+        down, up = (
+            next((v for key, v in adapters.items() if f".{layer}.lora_{side}.weight" in key), None) for side in "AB"
+        )
+        change = torch.zeros(()) if up is None else ALPHA / RANK * (up @ down)
+        assert torch.equal(after[name], weight + change), name
+        moved += (after[name] != weight).sum()
+        lost += (after[name] != weight).logical_and(after[name].bfloat16() == weight.bfloat16()).sum()
+    # Most changes are too small for bfloat16: later rounds add to them.
+    assert lost > 0.5 * moved > 0
+
+
+def test_a_frozen_vision_tower_is_saved_as_it_came(checkpoint, rows, tmp_path):
+    own = trainer(opened(checkpoint, "text"), freeze_vision=True)
+    own.step(rows, SupervisedLoss())
+    own.save_weights(tmp_path / "model")
+    before, after = weights_of(checkpoint), weights_of(tmp_path / "model")
+    assert after.keys() == before.keys()
+    assert {n for n in before if torch.equal(before[n], after[n])} == {n for n in before if n.startswith(VISION)}
+
+
+@pytest.mark.parametrize(("trained", "machine"), [("none", ADAPTED), ("text", {"freeze_vision": True})])
+def test_what_is_saved_says_of_itself_what_it_did(checkpoint, trained, machine, tmp_path):
+    trainer(opened(checkpoint, trained), **machine).save_weights(tmp_path / "model")
+    opened(checkpoint, "all").save(tmp_path / "whole")
+    saved, whole = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("model", "whole"))
+    assert saved == whole
+    assert saved["dtype"] == saved["text_config"]["dtype"] == "float32"
+    assert {w.dtype for w in load_file(tmp_path / "model" / "model.safetensors").values()} == {torch.float32}
+
+
+def test_files_that_are_gone_are_named(checkpoint, tmp_path):
+    own = trainer(opened(checkpoint, "none"), **ADAPTED)
+    own.vlm.model.config._name_or_path = own.vlm.model.name_or_path = str(tmp_path / "gone")
+    with pytest.raises(ModelError, match=r"gone"):
+        own.save_weights(tmp_path / "model")
+
+
+def test_an_interrupted_run_goes_on_to_the_byte(checkpoint, rows, tmp_path):
+    def new():
+        return trainer(opened(checkpoint, "none"), **ADAPTED)
+
+    whole, first, second = new(), new(), new()
+    whole.step(rows, SupervisedLoss())
+    first.step(rows, SupervisedLoss())
+    (tmp_path / "state").mkdir()
+    first.save_state(tmp_path / "state")
+    second.load_state(tmp_path / "state")
+    for one, folder in ((whole, "whole"), (second, "second")):
+        one.step([replace(row, ids=row.ids[1:]) for row in rows], SupervisedLoss())
+        one.save(tmp_path / folder, tmp_path / folder / "model")
+    for file in ("model/model.safetensors", f"{ADAPTERS}/adapter_model.safetensors"):
+        assert (tmp_path / "second" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
