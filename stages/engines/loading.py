@@ -16,27 +16,21 @@ from stages.engines.vllm_engine import VllmEngine
 from stages.errors import ModelError, RecipeError
 from stages.model.codec import Codec
 from stages.model.loading import VisionLanguageModel, load_codec, load_model
-from stages.model.mixed_precision import Trained
+from stages.model.mixed_precision import Trained, trained_weights
 from stages.recipe import Recipe
 from stages.runtime import processes
-from stages.sections import TrainerSection, VllmSection
+from stages.sections import VllmSection
 from stages.seeds import Purpose, derive_seed
 
 
 def open_model(path: Path, recipe: Recipe, *, master_weights: bool = False) -> VisionLanguageModel:
     """Load a checkpoint, or a training step's; with `master_weights` for training, as the recipe's `trainer` says."""
-    return _load(path, recipe, _trained(recipe.trainer) if master_weights else None)
+    return _load(path, recipe, trained_weights(recipe.trainer) if master_weights else None)
 
 
 def open_frozen(path: Path, recipe: Recipe) -> VisionLanguageModel:
     """Load what computes as one that is trained does and is not: a KL's reference, or what makes old log-probs."""
     return _load(path, recipe, "none")
-
-
-def _trained(section: TrainerSection) -> Trained:
-    if section.lora is not None:
-        return "none"
-    return "text" if section.freeze_vision else "all"
 
 
 def _load(path: Path, recipe: Recipe, trained: Trained | None) -> VisionLanguageModel:

@@ -63,7 +63,7 @@ class PlainGenerate:
     ) -> list[Completion]:
         inputs = prompt_batch(self.vlm, prompts)
         drawing = _Drawing(self.vlm, torch.from_numpy(uniform_BT2).to(self.vlm.device), sampling)
-        with self.vlm.precision():
+        with self.vlm.precision(passes=True):
             output_BS = self.vlm.model.generate(
                 **inputs,
                 generation_config=GenerationConfig(

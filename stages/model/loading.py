@@ -51,11 +51,15 @@ class VisionLanguageModel(Codec):
     def device(self) -> torch.device:
         return self.model.device
 
-    def precision(self) -> AbstractContextManager[Any]:
-        """The one numerics in which this model samples, scores and trains: another shifts every ratio."""
+    def precision(self, *, passes: bool = False) -> AbstractContextManager[Any]:
+        """The one numerics in which this model samples, scores and trains: another shifts every ratio.
+
+        Autocast keeps its copies of float32 weights to the end, 2 bytes a parameter, only where they serve several
+        `passes`.
+        """
         if self.autocast_dtype is None:
             return nullcontext()
-        return torch.autocast(self.device.type, self.autocast_dtype)
+        return torch.autocast(self.device.type, self.autocast_dtype, cache_enabled=passes)
 
     def exact(self) -> VisionLanguageModel:
         """Without autocast, which would round weights that are all float32: checks find the smallest errors so."""
@@ -107,12 +111,21 @@ def load_model(
     if trained is None or dtype == "float32":
         model = _load_weights(path, DTYPES[dtype], device_map, trust_remote_code)
         return wrap_model(model, codec.processor)
-    empty = empty_model(_load_config(path, trust_remote_code), trust_remote_code)
+    empty = empty_checkpoint(path, trust_remote_code)
     rounded = rounded_weights(empty, trained)
     kept = empty.state_dict().keys() - rounded
     with kept_in_float32(type(empty), kept):
         model = _load_weights(path, DTYPES[dtype] if rounded else torch.float32, device_map, trust_remote_code)
     return replace(wrap_model(model, codec.processor, DTYPES[dtype]), rounded=rounded)
+
+
+def empty_checkpoint(path: Path | str, trust_remote_code: bool) -> Any:
+    """The transformers model at `path` without its weights, on the meta device.
+
+    Raises:
+        ModelError: its configuration cannot be read.
+    """
+    return empty_model(_load_config(path, trust_remote_code), trust_remote_code)
 
 
 def load_masters(vlm: VisionLanguageModel) -> Any:
@@ -121,15 +134,20 @@ def load_masters(vlm: VisionLanguageModel) -> Any:
     Raises:
         ModelError: it is not there any more.
     """
-    # Whatever code it runs was trusted when `vlm` was loaded.
-    return _load_weights(vlm.model.name_or_path, torch.float32, "cpu", trust_remote_code=True)
+    path = vlm.model.name_or_path
+    check_model_folder(path)
+    return _load_weights(path, torch.float32, "cpu", trust_remote_code=False, model_class=type(vlm.model))
 
 
 def _load_weights(
-    path: Path | str, dtype: torch.dtype, device_map: str | dict[str, torch.device], trust_remote_code: bool
+    path: Path | str,
+    dtype: torch.dtype,
+    device_map: str | dict[str, torch.device],
+    trust_remote_code: bool,
+    model_class: Any = AutoModelForImageTextToText,
 ) -> Any:
     try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        loaded = model_class.from_pretrained(
             path,
             dtype=dtype,
             device_map=device_map,

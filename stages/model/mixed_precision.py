@@ -9,10 +9,19 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
+from stages.sections import TrainerSection
+
 Trained: TypeAlias = Literal["all", "text", "none"]
 """Which weights of a checkpoint are trained; `none` under adapters too, which are weights beside them."""
 
 _ROUNDED_BY_AUTOCAST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def trained_weights(section: TrainerSection) -> Trained:
+    """Which of a checkpoint's weights the recipe trains."""
+    if section.lora is not None:
+        return "none"
+    return "text" if section.freeze_vision else "all"
 
 
 def text_weights(model: Any) -> set[Tensor]:

@@ -1,11 +1,13 @@
 """What is not trained rests in bfloat16, computes as float32 weights do under autocast, and is saved in full."""
 
 import json
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stages.errors import ModelError
 from stages.model.batches import encode_prompt
@@ -113,6 +115,37 @@ def test_a_step_beside_weights_at_rest_has_the_gradients_of_one_beside_float32_o
         assert torch.equal(gradients[1][name], gradient), name
 
 
+class Casts(TorchDispatchMode):
+    """Counts the bfloat16 copies of float32 weights that are alive."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.shapes = {weight.shape for weight in model.parameters() if weight.ndim == 2}
+        self.made = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten._to_copy.default and out.dtype == torch.bfloat16 and out.shape in self.shapes:
+            self.made.append(weakref.ref(out))
+        return out
+
+    def alive(self):
+        return sum(reference() is not None for reference in self.made)
+
+
+def test_no_pass_keeps_the_casts_of_its_weights(checkpoint, rows):
+    vlm = opened(checkpoint, "all")
+    reader, seen = LogprobReader(vlm), []
+    reader.packed = False  # no dispatch mode goes with the mask of packed rows
+    counted = Casts(vlm.model)
+    layers = vlm.model.get_decoder().layers
+    layers[-1].register_forward_hook(lambda *_: seen.append(counted.alive()))
+    with torch.no_grad(), counted:
+        read(reader, rows)
+    assert len(counted.made) >= 7 * len(layers)
+    assert max(seen) <= 1
+
+
 def test_adapters_are_added_to_the_weights_of_the_files(checkpoint, rows, tmp_path):
     own = trainer(opened(checkpoint, "none"), learning_rate=1e-4, **ADAPTED)
     own.step(rows, SupervisedLoss())
@@ -155,8 +188,8 @@ def test_what_is_saved_says_of_itself_what_it_did(checkpoint, trained, machine, 
 
 def test_files_that_are_gone_are_named(checkpoint, tmp_path):
     own = trainer(opened(checkpoint, "none"), **ADAPTED)
-    own.vlm.model.config._name_or_path = own.vlm.model.name_or_path = str(tmp_path / "gone")
-    with pytest.raises(ModelError, match=r"gone"):
+    own.vlm.model.name_or_path = str(tmp_path / "gone")
+    with pytest.raises(ModelError, match=r"gone: no such model folder"):
         own.save_weights(tmp_path / "model")
 
 
