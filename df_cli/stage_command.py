@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
 
@@ -134,6 +134,11 @@ def _run(
     requests = Requests(stop_after_s=stop_after, save_every=save_every) if stops else None
     origin = asked_for.origin.as_record()
     outcome = execute(stage, out, overwrite=overwrite, dry_run=dry_run, requests=requests, origin=origin)
+    if dry_run:
+        from stages.estimate import estimate
+
+        needs = estimate(step, asked_for.recipe, given)
+        outcome = replace(outcome, plan=outcome.plan | ({"estimate": needs} if needs else {}))
     if _is_main():
         print_outcome(outcome)
 

@@ -51,6 +51,19 @@ def test_a_dry_run_prints_the_plan_as_json_and_touches_nothing(command, workspac
     assert listing(workspace) == before
 
 
+@pytest.mark.usefixtures("workspace")
+@pytest.mark.parametrize("command", OPTIONS)
+def test_a_dry_run_estimates_what_it_takes(command, df):
+    _, out, _ = df(f"{command} {OPTIONS[command]} --out out --dry-run")
+    told = json.loads(out)["estimate"]
+    # A copy of the digits base: the plan says GiB, of which the smallest of models has hundredths.
+    assert 0 < told["device_gib"]["at_most"] < 1
+    trains = command in ("sft-repair", "rl-repair", "train-policy")
+    assert (set(told["disk_gib"]), set(told["host_gib"])) == (
+        ({"model", "optimizer", "checkpoints_until_it_is_done"}, {"saving"}) if trains else (set(), set())
+    )
+
+
 @pytest.mark.parametrize("command", OPTIONS)
 def test_a_missing_input_is_named_with_its_producer(command, workspace, df):
     option, value = OPTIONS[command].split()[:2]
