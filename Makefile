@@ -101,7 +101,7 @@ endef
 define a_round
 $(call step,$(call round,$(1))/rollout,$(DF),rollout --problems $(TRAIN) --policy $(call policy,$(1)) --seed $(call round_seed,$(1)),$(if $(filter 1,$(1)),$(if $(SIBLING),,$(RL)),$(call policy,$(1))))
 $(call step,$(call round,$(1))/build-masks,$(DF),build-masks --rollouts $(call round,$(1))/rollout --problems $(TRAIN) $(if $(SIBLING),,--repair-model $(RL)) --policy $(call policy,$(1)) --seed $(call round_seed,$(1)),$(call round,$(1))/rollout)
-$(call step,$(call round,$(1))/train-policy,$(DF_TRAIN),train-policy --groups $(call round,$(1))/build-masks --problems $(TRAIN) --policy $(call policy,$(1)) --seed $(call round_seed,$(1)),$(call round,$(1))/build-masks)
+$(call step,$(call round,$(1))/train-policy,$(DF_TRAIN),train-policy --groups $(call round,$(1))/build-masks --problems $(TRAIN) --policy $(call policy,$(1)) --reference $(BASE) --seed $(call round_seed,$(1)),$(call round,$(1))/build-masks)
 endef
 $(if $(SIBLING),,$(eval $(repair_model)))
 $(foreach number,$(shell seq $(ROUNDS)),$(eval $(call a_round,$(number))))

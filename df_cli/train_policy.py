@@ -18,6 +18,10 @@ def train_policy(
     groups: Annotated[Path, typer.Option("--groups", help="Output of df build-masks.")],
     problems: options.Problems,
     policy: options.Policy,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Policy that the rounds start from, for a KL term; --policy if not given."),
+    ] = None,
     budget_device_seconds: Annotated[
         float | None,
         typer.Option(min=0, help="Train until this much is spent, whatever train.epochs says (compute matching)."),
@@ -27,4 +31,4 @@ def train_policy(
     """Train the policy on the tokens that were wrong (eq. 10-23)."""
     from stages.s5_train_policy import TrainPolicy
 
-    return TrainPolicy(recipe, groups, problems, policy, budget_device_seconds, on_bad_row)
+    return TrainPolicy(recipe, groups, problems, policy, reference, budget_device_seconds, on_bad_row)

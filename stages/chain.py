@@ -72,14 +72,15 @@ class Chain:
             return sft
         return self.make(RL, "rl-repair", self.seed, **inputs, repair_model=sft, repair_set=self.repair_set)
 
-    def round(self, number: int, policy: Path, repair_model: Path | None) -> Round:
-        """Rollouts of the policy, their masks, training on them; rounds count from 1."""
+    def round(self, number: int, policy: Path, repair_model: Path | None, start: Path) -> Round:
+        """Rollouts of the policy, their masks, training on them; rounds count from 1, from the policy `start`."""
         seed, problems = self.round_seed(number), self.problems
         place = round_folder(Path(), number)
         rollouts = self.make(str(place / ROLLOUT), "rollout", seed, problems=problems, policy=policy)
         inputs = {"rollouts": rollouts, "problems": problems, "repair_model": repair_model, "policy": policy}
         groups = self.make(str(place / MASKS), "build-masks", seed, **inputs)
-        trained = self.make(str(place / TRAIN), "train-policy", seed, groups=groups, problems=problems, policy=policy)
+        inputs = {"groups": groups, "problems": problems, "policy": policy, "reference": start}
+        trained = self.make(str(place / TRAIN), "train-policy", seed, **inputs)
         return Round(rollouts, groups, trained)
 
     def round_seed(self, number: int) -> int:
@@ -87,8 +88,9 @@ class Chain:
 
     def rounds(self, count: int, policy: Path, repair_model: Path | None) -> Iterator[Round]:
         """So many, each from the policy that the one before came to."""
+        start = policy
         for number in range(1, count + 1):
-            made = self.round(number, policy, repair_model)
+            made = self.round(number, policy, repair_model, start)
             yield made
             policy = made.policy
 

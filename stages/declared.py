@@ -106,11 +106,17 @@ def declare_realigned_pairs(recipe: Recipe, pairs: Path) -> Plan:
 
 
 def declare_train_policy(
-    recipe: Recipe, groups: Path, problems: Path, policy: Path, budget_device_seconds: float | None = None
+    recipe: Recipe,
+    groups: Path,
+    problems: Path,
+    policy: Path,
+    reference: Path | None = None,
+    budget_device_seconds: float | None = None,
 ) -> Plan:
     sections = recipe.subset("model", "prompt", "train", "trainer", rollout=SAMPLING_FIELDS)
     section = recipe.train
     off = {name for name in ("leak", "evenness", "support") if getattr(section, name) == 0}
+    off |= {"kl_reference"} if section.objective.kl_coef == 0 else set()
     sections = _without(
         sections, "train", off | ({"answer_gap_weight"} if section.advantage != "answer_gap" else set())
     )
@@ -122,7 +128,22 @@ def declare_train_policy(
         "problems": Input(problems, table_input(problems, PROBLEMS).reads + table_input(problems, PREFERENCES).reads),
         "policy": Input(policy, WEIGHTS + optimizer + prm + _critic(recipe.train.objective.algorithm)),
     }
+    anchor = train_anchor(recipe, policy, reference)
+    if anchor not in (None, policy):
+        inputs["reference"] = Input(anchor, WEIGHTS)
     return Plan("train-policy", sections | budget, recipe.seed, inputs)
+
+
+def train_anchor(recipe: Recipe, policy: Path, reference: Path | None) -> Path | None:
+    """The model that a KL term of `df train-policy` compares with; None without one, or where it is the policy without
+    its adapters.
+    """
+    section = recipe.train
+    if section.objective.kl_coef == 0:
+        return None
+    if section.kl_reference == "start" and reference is not None and reference != policy:
+        return reference
+    return policy if recipe.trainer.lora is None else None
 
 
 def declare_evaluate(recipe: Recipe, problems: Path, model: Path) -> Plan:

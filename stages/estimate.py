@@ -39,7 +39,8 @@ def held(step: str, recipe: Recipe) -> list[Held]:
     if step == "build-masks":
         return [Held("repair_model", "samples")] * (recipe.masks.repairer == "model") + [Held("policy", "scores")]
     if step == "train-policy":
-        reference = [Held("policy", "scores")] * _anchored(recipe.train.objective.kl_coef, recipe)
+        apart = recipe.train.kl_reference == "start" and recipe.train.objective.kl_coef > 0
+        reference = [Held("policy", "scores")] * (apart or _anchored(recipe.train.objective.kl_coef, recipe))
         prm = [Held("policy", "trains")] * (recipe.train.advantage == "prime")
         return [Held("policy", "trains"), *reference, *prm]
     sampled = {"repair-set sheet": "policy", "rollout": "policy", "evaluate": "model"}

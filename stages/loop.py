@@ -112,7 +112,7 @@ class _Rounds:
         for number in range(self.loop.rounds + 1):
             self.made = {}
             if number:
-                policy = self.chain.round(number, policy, self.repair_model).policy
+                policy = self.chain.round(number, policy, self.repair_model, self.loop.policy).policy
             accuracy = self._validated(number, policy)
             is_best = self._note_best(number, accuracy)
             if accuracy:

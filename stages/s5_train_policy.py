@@ -23,7 +23,7 @@ from stages.artifacts.store import count_rows, iterate_rows, parquet_files, read
 from stages.checks.problem_check import ProblemCheck
 from stages.core.objectives import has_critic
 from stages.core.values import CriticSettings
-from stages.declared import declare_train_policy
+from stages.declared import declare_train_policy, train_anchor
 from stages.engines.loading import open_frozen, open_model
 from stages.engines.maker import check_maker, maker
 from stages.engines.models import Models
@@ -72,6 +72,8 @@ class TrainPolicy:
     groups: Path
     problems: Path
     policy: Path
+    reference: Path | None = None
+    """The policy that the rounds start from, for a KL term to compare with."""
     budget_device_seconds: float | None = None
     """Train until this is spent, passing over the groups as often as it takes; `train.epochs` does not count then."""
     on_bad_row: OnBadRow = "fail"
@@ -88,7 +90,9 @@ class TrainPolicy:
 
     @cached_property
     def declared(self) -> Plan:
-        return declare_train_policy(self.recipe, self.groups, self.problems, self.policy, self.budget_device_seconds)
+        return declare_train_policy(
+            self.recipe, self.groups, self.problems, self.policy, self.reference, self.budget_device_seconds
+        )
 
     @property
     def inputs(self) -> Mapping[str, Path | Input]:
@@ -155,8 +159,8 @@ class TrainPolicy:
     def _trainer(self, step: Step) -> Trainer:
         recipe, section = self.recipe, self.recipe.train
         with step.ledger.phase("load"):
-            anchored = section.objective.kl_coef > 0 and recipe.trainer.lora is None
-            reference = open_frozen(self.policy, recipe) if anchored else None
+            anchor = train_anchor(recipe, self.policy, self.reference)
+            reference = None if anchor is None else open_frozen(anchor, recipe)
             return self.models.trainer(
                 self.policy,
                 recipe,

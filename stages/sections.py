@@ -467,6 +467,11 @@ class TrainSection(Section):
         description="Least probability that the policy gives each marked token of a repair: an error whose repair has "
         "a less likely one counts as not repaired (our choice; 0 keeps all).",
     )
+    kl_reference: Literal["start", "previous"] = Field(
+        "start",
+        description="What a KL term compares with: `start`, the policy that the rounds start from, where the command "
+        "is given it (`--reference`; `make all` and `df loop` do); `previous`, the one that the round starts from.",
+    )
     epochs: Positive = Field(1, description="Passes over the groups.")
     problems_per_step: Positive = Field(16, description="Groups an optimizer step.")
     objective: ObjectiveSection = ObjectiveSection()

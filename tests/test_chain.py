@@ -42,7 +42,12 @@ def test_a_round_starts_from_the_policy_that_the_one_before_came_to() -> None:
             "round-2/train-policy",
             "train-policy",
             3002,
-            {"groups": "round-2/build-masks", "problems": "train", "policy": "round-1/train-policy"},
+            {
+                "groups": "round-2/build-masks",
+                "problems": "train",
+                "policy": "round-1/train-policy",
+                "reference": "base",
+            },
         ),
     ]
 

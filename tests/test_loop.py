@@ -31,6 +31,7 @@ SMALL = [
     "evaluate.draws=1",
     "evaluate.image_removed=false",
 ]
+MOVING = ["train.objective.kl_coef=0.1", "train.kl_reference=previous"]
 PPO = ["train.objective.algorithm=ppo", "masks.on_no_correct=repair"]
 STAGES = {"rollout": Rollout, "build-masks": BuildMasks, "train-policy": TrainPolicy, "evaluate": Evaluate}
 
@@ -87,6 +88,7 @@ def contents(run):
         pytest.param(["trainer.lora={rank: 2, alpha: 4}"], id="adapters", marks=pytest.mark.slow),
         pytest.param(PPO, id="critic", marks=pytest.mark.slow),
         pytest.param(["train.objective.kl_coef=0.1"], id="reference", marks=pytest.mark.slow),
+        pytest.param(MOVING, id="moving reference", marks=pytest.mark.slow),
     ],
 )
 def test_a_loop_writes_what_the_commands_write(tmp_path, loop_of, settings, monkeypatch):
@@ -233,3 +235,15 @@ def test_two_processes_do_a_loop_together(tmp_path, loop_of):
     assert len(told) == 4  # one process speaks
     devices = {read_manifest(file.parent)["devices"] for file in loop.out.rglob("manifest.json")}
     assert devices == {2}
+
+
+@pytest.mark.parametrize(("anchor", "is_far"), [("start", True), ("previous", False)])
+def test_a_kl_term_compares_with_the_policy_of_the_start(tmp_path, loop_of, anchor, is_far):
+    """The second round's first step, at unchanged weights: the distance to this round's policy is nothing."""
+    settings = [f"train.kl_reference={anchor}", "train.objective.kl_coef=0.1", "train.optimizer.learning_rate=1e-3"]
+    list(loop_of(tmp_path, *settings).run())
+    rows = iterate_rows(tmp_path / "round-2/train-policy/metrics.parquet", METRICS)
+    first = next(row["value"] for row in rows if row["metric"] == "kl_ref")
+    assert (first > 1e-3) == is_far
+    inputs = read_manifest(tmp_path / "round-2/train-policy")["inputs"]
+    assert ("reference" in inputs) == is_far

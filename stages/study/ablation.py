@@ -206,7 +206,7 @@ class Runs:
         policies = [spending.policy(start, 0)]
         folders: list[Path] = []
         while len(policies) <= rounds if budget is None else policies[-1].device_seconds < budget:
-            made = chain.round(len(policies), policies[-1].folder, repair_model)
+            made = chain.round(len(policies), policies[-1].folder, repair_model, start)
             folders += made
             policies.append(spending.policy(made.policy, len(policies)))
         points = [

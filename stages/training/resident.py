@@ -22,7 +22,7 @@ class ResidentModels(Models):
 
     vLLM reads the new weights from their files. The embedded engine takes them from the trainer, unless adapters,
     compiled layers or several processes make of the model what no engine generates with: it is then opened from the
-    files. So is a trainer with a critic or a reference.
+    files. So is a trainer with a critic, or with a reference that moves on with the rounds.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,8 @@ class ResidentModels(Models):
 
     def trained(self, trainer: Trainer, policy: Path, out: Path, recipe: Recipe) -> None:
         plain = is_plain(recipe.trainer)
-        keeps_state = plain and trainer.critic is None and trainer.reference is None
+        stays = trainer.reference is None or recipe.train.kl_reference == "start"
+        keeps_state = plain and trainer.critic is None and stays
         self._trainer = (out, trainer) if keeps_state else None
         trainer.vlm.model.name_or_path = str(model_folder(out))  # older files may be deleted
         trainer.optimizer.zero_grad()  # gradients take no room while others work

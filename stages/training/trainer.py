@@ -113,9 +113,9 @@ class Trainer:
 
     The optimizer's state and its step count live beside the checkpoint and carry over from round to round, but not
     with adapters, which start anew on the weights that the last ones were added to. A frozen `reference` gives the
-    log-probs that a KL term compares with; with adapters it is the model without them. `critic_from` gives the model a
-    critic: the one in that folder, which carries over with its own optimizer state, or a fresh one; it learns at
-    `critic_rate` times the learning rate.
+    log-probs that a KL term compares with; without one it is the model without its adapters. `critic_from` gives the
+    model a critic: the one in that folder, which carries over with its own optimizer state, or a fresh one; it learns
+    at `critic_rate` times the learning rate.
     """
 
     def __init__(
@@ -229,12 +229,12 @@ class Trainer:
         Raises:
             ValueError: the trainer has neither a reference nor adapters to leave out.
         """
-        if self.adapters is not None:
-            with self.adapters.disable_adapter():
-                return self.reader.read(readings, temperature=self.temperature, layout=layout).logprobs_BT
-        if self.reference is None:
+        if self.reference is not None:
+            return self.reference.read(readings, temperature=self.temperature, layout=layout).logprobs_BT
+        if self.adapters is None:
             raise ValueError("the loss has a KL; give the trainer a reference")
-        return self.reference.read(readings, temperature=self.temperature, layout=layout).logprobs_BT
+        with self.adapters.disable_adapter():
+            return self.reader.read(readings, temperature=self.temperature, layout=layout).logprobs_BT
 
     def start_critic(self, rewards: Sequence[float]) -> None:
         """A fresh critic's values start at the mean of these, one a response; one that has learned stays as it is."""

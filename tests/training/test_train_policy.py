@@ -100,7 +100,7 @@ def stage_of(tmp_path, digits, base_dir):
             rows = [row for problem in problems for row in numbered(problem)]
             write_rows(folder / f"{GROUPS.name}-{index:05d}.parquet", GROUPS, rows)
         recipe = load_recipe("digits", ["train.problems_per_step=2", *settings, f"seed={seed}"])
-        return TrainPolicy(recipe, folder, digits / "repair_set.parquet", policy, budget)
+        return TrainPolicy(recipe, folder, digits / "repair_set.parquet", policy, budget_device_seconds=budget)
 
     return make
 
