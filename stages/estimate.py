@@ -154,5 +154,16 @@ def _on_disk(trained: list[Size], recipe: Recipe) -> dict[str, int]:
     return model | carried | {"checkpoints_until_it_is_done": 2 * _RESUMED * learns}
 
 
+def loop_disk(recipe: Recipe, policy: Path) -> int:
+    """Bytes that the weights of a loop take at most: rounds that are kept, the best, and the one that is being made.
+
+    Raises:
+        ModelError: the policy's configuration cannot be read.
+    """
+    parts = _on_disk([_size(policy, recipe)], recipe)
+    checkpoints = parts.pop("checkpoints_until_it_is_done")
+    return (recipe.loop.keep_rounds + 2) * sum(parts.values()) + checkpoints
+
+
 def _gib(parts: Mapping[str, int]) -> dict[str, float]:
     return {name: round(value / _GIB, 2) for name, value in parts.items()}

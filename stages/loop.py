@@ -6,6 +6,7 @@ The steps are those of the commands, in the folders that `make all` uses: a run 
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -22,6 +23,8 @@ from stages.artifacts.store import iterate_rows
 from stages.artifacts.up_to_date import model_files, standing
 from stages.artifacts.writing import writing
 from stages.chain import TRAIN, VALIDATION, Chain, round_folder
+from stages.errors import ArtifactError
+from stages.estimate import loop_disk
 from stages.evaluate import Evaluate
 from stages.measures.accuracy import Measure
 from stages.recipe import Recipe
@@ -34,6 +37,7 @@ from stages.s4_build_masks.stage import check_options
 from stages.s5_train_policy import TrainPolicy
 from stages.training.resident import ResidentModels
 
+GIB = 2**30
 BEST = "best"
 """Link to the step that trained the best policy so far."""
 
@@ -89,6 +93,19 @@ class Loop:
         planned(Rollout(self.recipe, self.problems, self.policy))
         if self.validation is not None:
             planned(Evaluate(self.recipe, self.validation, self.policy))
+        processes.on_main(self._check_disk)
+
+    def _check_disk(self) -> None:
+        """Raises ArtifactError where there is no room for the weights; those of an earlier start count as room."""
+        weights = self.out.glob(f"round-*/{TRAIN}/**/*.safetensors")
+        room = shutil.disk_usage(self.out).free + sum(file.stat().st_size for file in weights)
+        need = loop_disk(self.recipe, self.policy)
+        if need > room:
+            raise ArtifactError(
+                f"{self.out}: weights and optimizer states take {need / GIB:.1f} GiB (loop.keep_rounds is "
+                f"{self.recipe.loop.keep_rounds}, and the best), {room / GIB:.1f} GiB are free; lower it, or give "
+                "another --out"
+            )
 
 
 class _Rounds:

@@ -1,11 +1,14 @@
 """`df loop`: the artifacts of the commands, byte for byte, from models that stay open."""
 
 import itertools
+import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from forked import df_pair
 from stages.artifacts.columns import METRICS, PROBLEMS
@@ -14,6 +17,7 @@ from stages.artifacts.stage import execute
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.chain import Chain
 from stages.engines.loading import open_model
+from stages.errors import ArtifactError
 from stages.evaluate import Evaluate
 from stages.loop import Loop
 from stages.recipe import load_recipe
@@ -247,3 +251,20 @@ def test_a_kl_term_compares_with_the_policy_of_the_start(tmp_path, loop_of, anch
     assert (first > 1e-3) == is_far
     inputs = read_manifest(tmp_path / "round-2/train-policy")["inputs"]
     assert ("reference" in inputs) == is_far
+
+
+def test_a_disk_without_room_for_the_weights_is_told_before_the_first_rollout(tmp_path, loop_of, base_dir, monkeypatch):
+    """Weights and AdamW's two moments in float32, of two rounds that are kept, the best and the one under way; two
+    checkpoints of those three, of which the newer takes the older's place."""
+    with safe_open(base_dir / "model.safetensors", "np") as file:
+        elements = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    need = 4 * elements * 3 * (2 + 1 + 1) + 2 * 4 * elements * 3
+
+    def with_free(space):
+        usage = shutil.disk_usage(tmp_path)._replace(free=space)
+        monkeypatch.setattr("shutil.disk_usage", lambda _path: usage)
+        return loop_of(tmp_path / "run")._check_disk()
+
+    with_free(need)
+    with pytest.raises(ArtifactError, match=r"weights and optimizer states take 0.1 GiB .* are free"):
+        with_free(need - 1)
