@@ -167,7 +167,7 @@ $(RUN)/report.html: $(call to_do,$(RUN)) | $(RUN)/summary.parquet
 limits = $(if $(STOP_AFTER),--stop-after $(STOP_AFTER)) $(if $(filter %-repair train-policy loop,$(1)),$(if $(SAVE_EVERY),--save-every $(SAVE_EVERY)))
 define rule
 $(1)/manifest.json: $(call to_do,$(1)) | $(READY) $(patsubst %,%/manifest.json,$(before/$(1)))
-	$$(launch/$(1)) $$(command/$(1)) $(if $(OVERWRITE),--overwrite-changed) $(call limits,$(firstword $(command/$(1))))
+	$$(launch/$(1)) $$(command/$(1)) $(call limits,$(firstword $(command/$(1)))) $(if $(OVERWRITE),--overwrite-changed)
 endef
 $(foreach step,$(STEPS),$(eval $(call rule,$(step))))
 

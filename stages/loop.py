@@ -137,7 +137,8 @@ class _Rounds:
             if number:
                 self._make_room(number)
                 self._train_repair_model(number, policy)
-            yield RoundResult(number, self.made, accuracy, is_best, time.perf_counter() - started)
+            if self.made:
+                yield RoundResult(number, self.made, accuracy, is_best, time.perf_counter() - started)
             started = time.perf_counter()
             if self.section.patience is not None and worse >= self.section.patience:
                 return

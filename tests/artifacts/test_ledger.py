@@ -70,11 +70,12 @@ def test_a_phase_after_an_evaluation_that_failed_is_booked():
     assert ledger.device_seconds.keys() == {"evaluate", "train"}
 
 
-BUSY = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True)\nimport sys; sys.stdin.read()"
+BUSY = "import time\nwhile time.process_time() < 0.6: pass\nprint(flush=True)\nimport sys; sys.stdin.read()"
 
 
 def test_on_a_cpu_work_is_booked_and_waiting_is_not():
-    """A child that works counts while it lives and when it has ended; time asleep does not."""
+    """A child that works counts while it lives and when it has ended, but for what a clock of ticks has not seen yet;
+    time asleep does not."""
     ledger = CostLedger(clock=cpu_seconds)
     with ledger.phase("score"):
         time.sleep(0.5)
