@@ -7,10 +7,15 @@ from df_cli.main import app
 from stages.artifacts.columns import EPISODES, GROUPS, METRICS, REPAIRS, ROLLOUTS, SAMPLES, SCORES
 from stages.artifacts.manifests import read_manifest
 from stages.artifacts.problems import ProblemSet
+from stages.artifacts.stage import execute
 from stages.artifacts.store import iterate_rows
+from stages.engines import vllm_engine
 from stages.engines.protocol import ScoreRequest
 from stages.engines.transformers_engine import TransformersEngine
+from stages.loop import Loop
 from stages.model.prompts import policy_prompt
+from stages.recipe import load_recipe
+from stages.s3_rollout import Rollout
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -88,3 +93,27 @@ def test_repair_rl_samples_from_the_weights_that_it_trains(out):
 def test_every_mode_is_scored(out):
     modes = [row["mode"] for row in iterate_rows(out / "evaluate", SCORES)]
     assert {mode: modes.count(mode) for mode in modes} == {"greedy": 8, "sampled": 8, "image_removed": 8}
+
+
+def test_a_loop_keeps_its_engine_and_samples_from_the_newest_weights(tmp_path, digits, base_dir, monkeypatch):
+    """One start for two rounds; the second round's responses are those of an engine that opens its policy anew."""
+    started = []
+    start = vllm_engine._start
+    monkeypatch.setattr(vllm_engine, "_start", lambda *given: started.append(given) or start(*given))
+    settings = [*SMALL[:2], "engine.name=vllm", "masks.repairer=sibling", "train.optimizer.learning_rate=5e-4"]
+    recipe, problems = load_recipe("digits", settings), digits / "problems_train.parquet"
+    list(Loop(recipe, problems, base_dir, None, tmp_path / "run", rounds=2).run())
+    assert len(started) == 1
+
+    def second_round_of(policy):
+        """Its responses with the second round's seed, by an engine of its own."""
+        out = tmp_path / f"of-{policy.name}"
+        execute(Rollout(recipe.model_copy(update={"seed": 2}), problems, policy), out)
+        return responses(out)
+
+    def responses(folder):
+        return [row["ids"] for row in iterate_rows(folder, ROLLOUTS)]
+
+    of_loop = responses(tmp_path / "run/round-2/rollout")
+    assert of_loop == second_round_of(tmp_path / "run/round-1/train-policy")
+    assert of_loop != second_round_of(base_dir)

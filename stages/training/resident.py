@@ -14,6 +14,7 @@ from stages.engines.vllm_engine import VllmEngine
 from stages.model.codec import Codec
 from stages.model.loading import VisionLanguageModel
 from stages.recipe import Recipe
+from stages.runtime import processes
 from stages.training.trainer import Trainer, is_plain
 
 
@@ -59,6 +60,7 @@ class ResidentModels(Models):
         return super().trainer(policy, recipe, make)
 
     def trained(self, trainer: Trainer, policy: Path, out: Path, recipe: Recipe) -> None:
+        processes.wait()  # the main process completes the step
         plain = is_plain(recipe.trainer)
         stays = trainer.reference is None or recipe.train.kl_reference == "start"
         keeps_state = plain and trainer.critic is None and stays
