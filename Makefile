@@ -173,11 +173,13 @@ $(foreach step,$(STEPS),$(eval $(call rule,$(step))))
 
 again: ;
 
+loop ablate study: DF_DIGESTS = $(RUN)-$@/digests.jsonl
+
 # The repair model's steps, where the recipe has them, then one process for all rounds.
 LOOP_RL := $(if $(SIBLING),,$(RUN)-loop/2-rl-repair)
 loop: | $(READY)
 	$(if $(SIBLING),,$(MAKE) $(LOOP_RL)/manifest.json RUN=$(RUN)-loop)
-	$(if $(LAUNCH),$(BIN)/accelerate launch $(LAUNCH) -m df_cli,$(BIN)/df) loop --problems $(TRAIN) --policy $(BASE) $(if $(SIBLING),,--repair-model $(LOOP_RL)) \
+	$(DF_TRAIN) loop --problems $(TRAIN) --policy $(BASE) $(if $(SIBLING),,--repair-model $(LOOP_RL)) \
 	  $(if $(wildcard $(VALIDATION)),--validation $(VALIDATION)) --rounds $(ROUNDS) --seed $(SEED) --out $(RUN)-loop $(OPTIONS) $(call limits,loop)
 
 ablation = $(BIN)/df ablate --train $(TRAIN) --test $(TEST) --repair-set $(REPAIR_SET) --base $(BASE) \

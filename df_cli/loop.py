@@ -72,7 +72,7 @@ def _line(result: RoundResult, rounds: int) -> str:
     parts.append("device-seconds " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in took.items()))
     left = (rounds - result.number) * result.seconds
     parts.append(f"{result.seconds:.1f} s, about {left:.0f} s left" if left else f"{result.seconds:.1f} s")
-    return "; ".join(part for part in parts if part) + (" (best so far)" if result.is_best else "")
+    return "; ".join(parts) + (" (best so far)" if result.is_best else "")
 
 
 def _accuracy(result: RoundResult) -> str:

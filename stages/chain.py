@@ -84,6 +84,7 @@ class Chain:
         return Round(rollouts, groups, trained)
 
     def round_seed(self, number: int) -> int:
+        """Of a round's steps; none is another run's, as long as a run has fewer than 1,000."""
         return self.seed * 1000 + number
 
     def rounds(self, count: int, policy: Path, repair_model: Path | None) -> Iterator[Round]:

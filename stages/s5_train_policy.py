@@ -454,8 +454,10 @@ class GroupSource:
         tally = self.step.tally
         tally.rows_in += 1
         tally.rows_out += bool(group)
-        if self.recipe.train.support:
-            tally.counts["repairs_unsupported"] += len(rows) - len(supported(rows, self.recipe.train.support))
+        if support := self.recipe.train.support:
+            believed = supported(rows, support)
+            tally.counts["repairs_unsupported"] += len(rows) - len(believed)
+            rows = believed
         pairs_only = self.recipe.train.objective.algorithm == "dpo"
         if pairs_only:
             tally.counts["ungated_errors_without_pair"] += sum(row["in_pair"] for row in rows) - len(group)
