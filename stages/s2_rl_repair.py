@@ -26,8 +26,8 @@ from stages.engines.loading import (
     check_same_tokens,
     open_codec,
     open_engine,
-    open_frozen,
     open_model,
+    open_reference,
     open_sampler,
     recipe_sampling,
     with_engine,
@@ -172,7 +172,7 @@ class RlRepair:
             seed=recipe.seed,
             critic_from=self.repair_model if has_critic(recipe.repair_rl.objective.algorithm) else None,
             critic_rate=CriticSettings(**recipe.repair_rl.objective.critic()).critic_rate,
-            reference=open_frozen(self.repair_model, recipe) if anchored else None,
+            reference=open_reference(self.repair_model, recipe) if anchored else None,
         )
 
 

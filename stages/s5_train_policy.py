@@ -24,7 +24,7 @@ from stages.checks.problem_check import ProblemCheck
 from stages.core.objectives import has_critic
 from stages.core.values import CriticSettings
 from stages.declared import declare_train_policy, train_anchor
-from stages.engines.loading import open_frozen, open_model
+from stages.engines.loading import open_model, open_reference
 from stages.engines.maker import check_maker, maker
 from stages.engines.models import Models
 from stages.errors import DataError
@@ -160,7 +160,7 @@ class TrainPolicy:
         recipe, section = self.recipe, self.recipe.train
         with step.ledger.phase("load"):
             anchor = train_anchor(recipe, self.policy, self.reference)
-            reference = None if anchor is None else open_frozen(anchor, recipe)
+            reference = None if anchor is None else open_reference(anchor, recipe)
             return self.models.trainer(
                 self.policy,
                 recipe,

@@ -25,20 +25,26 @@ from stages.seeds import Purpose, derive_seed
 
 def open_model(path: Path, recipe: Recipe, *, master_weights: bool = False) -> VisionLanguageModel:
     """Load a checkpoint, or a training step's; with `master_weights` for training, as the recipe's `trainer` says."""
-    return _load(path, recipe, trained_weights(recipe.trainer) if master_weights else None)
+    return _load(path, recipe, trained_weights(recipe.trainer) if master_weights else None, in_training=master_weights)
 
 
-def open_frozen(path: Path, recipe: Recipe) -> VisionLanguageModel:
-    """Load what computes as one that is trained does and is not: a KL's reference, or what makes old log-probs."""
-    return _load(path, recipe, "none")
+def open_reference(path: Path, recipe: Recipe) -> VisionLanguageModel:
+    """Load what a trainer compares with in a KL: it computes as the trained model does, and is cut as it is."""
+    return _load(path, recipe, "none", in_training=True)
 
 
-def _load(path: Path, recipe: Recipe, trained: Trained | None) -> VisionLanguageModel:
+def open_scorer(path: Path, recipe: Recipe) -> VisionLanguageModel:
+    """Load what makes old log-probs: it computes as the trained model does, whole on its own device."""
+    return _load(path, recipe, "none", in_training=False)
+
+
+def _load(path: Path, recipe: Recipe, trained: Trained | None, *, in_training: bool) -> VisionLanguageModel:
     section = recipe.model
     return load_model(
         model_folder(path),
         dtype=section.dtype,
         trained=trained,
+        in_training=in_training,
         min_pixels=section.min_pixels,
         max_pixels=section.max_pixels,
         trust_remote_code=section.trust_remote_code,
@@ -50,7 +56,7 @@ def open_engine(path: Path, recipe: Recipe, *, as_trained: bool = False) -> Gene
     """The recipe's engine with this checkpoint; `as_trained` where it makes the old log-probs of what is trained."""
 
     def embedded() -> Generator:
-        return embedded_engine(open_frozen(path, recipe) if as_trained else open_model(path, recipe), recipe)
+        return embedded_engine(open_scorer(path, recipe) if as_trained else open_model(path, recipe), recipe)
 
     return _vllm_engine(path, recipe, embedded) if engine_name(recipe) == "vllm" else embedded()
 

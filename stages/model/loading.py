@@ -84,6 +84,7 @@ def load_model(
     *,
     dtype: str = "float32",
     trained: Trained | None = None,
+    in_training: bool = False,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     trust_remote_code: bool = False,
@@ -95,7 +96,8 @@ def load_model(
     vanish in bfloat16 ones, and so is what `rounded_weights` leaves out. Without, all weights are of `dtype`.
     Preprocessed images are kept in the folder `image_cache`, if one is given.
     It goes onto the GPU if there is one, layer by layer onto all of them if there are several, else onto the CPU. Of
-    several processes each loads onto its own GPU, or onto the CPU what is going to be cut into shards.
+    several processes each loads onto its own GPU. What is `in_training`, a trained model or the reference beside it,
+    each loads onto the CPU instead where a trainer then cuts it into shards.
 
     Raises:
         ModelError: as `load_codec`, `check_loaded` and `check_finite`; the hub has no such safetensors.
@@ -107,7 +109,7 @@ def load_model(
         trust_remote_code=trust_remote_code,
         image_cache=image_cache,
     )
-    device_map = _device_map(trained is not None)
+    device_map = _device_map(in_training)
     if trained is None or dtype == "float32":
         model = _load_weights(path, DTYPES[dtype], device_map, trust_remote_code)
         return wrap_model(model, codec.processor)
@@ -283,9 +285,9 @@ def _only_local(path: Path | str, trust_remote_code: bool) -> bool:
     return Path(path).is_dir() and not trust_remote_code
 
 
-def _device_map(trained: bool) -> str | dict[str, torch.device]:
+def _device_map(in_training: bool) -> str | dict[str, torch.device]:
     if processes.count() > 1:
-        return "cpu" if trained and processes.will_shard() else {"": processes.device()}
+        return "cpu" if in_training and processes.will_shard() else {"": processes.device()}
     if torch.cuda.device_count() > 1:
         return "auto"
     return "cuda" if torch.cuda.is_available() else "cpu"

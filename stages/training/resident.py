@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stages.artifacts.manifests import model_folder
-from stages.engines.loading import embedded_engine, engine_name, open_frozen, open_model
+from stages.engines.loading import embedded_engine, engine_name, open_model, open_scorer
 from stages.engines.models import Models
 from stages.engines.protocol import Generator
 from stages.engines.transformers_engine import TransformersEngine
@@ -79,7 +79,7 @@ class ResidentModels(Models):
         """Engines of the old checkpoint go on with the new one, which `vlm` holds if it is given."""
 
         def scorer() -> Generator:
-            return embedded_engine(vlm or open_frozen(new, recipe), recipe)
+            return embedded_engine(vlm or open_scorer(new, recipe), recipe)
 
         for path, as_trained in [key for key in self._engines if key[0] == old]:
             engine = self._engines.pop((path, as_trained))

@@ -6,10 +6,11 @@ import sys
 import pytest
 import torch
 
-from stages.engines.loading import engine_name, open_engine, open_sampler, with_engine
+from stages.engines.loading import engine_name, open_engine, open_model, open_reference, open_sampler, with_engine
 from stages.engines.vllm_engine import _environment
 from stages.errors import RecipeError
 from stages.recipe import Recipe, load_recipe
+from stages.runtime import processes
 
 
 @pytest.fixture
@@ -86,3 +87,15 @@ def test_vllm_starts_processes_that_know_nothing_of_a_launcher_and_share_no_cuda
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "fork")
     with _environment(on_cpu=False):
         assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "fork"
+
+
+def test_only_what_a_trainer_cuts_into_shards_is_loaded_onto_the_cpu(base_dir, monkeypatch):
+    """Of several processes with a GPU each, for which another device stands."""
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "device", lambda: torch.device("meta"))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    recipe = load_recipe("digits", ["model.dtype=bfloat16"])
+    cut = open_model(base_dir, recipe, master_weights=True), open_reference(base_dir, recipe)
+    whole = open_model(base_dir, recipe), open_engine(base_dir, recipe, as_trained=True).vlm
+    assert {vlm.device.type for vlm in cut} == {"cpu"}
+    assert {vlm.device.type for vlm in whole} == {"meta"}

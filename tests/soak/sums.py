@@ -14,7 +14,7 @@ from data.strips.tiny_model import tiny_qwen2_5_vl, train_tokenizer
 from stages.artifacts.columns import PROBLEMS
 from stages.artifacts.problems import encode_image
 from stages.artifacts.store import write_tables
-from stages.engines.loading import embedded_engine, open_frozen, open_model
+from stages.engines.loading import embedded_engine, open_model, open_scorer
 from stages.engines.models import Models
 from stages.engines.protocol import Completion, Generator, Request, Sampling, ScoreRequest, TokenScores
 from stages.model.loading import VisionLanguageModel, wrap_model
@@ -110,7 +110,7 @@ class SumModels(Models):
         self._made = made
 
     def engine(self, path: Path, recipe: Recipe, *, as_trained: bool = False) -> Generator:
-        return self._made(open_frozen(path, recipe) if as_trained else open_model(path, recipe), recipe)
+        return self._made(open_scorer(path, recipe) if as_trained else open_model(path, recipe), recipe)
 
 
 class SumEngine:
