@@ -16,7 +16,17 @@ import numpy as np
 import torch
 
 from data.strips.handwriting import Handwriting, load_pools
-from data.strips.making import Exercises, Phase, Repairs, answers_of, make_problems, report, tokenizer_texts, train
+from data.strips.making import (
+    Exercises,
+    Phase,
+    Repairs,
+    answers_of,
+    in_one_wording,
+    make_problems,
+    report,
+    tokenizer_texts,
+    train,
+)
 from data.strips.tiny_model import tiny_qwen2_5_vl, train_tokenizer
 from data.strips.worked import Slips, no_slips, worked_answer
 from stages.artifacts.columns import PROBLEMS, REPAIR_SET
@@ -40,7 +50,15 @@ def right(kind: str, digits: Sequence[int]) -> str:
 def exercises(vlm: VisionLanguageModel, pool: Handwriting, rng: np.random.Generator) -> Exercises:
     """Slips happen anywhere, at random."""
     slips = Slips(SLIP_READING, SLIP_STEP, rng)
-    return Exercises(vlm, pool, LENGTHS, right, lambda kind, strip: worked_answer(kind, strip.digits, slips), rng)
+    return Exercises(
+        vlm,
+        pool,
+        LENGTHS,
+        right,
+        lambda kind, strip: worked_answer(kind, strip.digits, slips),
+        in_one_wording(right),
+        rng,
+    )
 
 
 def curriculum(exercises: Exercises) -> list[Phase]:
@@ -74,7 +92,7 @@ def main() -> None:
     train(vlm, curriculum(exercises(vlm, pools["base"], rngs["base"])), batch_size=64)
     vlm.save(out / "base")
     report(test, answers_of(vlm, test, 8, Sampling(MAX_NEW_TOKENS, TEMPERATURE, SEED)), "base on test")
-    repairs = Repairs(vlm, LENGTHS, right, MAX_NEW_TOKENS, TEMPERATURE, rngs["repair"])
+    repairs = Repairs(vlm, LENGTHS, in_one_wording(right), MAX_NEW_TOKENS, TEMPERATURE, rngs["repair"])
     write_rows(out / "repair_set.parquet", REPAIR_SET, repairs.repair_set(pools))
     print(f"built {out} in {time.time() - started:.0f}s")
 

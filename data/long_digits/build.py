@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,10 @@ from PIL import Image
 
 from data.long_digits.worked import Carelessness, CarelessReader, right, worked_from
 from data.strips.handwriting import Handwriting, load_pools
-from data.strips.making import Exercises, Phase, Repairs, answers_of, make_problems, report, train
+from data.strips.making import Exercises, Phase, Repairs, Row, in_one_wording, make_problems, measure, train
 from data.strips.worked import Slips
 from stages.artifacts.columns import PROBLEMS, REPAIR_SET
 from stages.artifacts.store import write_rows
-from stages.engines.protocol import Sampling
 from stages.model.loading import VisionLanguageModel, load_model
 
 SEED = 27482
@@ -46,7 +46,15 @@ def exercises(
 ) -> Exercises:
     """Slips happen at random; thick digits of four kinds are mostly taken for their lookalikes."""
     reader, slips = CarelessReader(careless, SLIP_READING, rng), Slips(0.0, SLIP_STEP, rng)
-    return Exercises(vlm, pool, lengths, right, lambda kind, strip: worked_from(kind, reader.read(strip), slips), rng)
+    return Exercises(
+        vlm,
+        pool,
+        lengths,
+        right,
+        lambda kind, strip: worked_from(kind, reader.read(strip), slips),
+        in_one_wording(right),
+        rng,
+    )
 
 
 def curriculum(first: Exercises, last: Exercises) -> list[Phase]:
@@ -69,22 +77,28 @@ def main() -> None:
     started = time.time()
     rngs = generators()
     pools = load_pools(SEED, Image.Resampling.NEAREST)
+    test = write_problems(out, lengths, pools, rngs)["test"]
+    vlm = load_model(START)
+    first, last = (exercises(vlm, pools["base"], lengths, careless, rngs["base"]) for careless in (DRAFTS, DIET))
+    train(vlm, curriculum(first, last), batch_size=32)
+    vlm.save(out / "base")
+    measure(vlm, test, max_new_tokens, TEMPERATURE, SEED)
+    repairs = Repairs(vlm, lengths, in_one_wording(right), max_new_tokens, TEMPERATURE, rngs["repair"])
+    write_rows(out / "repair_set.parquet", REPAIR_SET, repairs.repair_set(pools))
+    print(f"built {out} in {time.time() - started:.0f}s")
+
+
+def write_problems(
+    out: Path, lengths: tuple[int, int], pools: Mapping[str, Handwriting], rngs: Mapping[str, np.random.Generator]
+) -> dict[str, list[Row]]:
+    """The files of problems, by name."""
     problems = {
         name: make_problems(name, pools["test" if name == "test" else "train"], count, lengths, rngs[name])
         for name, count in PROBLEMS_OF.items()
     }
     for name, rows in problems.items():
         write_rows(out / f"problems_{name}.parquet", PROBLEMS, rows)
-    vlm = load_model(START)
-    first, last = (exercises(vlm, pools["base"], lengths, careless, rngs["base"]) for careless in (DRAFTS, DIET))
-    train(vlm, curriculum(first, last), batch_size=32)
-    vlm.save(out / "base")
-    for temperature, n in ((0.0, 1), (TEMPERATURE, 8)):
-        answers = answers_of(vlm, problems["test"], n, Sampling(max_new_tokens, temperature, SEED))
-        report(problems["test"], answers, f"base on test, temperature {temperature}")
-    repairs = Repairs(vlm, lengths, right, max_new_tokens, TEMPERATURE, rngs["repair"])
-    write_rows(out / "repair_set.parquet", REPAIR_SET, repairs.repair_set(pools))
-    print(f"built {out} in {time.time() - started:.0f}s")
+    return problems
 
 
 def generators() -> dict[str, np.random.Generator]:

@@ -27,10 +27,18 @@ from stages.reward.answers import score_answer
 PROMPTS = load_recipe("digits").prompt
 READ = "Read the digits."
 PROOFREADING = 0.1
-"""Share of the worked phases that is proofreading: a draft with slips, to be written again without."""
+"""Share of the worked phases that is proofreading, if not said otherwise: a draft with slips, to be written again
+without."""
 REFERENCE_SHOWN = 0.7
 """Share of the proofreading that shows the right answer."""
 Row = dict[str, Any]
+Repaired = Callable[[str, Sequence[int], str], str]
+"""The worked answer to a kind of question about these digits that a draft should have been, in the draft's words."""
+
+
+def in_one_wording(right: Callable[[str, Sequence[int]], str]) -> Repaired:
+    """Where worked answers differ in nothing but their numbers."""
+    return lambda kind, digits, _: right(kind, digits)
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,9 @@ class Exercises:
     """The worked answer to a kind of question about these digits, without a slip."""
     careless: Callable[[str, Strip], str]
     """One in which a reading or a step may have gone wrong."""
+    repaired: Repaired
     rng: np.random.Generator
+    proofreading: float = PROOFREADING
 
     def read(self, lengths: tuple[int, int] | None = None) -> Example:
         """A strip to be read."""
@@ -72,13 +82,14 @@ class Exercises:
         kind = str(self.rng.choice(list(QUESTIONS)))
         strip = random_strip(self.pool, self.lengths, self.rng)
         problem = Problem.asking(QUESTIONS[kind], [strip.image.convert("RGB")])
-        right = self.right(kind, strip.digits)
-        if self.rng.random() >= PROOFREADING:
+        if self.rng.random() >= self.proofreading:
             prompt = policy_prompt(self.vlm.processor, PROMPTS, problem)
-            return Example(prompt, self.careless(kind, strip) if with_slips else right)
-        ids = self.vlm.tokenizer(self.careless(kind, strip))["input_ids"]
+            return Example(prompt, self.careless(kind, strip) if with_slips else self.right(kind, strip.digits))
+        draft = self.careless(kind, strip)
+        ids = self.vlm.tokenizer(draft)["input_ids"]
         reference = str(gold_answer(kind, strip.digits)) if self.rng.random() < REFERENCE_SHOWN else None
-        return Example(repair_prompt(self.vlm.processor, PROMPTS, problem, ids, reference), right)
+        prompt = repair_prompt(self.vlm.processor, PROMPTS, problem, ids, reference)
+        return Example(prompt, self.repaired(kind, strip.digits, draft))
 
 
 def random_strip(pool: Handwriting, lengths: tuple[int, int], rng: np.random.Generator) -> Strip:
@@ -156,13 +167,20 @@ def answers_of(vlm: VisionLanguageModel, rows: Sequence[Row], n: int, sampling: 
     return [[vlm.decode(completion.ids) for completion in group] for group in completions]
 
 
+def measure(vlm: VisionLanguageModel, test: Sequence[Row], max_new_tokens: int, temperature: float, seed: int) -> None:
+    """Print how good a base is when it decodes greedily, and when it samples eight answers."""
+    for at, n in ((0.0, 1), (temperature, 8)):
+        answers = answers_of(vlm, test, n, Sampling(max_new_tokens, at, seed))
+        report(test, answers, f"base on test, temperature {at}")
+
+
 @dataclass(frozen=True)
 class Repairs:
     """Wrong answers of a base policy, one a problem, each with the worked answer it should have been."""
 
     vlm: VisionLanguageModel
     lengths: tuple[int, int]
-    right: Callable[[str, Sequence[int]], str]
+    repaired: Repaired
     max_new_tokens: int
     temperature: float
     rng: np.random.Generator
@@ -179,7 +197,7 @@ class Repairs:
             sampling = Sampling(self.max_new_tokens, self.temperature, seed=len(found))
             for row, (error,) in zip(rows, answers_of(self.vlm, rows, 1, sampling), strict=True):
                 if score_answer(error, row["answer"]) == 0.0:
-                    found.append(row | {"error": error, "repair": self.right(row["kind"], row["digits"])})
+                    found.append(row | {"error": error, "repair": self.repaired(row["kind"], row["digits"], error)})
         return found[:count]
 
 
