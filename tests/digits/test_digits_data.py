@@ -1,7 +1,9 @@
 """The embedded examples: what is committed is what their builders make, and no handwriting is in two places."""
 
 import io
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,8 @@ from data.long_digits import build as long
 from data.long_digits.worked import MISTAKEN, CarelessReader, thick_scans
 from data.strips.handwriting import CELL, POOLS, Handwriting, Strip, load_pools
 from data.strips.making import make_problems
-from data.strips.worked import QUESTIONS, Slips, gold_answer, worked_answer
+from data.strips.worked import QUESTIONS, Slips, gold_answer, no_slips, worked_answer
+from data.worded_digits.worked import in_some_words, in_words_of, repaired, worked_pieces
 from stages.artifacts.columns import PROBLEMS
 from stages.core.alignment import edit_cost
 from stages.reward.answers import score_answer
@@ -51,6 +54,8 @@ EXAMPLES = {
         {"problems_train": 1000, "problems_validation": 200, "problems_test": 400},
     ),
 }
+EXAMPLES["worded_digits"] = replace(EXAMPLES["long_digits"], folder=DATA / "worded_digits")
+LONG = ["long_digits", "worded_digits"]
 
 
 @pytest.fixture(params=EXAMPLES.values(), ids=EXAMPLES)
@@ -101,7 +106,7 @@ def test_every_digit_shown_comes_from_its_files_own_pool(example):
 
 @pytest.mark.parametrize(
     ("name", "count", "builder"),
-    [("digits", short.TEST_PROBLEMS, short), ("long_digits", long.PROBLEMS_OF["test"], long)],
+    [("digits", short.TEST_PROBLEMS, short), *((name, long.PROBLEMS_OF["test"], long) for name in LONG)],
 )
 def test_the_builder_makes_the_committed_problems_again(name, count, builder):
     example = EXAMPLES[name]
@@ -128,19 +133,56 @@ def test_errors_are_local(example, base_vlm):
     assert np.mean(costs) < 0.15
 
 
-def test_long_answers_are_long(base_vlm):
-    lengths = [len(with_end(base_vlm, row["repair"])) for row in EXAMPLES["long_digits"].rows("repair_set")]
+@pytest.mark.parametrize("name", LONG)
+def test_long_answers_are_long(name, base_vlm):
+    lengths = [len(with_end(base_vlm, row["repair"])) for row in EXAMPLES[name].rows("repair_set")]
     assert min(lengths) >= 80
     assert max(lengths) <= 180
 
 
 @pytest.mark.parametrize("kind", QUESTIONS)
-@pytest.mark.parametrize(("right", "lengths"), [(short.right, short.LENGTHS), (long.right, long.LENGTHS)], ids=EXAMPLES)
+@pytest.mark.parametrize(
+    ("right", "lengths"),
+    [(short.right, short.LENGTHS), (long.right, long.LENGTHS), (partial(repaired, draft=""), long.LENGTHS)],
+    ids=EXAMPLES,
+)
 def test_worked_answers_lead_to_the_right_answer(kind, right, lengths):
     rng = np.random.default_rng(0)
     for _ in range(200):
         digits = rng.integers(0, 10, rng.integers(lengths[0], lengths[1] + 1)).tolist()
         assert right(kind, digits).endswith(f"The answer is {gold_answer(kind, digits)}.")
+
+
+@pytest.mark.parametrize("kind", QUESTIONS)
+def test_wordings_are_drawn_evenly_and_found_again(kind):
+    rng = np.random.default_rng(0)
+    taken = defaultdict(Counter)
+    for _ in range(100):
+        pieces = worked_pieces(kind, rng.integers(0, 10, 10).tolist(), no_slips())
+        text = in_some_words(pieces, rng)
+        assert in_words_of(pieces, text) == text
+        for piece, way in zip(pieces, ways_in(text, pieces), strict=True):
+            taken[piece][way] += 1
+    for piece, ways in taken.items():
+        if len(piece) > 1:
+            expected = ways.total() / len(piece)
+            assert all(abs(ways[way] - expected) < 5 * expected**0.5 for way in piece)
+
+
+def ways_in(text, pieces):
+    """The way of each piece, read from the front; where one begins another, the longer."""
+    for piece in pieces:
+        way = max((way for way in piece if text.startswith(way)), key=len)
+        yield way
+        text = text[len(way) :]
+    assert text == ""
+
+
+def test_a_repair_keeps_the_words_of_its_error():
+    error = "The digits are 3 - 8; 4. 3; 0 are even, 8, 1 even; 4: 3 even. The answer is 3."
+    assert repaired("even", [3, 5, 4], error) == (
+        "The digits are 3 - 5; 4. 3; 0 are even, 5, 0 even; 4: 1 even. The answer is 1."
+    )
 
 
 def test_a_wrong_reading_stays_in_the_rest_of_the_answer():
@@ -168,8 +210,9 @@ def test_the_base_is_small_and_holds_safetensors_only(example):
     assert {file.suffix for file in files} <= {".safetensors", ".json", ".jinja"}
 
 
-def test_the_long_example_is_small():
-    assert size_of(EXAMPLES["long_digits"].folder.rglob("*")) <= 6_000_000
+@pytest.mark.parametrize("name", LONG)
+def test_the_long_examples_are_small(name):
+    assert size_of(EXAMPLES[name].folder.rglob("*")) <= 6_000_000
 
 
 def size_of(files) -> int:
