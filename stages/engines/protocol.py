@@ -19,7 +19,10 @@ class Request:
     prompt: Prompt
     n: int = 1
     draft_ids: Sequence[int] = ()
-    """What the responses will nearly be, where that is known. It changes none of them: an engine may only be faster."""
+    """Token ids that the responses are expected to resemble, as a repair resembles its error; empty where nothing is.
+
+    An engine may read them ahead to be faster. They change no response and no log-prob.
+    """
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Sampling:
 
     max_new_tokens: int
     temperature: float = 1.0
-    """0 is greedy decoding; log-probs are then those at temperature 1."""
+    """Divides the logits. At 0 decoding is greedy, and log-probs are of the distribution at temperature 1."""
     seed: int = 0
 
 
@@ -43,22 +46,25 @@ class Completion:
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """A response whose log-probs under the model are wanted."""
+    """A response of T given tokens, which the model is asked to score behind a prompt."""
 
     prompt: Prompt
     ids: Sequence[int]
     against: Prompt | None = None
-    """One of as many tokens that the distributions are compared with; none if None."""
+    """A second prompt, of as many tokens: `divergences` compare the distributions behind the two prompts.
+
+    None asks for no comparison.
+    """
 
 
 class TokenScores(NamedTuple):
-    """Of one response, a value a token, all in nats."""
+    """Scores of one response: three lists of T values in nats, one value for each of its T tokens."""
 
     logprobs: list[float]
     entropies: list[float]
-    """Of the distribution that each token is drawn from."""
+    """Entropy of the distribution that the token is drawn from."""
     divergences: list[float]
-    """KL(that || the one behind the request's `against`); 0 where there is none."""
+    """KL(p || q), where the token is drawn from p behind `prompt` and from q behind `against`; 0 without `against`."""
 
 
 def overflows(model: str) -> ModelError:
@@ -70,18 +76,18 @@ def overflows(model: str) -> ModelError:
 
 
 class Generator(Protocol):
-    """What an engine does. Results are in the order of the requests."""
+    """An engine: samples responses and scores given ones. It returns results in the order of the requests."""
 
     codec: Codec
-    """Of the model's prompts and responses."""
+    """Turns problems into the model's tokens, and tokens into texts."""
     embedded: bool
-    """Whether it generates with a model of this process, which may be the one that is trained."""
+    """Whether the engine generates with a model in this process, which a trainer may be training at the same time."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """Sample `n` completions of each request; the same seed gives the same completions.
 
-        A request whose prompt and `max_new_tokens` are more than the model has room for gets none: a prompt that is cut
-        may lose an image.
+        A request gets an empty list where its prompt and `max_new_tokens` together exceed the model's length: a prompt
+        that is cut may lose an image.
 
         Raises:
             ModelError: the model's logits are not finite.
@@ -93,8 +99,9 @@ class Generator(Protocol):
         ...
 
     def follow(self, save: Callable[[Path], None], folder: Path) -> None:
-        """Generate with the weights that training has come to; every process has to ask.
+        """Generate from here on with the weights that the trainer holds; every process has to call this.
 
-        `save` writes them as a checkpoint to a folder; one that is written anew, and removed, is `folder`.
+        An engine that shares the trainer's model does nothing. Any other calls `save(folder)`, which writes the weights
+        as a checkpoint to the new folder `folder`, reads them from there, and deletes `folder`.
         """
         ...

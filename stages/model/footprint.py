@@ -104,7 +104,7 @@ class Training(NamedTuple):
 
 
 def training(size: Size, section: TrainerSection, dtype: str, *, shards: int = 1) -> Training:
-    """Of a model in training, cut into so many shards."""
+    """Bytes of weights, gradients and AdamW's moments on each of `shards` devices, when the recipe trains the model."""
     trained, learns = trained_weights(section), trained_elements(size, section)
     weights = size.at_rest(dtype, trained) + (learns - size.trained[trained]) * _MASTER
     return Training(*(-(-whole // shards) for whole in (weights, learns * _MASTER, 2 * learns * _MASTER)))
@@ -114,15 +114,17 @@ class Pass(NamedTuple):
     """Bytes on one device that come and go with a forward and backward pass."""
 
     gathered: int
-    """Weights that are whole while they are worked on, where they lie in shards."""
+    """Weights that a device gathers from the shards of the others while it computes with them; 0 without shards."""
     casts: int
-    """Trained weights in autocast's type: all for the backward pass, or those of the layer that is computed again."""
+    """Autocast's copies of trained weights: of all layers, or under gradient checkpointing of one layer at a time."""
     activations: int
+    """What layers keep for the backward pass, and the gradients of the layer at work."""
     logits: int
+    """One chunk of logits, and the head's weights where autocast copies them."""
 
 
 def training_pass(size: Size, section: TrainerSection, dtype: str, tokens: int, *, sharded: bool = False) -> Pass:
-    """Over `tokens` tokens, each of them an image's at worst."""
+    """Bytes of one forward and backward pass over `tokens` tokens; at worst every one of them belongs to an image."""
     return Pass(
         gathered=_gathered(size, dtype, trained_weights(section)) if sharded else 0,
         casts=_casts(size, section, dtype),

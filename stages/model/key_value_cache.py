@@ -72,11 +72,11 @@ class CachedPass:
 
     cache: KeyValueCache
     slots_W: Tensor
-    """Slot, counted through all rows, of each token that is kept."""
+    """Slot that each kept token goes to: row r's slot s is number r S + s."""
     source_W: Tensor | None = None
-    """Which of the pass's tokens each of them is; None: one after the other."""
+    """Index, among the pass's N tokens, of each kept token; None where all N are kept in their order."""
     block: Block | None = None
-    """None: the pass attends to nothing that was kept before."""
+    """How the pass attends to tokens that were kept before; None where it attends to none of them."""
 
     def keep(self, layer: int, key_1KND: Tensor, value_1KND: Tensor) -> None:
         key_NKD, value_NKD = key_1KND[0].transpose(0, 1), value_1KND[0].transpose(0, 1)
@@ -111,13 +111,13 @@ class Block:
     """The tokens of a pass as the last ones of their rows."""
 
     slot_BQ: Tensor
-    """Each token's slot in its row."""
+    """Slot in its row of each of the row's Q tokens; a token attends up to its own slot."""
     slots: int
-    """Of a row that are read."""
+    """Slots of each row that are read, from the first."""
     place_BQ: Tensor | None = None
-    """Which of the N tokens stands there, any where there is none; None: every row has Q."""
+    """Index among the N tokens of each row's q-th token, any behind a row's last one; None where every row has Q."""
     where_N: Tensor | None = None
-    """Where among the B x Q each of the tokens stands; None as above."""
+    """Index of each of the N tokens among the B x Q; None where every row has Q."""
     _masks: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict)
 
     @property

@@ -36,7 +36,10 @@ class Reading:
     graph_T: Flags | None = None
     """Tokens whose log-prob has a gradient; by default those that are read. Others cost no graph."""
     with_next: bool = False
-    """Never in another pass than the reading after it, one of the same prompt: one loss reads both."""
+    """Whether this reading must share a forward pass with the reading after it, since one loss term reads both.
+
+    DPO sets it on each error, whose repair follows; both have the same prompt object.
+    """
 
     @property
     def tokens_read(self) -> NDArray[np.intp]:
@@ -66,10 +69,11 @@ class Layout:
     graph_U: Tensor
     """Bool: the token's log-prob has a gradient."""
     where_N: Tensor
-    """Which of the U is each token that is read, reading by reading: responses with a common beginning share."""
+    """For each token that is read, reading by reading, its index among the U: common beginnings share an entry."""
     tokens: int
+    """Tokens of the pass without padding."""
     slots: int
-    """Tokens with the padding."""
+    """Tokens of the pass with padding."""
 
 
 def packed_layout(vlm: VisionLanguageModel, readings: Sequence[Reading]) -> Layout:

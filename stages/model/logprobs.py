@@ -164,21 +164,25 @@ class LogprobReader:
 
 @dataclass(frozen=True)
 class PlainReading:
-    """What other ways to read the same tokens are checked against."""
+    """Log-probs from padded rows, which a check compares with those that packed rows or our decoding loop give."""
 
     logprobs_N: Tensor
-    """Of every token, response by response, from padded rows at temperature 1, of `vlm.exact()`."""
+    """Log-prob in nats of every token, response by response, at temperature 1 and without autocast (`vlm.exact()`)."""
     tolerance: float
-    """Mean difference that counts as rounding."""
+    """Largest mean absolute difference, in nats, that counts as rounding."""
 
     def difference(self, logprobs_N: Tensor) -> float:
-        """Mean distance of others from these."""
+        """Mean absolute difference between `logprobs_N`, of the same tokens, and these, in nats."""
         return _mean_difference(self.logprobs_N, logprobs_N)
 
 
 @torch.no_grad()
 def plain_reading(vlm: VisionLanguageModel, readings: Sequence[Reading]) -> PlainReading:
-    """Reads them together, and each alone: two paddings differ by rounding."""
+    """Read the responses in padded rows, and measure how much rounding moves their log-probs in this model.
+
+    They are read twice, in one batch and one by one. The two differ in padding alone, so by rounding:
+    `ROUNDING_FACTOR` times that difference is tolerated, and `CHECK_TOLERANCE` at least.
+    """
     exact = vlm.exact()
     together_N, alone_N = _together_and_alone(exact, readings)
     rounding = ROUNDING_FACTOR * _mean_difference(together_N, alone_N)
