@@ -38,7 +38,7 @@ class Stage(Protocol):
 
 @dataclass(frozen=True)
 class Asked:
-    """What a command line asks for."""
+    """A command line of a step, read: the recipe with its changes, the output folder, and the step's own options."""
 
     step: str
     recipe: Recipe
@@ -49,14 +49,14 @@ class Asked:
 
     @property
     def paths(self) -> dict[str, Path]:
-        """Those among the options."""
+        """Options whose value is a path, by name."""
         return {name: value for name, value in self.given.items() if isinstance(value, Path)}
 
     def standing(self) -> Standing:
-        """How the output folder stands to it; told without torch.
+        """Compare the output folder with this command line, without importing torch.
 
         Raises:
-            ArtifactError: the output is not what its manifest says.
+            ArtifactError: a file of the output differs from its manifest.
         """
         from stages.artifacts.up_to_date import Standing, standing
         from stages.declared import declare
@@ -79,7 +79,11 @@ def asked(
     engine: str | None = None,
     **_others: Any,
 ) -> Asked:
-    """A command line with its recipe, which is that of the folders it names where it names none."""
+    """Read a command line; where it names no recipe, take the one that the folders it names were made with.
+
+    Raises:
+        RecipeError: the recipe cannot be read, or none is named and the folders tell none or several.
+    """
     from stages.artifacts.origin import Origin, inherited
 
     assignments = [*assignments, *([] if engine is None else [f"engine.name={engine}"])]

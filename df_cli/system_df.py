@@ -9,7 +9,10 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 TRIED = "DF_TRIED"
-"""Environment variable: what an earlier `df` of this call passed on to, which did not get beyond us."""
+"""Environment variable: the paths of `df` that this call has already been passed on to.
+
+Each of them led back to this package, so none is tried twice.
+"""
 
 
 def meant_for_system(arguments: Sequence[str], commands: Collection[str], options: Collection[str]) -> bool:

@@ -87,7 +87,7 @@ def declare_rollout(recipe: Recipe, problems: Path, policy: Path) -> Plan:
 
 
 def declare_build_masks(recipe: Recipe, repair_model: Path | None, policy: Path, **data: Path) -> Plan:
-    """`data` is `rollouts` and `problems`, or `preferences`."""
+    """Plan of `df build-masks`; `data` names its input tables: `rollouts` and `problems`, or `preferences` alone."""
     specs: dict[str, TableSpec[Any]] = {"rollouts": ROLLOUTS, "problems": PROBLEMS, "preferences": PREFERENCES}
     sections = recipe.subset("model", "engine", "prompt", "reward", "audit", "masks", rollout=SAMPLING_FIELDS)
     if recipe.masks.repair_when == "always":
@@ -135,8 +135,10 @@ def declare_train_policy(
 
 
 def train_anchor(recipe: Recipe, policy: Path, reference: Path | None) -> Path | None:
-    """The model that a KL term of `df train-policy` compares with; None without one, or where it is the policy without
-    its adapters.
+    """The checkpoint that a KL term of `df train-policy` compares with, `reference` or `policy` by `kl_reference`.
+
+    None where the objective has no KL term. None too where adapters are trained on that very policy: the trainer then
+    switches them off to compare, and opens no second model.
     """
     section = recipe.train
     if section.objective.kl_coef == 0:

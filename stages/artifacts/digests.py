@@ -19,9 +19,13 @@ from pathlib import Path
 DIGESTS = "DF_DIGESTS"
 """Environment variable: a file of a run's folder, made where it is not there."""
 SETTLED_NS = 2 * 10**9
-"""A file that was changed later than so long ago may change again without its time telling; it is not remembered."""
+"""Nanoseconds that a file must have rested before its digest is remembered.
+
+A file system's clock ticks coarsely: a file changed twice within a tick keeps its time, and a digest remembered in
+between would be wrong.
+"""
 WRITTEN_FROM = 1 << 20
-"""Bytes of a file that is worth a line; a smaller one is read as fast."""
+"""Smallest file, in bytes, whose digest is written to the run's file; to hash a smaller one again is as fast."""
 
 
 def file_sha256(path: Path) -> str:

@@ -43,11 +43,14 @@ def find_damage(folder: Path, files: Files) -> list[str]:
 
 
 def check_files(folder: Path, files: Files, part: str = "", reads: Sequence[str] = ()) -> None:
-    """Read a step's files, or the part of them that has this name or fits one of the patterns, and compare them with
-    the manifest's `files`.
+    """Compare files of a step's folder with `files`, the manifest's sizes and SHA-256.
+
+    `part` limits the check to one file or subfolder of that name, `reads` to names that fit one of these patterns.
+    Without either every file is checked. Without `part` a Parquet or weights file that the manifest lacks is refused:
+    a reader would take it for a shard.
 
     Raises:
-        ArtifactError: names the first that is missing, changed, not to be read, or not in the manifest.
+        ArtifactError: a file is missing, changed, unreadable or not in the manifest; names the first, and the remedy.
     """
     names = [name for name in matching(files, reads) if not part or f"{name}/".startswith(f"{part}/")]
     chosen = {name: files[name] for name in names}
@@ -67,13 +70,15 @@ def checked_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_input(path: Path, reads: Sequence[str] = ()) -> None:
-    """What is read of a step, its folder or something in that, has to be what its manifest says; other Parquet whole.
+    """Check an input before anything is computed from it.
 
-    `reads` are patterns of the files that are read of a folder; without them all are.
+    Files of a step are compared with its manifest, whether `path` is the step's folder or a file in it. Elsewhere each
+    Parquet file is read whole, which checks its pages. `reads` are patterns of the names that the command reads of a
+    folder; without them it reads all.
 
     Raises:
-        ArtifactError: a step that is not complete, or a file of one that is missing or changed.
-        DataError: a Parquet file that cannot be read.
+        ArtifactError: the step is not complete, or a file of it is missing or changed.
+        DataError: a Parquet file cannot be read.
     """
     if is_step(path):
         check_files(path, read_manifest(path)["files"], reads=reads)

@@ -18,7 +18,7 @@ PROGRESS = "progress.json"
 MODEL = "model"
 """Folder of the checkpoint inside a training step's output."""
 MAKER = ("vocabulary", "policy")
-"""Keys of a plan's recipe: which token has which id, and which weights and prompts log-probs are of."""
+"""Keys in a plan: `vocabulary` tells what token ids mean, `policy` which weights and prompts gave log-probs."""
 MAKER_SETTINGS = {"rollout": ("temperature",), "prompt": ("instruction",), "model": ("min_pixels", "max_pixels")}
 """Fields of the recipe that log-probs depend on."""
 _CHECKSUM = "checksum"
@@ -48,7 +48,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def recorded_maker(folder: Path) -> dict[str, Any]:
-    """Of a step's recipe, what tells whose token ids and log-probs its output holds; nothing without a manifest."""
+    """The part of a step's recipe that decides what its token ids and log-probs mean: `MAKER` and `MAKER_SETTINGS`.
+
+    Empty where the folder has no manifest.
+    """
     recipe = read_manifest(folder)["recipe"] if is_step(folder) else {}
     found: dict[str, Any] = {name: recipe[name] for name in MAKER if name in recipe}
     for section, names in MAKER_SETTINGS.items():

@@ -15,13 +15,13 @@ from stages.errors import RecipeError
 
 @dataclass(frozen=True)
 class Origin:
-    """A recipe, all its values with the assignments that changed them."""
+    """A whole recipe: the file that it came from, the `--set` assignments that changed it, and all its values then."""
 
     name: str
-    """Its file, or the name of a shipped one."""
+    """The recipe's file, or the name of a shipped recipe."""
     assignments: Sequence[str]
     values: str
-    """All values as JSON, in their order, which plans do not keep and variants of an ablation need."""
+    """Every value, as JSON text: a plan sorts the keys of its mappings, and an ablation needs its variants in order."""
 
     def __str__(self) -> str:
         return ", ".join([self.name, *self.assignments])
@@ -35,7 +35,7 @@ class Origin:
 
 
 def read_origin(folder: Path) -> Origin | None:
-    """That of a step's folder, or of the step that a folder or a file in it belongs to."""
+    """The recipe of the step in `folder`, or in the folder around it; None where neither holds a step's plan."""
     for place in (folder, folder.parent):
         found = (read_plan(place) or {}).get(ORIGIN)
         if isinstance(found, dict) and found.keys() == {"name", "assignments", "values"}:

@@ -38,10 +38,12 @@ class Limits(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """Why a row is bad: in a word, and told with the value."""
+    """Why a row is bad."""
 
     reason: str
+    """One word, as it is counted: `no_tokens`."""
     told: str
+    """The same as an error tells it, with the value found."""
 
 
 class Responses(NamedTuple):

@@ -84,10 +84,12 @@ def execute(
 
 
 def planned(stage: Stage) -> Plan:
-    """The plan of a stage whose inputs are what their manifests say: a reader may hang on a file that was damaged.
+    """Compare the stage's inputs with their manifests, then let the stage plan.
+
+    The order matters: `Stage.plan` opens its inputs, and a reader may hang on a damaged file.
 
     Raises:
-        DifferenceFeedbackError: whatever is wrong with inputs or recipe.
+        DifferenceFeedbackError: an input is damaged, or the stage refuses inputs or recipe.
     """
 
     def check() -> None:

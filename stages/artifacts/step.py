@@ -152,7 +152,13 @@ class Step:
         self._finish_shards([_shard_name(spec, index) for spec in tables])
 
     def stream_shard(self, index: int, spec: TableSpec[Any], tables: Iterable[pa.Table]) -> None:
-        """The same with one artifact's tables as they come, and the counts by then."""
+        """Write one shard of one artifact, table by table as `tables` yields them, then note it as finished.
+
+        The note holds the counts as they stand when the last table is written.
+
+        Raises:
+            Stopped: the step was asked to stop.
+        """
         if processes.is_main():
             write_tables(self._pending(_shard_name(spec, index)), spec, tables)
         self._finish_shards([_shard_name(spec, index)])
@@ -191,10 +197,10 @@ class Step:
                     shutil.rmtree(last)
 
     def pause(self, save: Callable[[], None] = lambda: None) -> None:
-        """Stop if that was asked for; `save` what is not saved yet first.
+        """Stop here if the step was asked to stop; call `save` first, for work that is not on disk yet.
 
         Raises:
-            Stopped: it was.
+            Stopped: the step was asked to stop; the exception has the command's exit code.
         """
         stop = processes.on_main(self.requests.to_stop)
         if stop is not None:
@@ -206,7 +212,7 @@ class Step:
             )
 
     def count_anew(self) -> None:
-        """Forget what a stopped run counted, where what it read is read again."""
+        """Set the counts back to the bad rows alone: a stage calls this before it reads all of its inputs again."""
         self.tally = Tally()
         for row in self._bad_rows:
             self.drop(*row)

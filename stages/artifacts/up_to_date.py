@@ -27,21 +27,24 @@ class Standing:
     """How a step's output folder stands to a plan."""
 
     manifest: Mapping[str, Any] | None = None
-    """Of an output that is complete and up to date."""
+    """The output's manifest, if the output is complete and up to date; else None."""
     gone: Sequence[str] = ()
-    """Files of its models that somebody has deleted since."""
+    """Model files of that output that somebody has deleted since."""
     changed: Sequence[str] = ()
-    """What the output that is there, complete or not, was made with others of: it would be overwritten."""
+    """Dotted names of the inputs and recipe fields that differ from those that the present output was made with.
+
+    Where there are any, running the step would overwrite that output. Empty where nothing would be lost.
+    """
 
 
 def standing(out: Path, declared: Plan, on_bad_row: OnBadRow = "fail") -> Standing:
-    """How the folder stands to what a command was given; nothing is opened but notes, and nothing is written.
+    """Compare the output folder `out` with `declared`, the plan that the command line makes; write nothing.
 
-    `declared` holds what can be told without opening a model or looking at rows; the rest (which tokenizer, which rows
-    are bad) is decided by it.
+    `declared` holds what the recipe and the inputs' notes tell. It lacks what only a stage finds out (the tokenizer,
+    bad rows). That follows from what it holds, so those entries of the older plan are not compared.
 
     Raises:
-        ArtifactError: the output is not what its manifest says.
+        ArtifactError: a file of the output differs from its manifest.
     """
     existing = read_plan(out)
     if existing is None:

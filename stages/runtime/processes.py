@@ -28,7 +28,7 @@ def is_main() -> bool:
 
 
 def device() -> torch.device:
-    """This process's own."""
+    """The device that this process computes on."""
     return _state().device
 
 
@@ -38,7 +38,7 @@ def will_shard() -> bool:
 
 
 def wait() -> None:
-    """Until every process is here."""
+    """Block until every process has called this."""
     _state().wait_for_everyone()
 
 
@@ -47,13 +47,13 @@ def count() -> int:
 
 
 def own(items: Sequence[Item]) -> Sequence[Item]:
-    """This process's share."""
+    """This process's share of the items: every n-th one, from its own number, of n processes."""
     state = _state()
     return items[state.process_index :: state.num_processes]
 
 
 def gather(items: list[Item]) -> list[Item]:
-    """What every process gives, at all of them, process by process."""
+    """Join the lists of all processes, in the order of their numbers; every process calls this and gets the whole."""
     return gather_object(items) if count() > 1 else items
 
 
@@ -63,7 +63,7 @@ def spread(items: Sequence[Item], work: Callable[[Sequence[Item]], list[Result]]
 
 
 def join(share: list[Result]) -> list[Result]:
-    """The results of every process's `own` share, at all of them, in the order of the items."""
+    """Put the results of each process's `own` share back into the order of the items; every process gets all."""
     processes = count()
     shares = gather([share])
     return [shares[i % processes][i // processes] for i in range(sum(map(len, shares)))]
