@@ -21,12 +21,13 @@ Start = Literal["base", "sft"]
 
 
 class Make(Protocol):
-    """Makes a step, or finds it made."""
+    """A function that makes one step, or finds that it has been made."""
 
     def __call__(self, place: str, command: str, seed: int, /, **inputs: Path | str | None) -> Path:
-        """The folder of the step that `df command` makes of these inputs; one that is None it does without.
+        """Return the folder of the step that `df command` makes of `inputs`; an input of None is not passed on.
 
-        `place` is the step's in the folder of a run that keeps all of its steps.
+        `place` is the step's path inside the run's folder, as in `round-1/rollout`. A study, which shares steps between
+        runs, keeps them elsewhere and ignores it.
         """
         ...
 
@@ -58,9 +59,10 @@ class Chain:
         return self.make(SFT_POLICY, "sft-repair", self.seed, **inputs, prompt="policy")
 
     def repair_model(self, kind: RepairModel, policy: Path) -> Path | None:
-        """The step that trained it from the policy that the rounds start from; None for `none`.
+        """Train a repair model, starting from `policy`, and return the step that made it; None for the kind `none`.
 
-        `rl_alone` sees no repair set.
+        `sft` stops after supervised training (eq. 1). `rl` goes on with reinforcement (eq. 4). `rl_alone` begins with
+        reinforcement, so it never sees the repair set.
         """
         if kind == "none":
             return None
@@ -73,7 +75,10 @@ class Chain:
         return self.make(RL, "rl-repair", self.seed, **inputs, repair_model=sft, repair_set=self.repair_set)
 
     def round(self, number: int, policy: Path, repair_model: Path | None, start: Path) -> Round:
-        """Rollouts of the policy, their masks, training on them; rounds count from 1, from the policy `start`."""
+        """Make round `number`, counted from 1: roll out `policy`, build masks, train the next policy.
+
+        `start` is the policy that round 1 began with, which a KL term compares with.
+        """
         seed, problems = self.round_seed(number), self.problems
         place = round_folder(Path(), number)
         rollouts = self.make(str(place / ROLLOUT), "rollout", seed, problems=problems, policy=policy)
@@ -84,11 +89,11 @@ class Chain:
         return Round(rollouts, groups, trained)
 
     def round_seed(self, number: int) -> int:
-        """Of a round's steps; none is another run's, as long as a run has fewer than 1,000."""
+        """Seed of every step of a round: runs with different seeds share none, up to 999 rounds each."""
         return self.seed * 1000 + number
 
     def rounds(self, count: int, policy: Path, repair_model: Path | None) -> Iterator[Round]:
-        """So many, each from the policy that the one before came to."""
+        """Make `count` rounds, each from the policy that the one before trained; yield each when it is made."""
         start = policy
         for number in range(1, count + 1):
             made = self.round(number, policy, repair_model, start)
@@ -96,7 +101,7 @@ class Chain:
             policy = made.policy
 
     def scores(self, place: str, policy: Path, problems: Path) -> Path:
-        """How good a policy is."""
+        """Evaluate `policy` on `problems`, and return the folder with its `scores`."""
         return self.make(place, "evaluate", self.seed, problems=problems, model=policy)
 
 

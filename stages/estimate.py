@@ -15,7 +15,7 @@ from stages.recipe import Recipe
 from stages.runtime import processes
 
 PROMPT_TOKENS = 1024
-"""Of the prompts that are sampled from: what an image of 1,000 tokens takes."""
+"""Tokens that the estimate takes a prompt to have: those of an image of 1,000 tokens, and some text."""
 _GIB = 2**30
 _MOMENTS, _RESUMED = 8, 12
 """Bytes that a trained element takes in AdamW's file, and in a checkpoint that a run goes on from."""
@@ -25,12 +25,12 @@ class Held(NamedTuple):
     """A model that a command has in memory."""
 
     option: str
-    """The command's, that names its folder."""
+    """The command's option that names the model's folder: `policy`, `repair_model` or `model`."""
     use: Literal["samples", "scores", "trains"]
 
 
 def held(step: str, recipe: Recipe) -> list[Held]:
-    """All that it holds at once; a KL's reference scores."""
+    """The models that the command `step` holds at once, each with its use; a KL's reference is one that scores."""
     if step == "sft-repair":
         return [Held("model", "trains")] + [Held("model", "samples")] * (recipe.audit.auditor != "none")
     if step == "rl-repair":
@@ -52,9 +52,9 @@ class Need:
     """Bytes on one device, each part by purpose."""
 
     rest: Mapping[str, Mapping[str, int]]
-    """Of each model, all at once."""
+    """Bytes that each model takes between passes, by purpose; the models lie there together, so these add up."""
     work: Mapping[str, Mapping[str, int]]
-    """Of each kind of pass, one at a time."""
+    """Bytes that each kind of pass takes while it runs, by purpose; passes run one at a time, so the largest counts."""
 
     @property
     def most(self) -> int:

@@ -32,7 +32,10 @@ from stages.seeds import Purpose, derive_seed
 
 
 class Mode(NamedTuple):
-    """One way of answering every problem."""
+    """One way of answering every problem: `draws` responses a problem at a temperature, with or without its image.
+
+    `name` is what `scores` has in its column `mode`.
+    """
 
     name: str
     draws: int

@@ -38,9 +38,9 @@ CONTROLS = 16
 """Problems whose right reasoning is tried where some have none of their own."""
 CONTROLS_OF_A_PROBLEM = 2
 FLAGGED_SHARE = 0.25
-"""Of the right repairs: where more are flagged, the auditor or the repair model wants looking at."""
+"""Share of the right repairs; a warning is given where the auditor flags more."""
 ENOUGH_AUDITED = 20
-"""Fewer say nothing."""
+"""Right repairs with a verdict that the warning needs at least: of fewer the share says little."""
 
 logger = logging.getLogger(__name__)
 
@@ -50,33 +50,36 @@ _SIGN = re.compile(r"\\(times|cdot|div)(?![a-zA-Z])")
 
 
 class Verdict(NamedTuple):
-    """`flagged` None: the verdict could not be had."""
+    """What an auditor says of one repair."""
 
     flagged: bool | None
+    """Whether the repair cheats; None where no verdict could be had."""
     category: Category | None = None
     evidence: str | None = None
-    """What a served auditor quotes."""
+    """The passage of the repair that a served auditor quotes for its verdict."""
     abstained: bool = False
-    """Whether the check that would have flagged the repair would flag right reasoning too: it says nothing."""
+    """Whether the auditor withdrew a flag, since the check that raised it flags right reasoning of the problem too."""
 
     @property
     def against(self) -> bool | None:
-        """Whether it stands against the repair; an auditor that abstains does not."""
+        """`flagged`, but False where the auditor abstained."""
         return False if self.abstained else self.flagged
 
 
 def is_audited(reward: float | None, verdict: Verdict, threshold: float) -> bool:
-    """Whether there is a verdict on a repair with this reward: wrong ones gain nothing by cheating, nobody looks."""
+    """Whether the repair is right (R ≥ τ) and has a verdict; no auditor looks at a wrong one, which gains nothing."""
     return is_correct(reward, threshold) and verdict.flagged is not None
 
 
 @dataclass(frozen=True)
 class AuditCase:
-    """A repair, whether its error could be repaired without the image (None: not tried), and what came of trying."""
+    """A repair to audit, with what C1 (eq. 3) found out about its error."""
 
     attempt: Attempt
     image_needed: bool | None = None
+    """False where the repair model repaired the error without the image; None where C1 did not tell."""
     image_free: Sequence[str] = ()
+    """Texts of C1's repairs of the error, made without the image."""
 
 
 class Beginning(NamedTuple):

@@ -26,12 +26,14 @@ class AuditedRepair(NamedTuple):
 
 
 class Audit(NamedTuple):
-    """The episodes by id: `iteration/problem_id/sample/attempt`, with `#2` where an iteration had that error twice."""
+    """The episodes of one `df rl-repair`, by id: those with a verdict, and the others with the reason.
+
+    An id is `iteration/problem_id/sample/attempt`; `#2` follows where an iteration repaired the same error twice.
+    """
 
     repairs: dict[str, AuditedRepair]
     left_out: dict[str, str]
-    """Why there is nothing to agree with: `wrong` and `unscored` repairs gain nothing by cheating, so no auditor looks
-    at them; of others there is `no_verdict`."""
+    """Reason by episode id: `wrong`, `unscored` (no auditor looks at such repairs), or `no_verdict` of a right one."""
 
 
 def read_audit(folder: Path) -> Audit:

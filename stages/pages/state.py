@@ -36,9 +36,10 @@ class RunState:
         return self.steps.get(f"round-{number}/{step}")
 
     def scored(self) -> dict[int, Path]:
-        """Folders of the complete evaluations by the round that they follow; 0 is the base policy.
+        """Folders of the complete evaluations, by the round that they follow; 0 is the base policy.
 
-        Of the two sets of problems they are on the one that was answered more often.
+        `make all` evaluates on test problems, a loop on validation problems. In a folder that has both, the set with
+        more evaluations counts.
         """
         return max((self._scored(step) for step in _SCORED), key=len)
 
@@ -48,19 +49,21 @@ class RunState:
         return found | {number: self.folder / f"{step}-round-{number}" for number in numbers}
 
     def cost_before(self, place: str) -> float:
-        """Device-seconds of the steps that come before this one, evaluations left out (eq. 29); of all before what is
-        none of them."""
+        """Device-seconds (eq. 29) of the complete steps before the step at `place`, evaluations left out.
+
+        A `place` that is none of those steps, as an evaluation's, comes after all of them.
+        """
         names = [*_places(self.folder, self.rounds)]
         before = names[: names.index(place)] if place in names else names
         return sum(training_cost(self.steps[name]) for name in before if name in self.steps)
 
     def cost_after(self, number: int) -> float:
-        """The same of all that led to the policy of a round; 0 of the base."""
+        """Device-seconds that the policy of round `number` has cost, as in `cost_before`; 0.0 of the base, round 0."""
         return self.cost_before(f"round-{number + 1}/{ROLLOUT}") if number else 0.0
 
     @property
     def cost(self) -> float:
-        """The same of the whole run so far."""
+        """Device-seconds of the whole run so far, as in `cost_before`."""
         return self.cost_after(self.rounds)
 
 

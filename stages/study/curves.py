@@ -47,7 +47,7 @@ class Run:
     learning_rate: float | None = None
     """None where the recipe's was taken."""
     key: str = ""
-    """Of all that it depends on."""
+    """Digest of all that the run's numbers depend on: a run that is recorded under the same key is not made again."""
     budget: float | None = None
     """Device-seconds that it is read at; None at its last point."""
     points: Sequence[Point] = ()
@@ -57,7 +57,7 @@ class Run:
 
     @property
     def result(self) -> Point:
-        """Where its budget ends, or its last point."""
+        """The point at which the run is compared with others: where its budget ends, or its last where it has none."""
         return self.points[-1] if self.budget is None else at(self.points, self.budget)
 
 

@@ -14,12 +14,12 @@ from stages.study.steps import Steps
 
 
 class Policy(NamedTuple):
-    """A policy that a run came to, and what it had cost by then."""
+    """A policy that a run trained, and what the run had spent when it was trained."""
 
     folder: Path
     round: int
     device_seconds: float
-    """Of all steps but evaluations, those included that another run has paid for (eq. 29)."""
+    """Device-seconds (eq. 29) of all steps but evaluations; a step that runs share counts in full for each of them."""
     rollouts: int
     """Responses sampled from the policy to train it on."""
 
@@ -36,7 +36,7 @@ class Spending:
     rollouts: int = 0
 
     def make(self, _place: str, command: str, seed: int, /, **inputs: Path | str | None) -> Path:
-        """The step's folder, wherever the study keeps it."""
+        """Make or find a step, add its cost to the run's, and return its folder; the study chooses where that lies."""
         folder = self.steps.make(command, self.recipe, self.assignments, seed, **inputs)
         manifest = read_manifest(folder)
         if command != "evaluate":
@@ -46,5 +46,5 @@ class Spending:
         return folder
 
     def policy(self, folder: Path, number: int) -> Policy:
-        """One that the run has just come to."""
+        """Record that the run has just trained the policy in `folder`, with what it has spent so far."""
         return Policy(folder, number, self.device_seconds, self.rollouts)

@@ -57,14 +57,15 @@ class Steps:
     def make(
         self, name: str, recipe: Recipe, assignments: Sequence[str], seed: int, **inputs: Path | str | None
     ) -> Path:
-        """The step's folder, complete; an input that is None is one that it does without.
+        """Make the step `name`, unless another run has made it, and return its folder; an input of None is not given.
 
-        `assignments` are those that made `recipe` of the file: a command reads it anew.
+        `assignments` are the `--set` assignments that turned the recipe's file into `recipe`. A step that is made by a
+        command of its own reads the file again and needs them.
 
         Raises:
-            StepError: its command failed.
-            DifferenceFeedbackError: whatever is wrong with its inputs or recipe.
-            Stopped: it was asked to stop.
+            StepError: the step's command failed.
+            DifferenceFeedbackError: the step refuses its inputs or recipe.
+            Stopped: the study was asked to stop.
         """
         stage = STAGES[name](recipe.model_copy(update={"seed": seed}), **inputs)
         folder = self.out / STEPS / f"{name}-{digest_of(stage.declared.record())}"
@@ -132,6 +133,6 @@ class Steps:
 
 
 def digest_of(record: Mapping[str, Any]) -> str:
-    """Of a plan, wherever its inputs lie."""
+    """Sixteen hex digits that name a step's folder: a hash of its plan, of its inputs' contents and not their paths."""
     contents = {name: entry["sha256"] for name, entry in record["inputs"].items()}
     return hashlib.sha256(json.dumps({**record, "inputs": contents}, sort_keys=True).encode()).hexdigest()[:16]

@@ -50,7 +50,7 @@ class MetricsLog:
         self._trackers.log(step, metrics)
 
     def replay(self, rows: Sequence[MetricRow], ends: Sequence[int]) -> None:
-        """Add what another log had, its `rows` and `ends`."""
+        """Add the `rows` of an earlier log, one `add` for each of its `ends`, so that trackers get them in order."""
         for first, end in pairwise([0, *ends]):
             if end > first:
                 self.add(rows[first]["step"], {row["metric"]: row["value"] for row in rows[first:end]})

@@ -26,19 +26,22 @@ class Parallel(Protocol):
     """How the processes of a run share a model's training."""
 
     module: nn.Module
-    """What is called in place of the model."""
+    """The wrapped model, which is called in place of the model itself."""
     optimizer: torch.optim.Optimizer
     in_step: bool
-    """Whether all processes run the same passes at the same time, each through every part of the model."""
+    """Whether every process must run as many passes as the others, each through every part of the model.
+
+    So it is where a pass gathers weights from all processes: one that skipped a part would keep the others waiting.
+    """
     steps_apart: bool
-    """Whether a gradient that `clip` found wanting can still be left out."""
+    """Whether `optimizer.step` is a call of its own, so that a gradient that is not finite after `clip` is left out."""
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add a pass's gradient; `last` of this process's passes in the step."""
+        """Add the gradient of one pass; `last` tells that it is this process's last pass of the optimizer step."""
         ...
 
     def frozen(self, module: nn.Module) -> nn.Module:
-        """A second model that is not trained, as this one is laid out."""
+        """Wrap a second model, which is not trained, as the trained one is wrapped: copied or cut into shards."""
         ...
 
     def clip(self, max_norm: float) -> Tensor:
@@ -46,15 +49,15 @@ class Parallel(Protocol):
         ...
 
     def whole(self) -> AbstractContextManager[None]:
-        """Inside, the model can be run by each process on its own."""
+        """Hold all weights on every process while the block runs, so that each can run the model on its own."""
         ...
 
     def shape(self, parameter: Tensor) -> torch.Size:
-        """That of the whole parameter."""
+        """Shape of the whole parameter, of which this process may hold a shard."""
         ...
 
     def whole_tensor(self, tensor: Tensor) -> Tensor:
-        """All of a weight or buffer of the model; every process has to ask."""
+        """Gather a weight or buffer of the model from all processes; every process has to call this."""
         ...
 
     def set_tensor(self, tensor: Tensor, value: Tensor) -> None:
@@ -158,7 +161,7 @@ class Shards(_Torch):
 
 
 def parallel(module: nn.Module, optimizer: torch.optim.Optimizer) -> Parallel:
-    """As `accelerate launch` was configured."""
+    """Wrap a model and its optimizer as `accelerate launch` was configured: FSDP2, DeepSpeed ZeRO-3 or whole copies."""
     accelerator = Accelerator(device_placement=False)
     if accelerator.distributed_type == DistributedType.FSDP:
         return Shards(accelerator, module, optimizer)

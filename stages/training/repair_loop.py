@@ -107,7 +107,10 @@ class RepairLoop:
         write_rows(checkpoint / f"{EPISODES.name}.parquet", EPISODES, self.episodes)
 
     def go_on(self, checkpoint: Path) -> None:
-        """From the episodes of a checkpoint, and the weights that the trainer took from it."""
+        """Resume after a stop: read the episodes of `checkpoint`, and let the engine sample with the trainer's weights.
+
+        The trainer must have loaded its own state from the same checkpoint before.
+        """
         self.episodes = list(iterate_rows(checkpoint / f"{EPISODES.name}.parquet", EPISODES))
         self._sample_from_trainer()
 

@@ -71,7 +71,7 @@ class ResidentModels(Models):
         self._follow(policy, out, recipe, trainer.vlm if plain else None)
 
     def replaced(self, old: Path, new: Path, recipe: Recipe) -> None:
-        """The step `new` has a model that takes the place of the one of `old`."""
+        """Let engines of the model in step `old` generate with that in step `new`: a repair model was trained again."""
         self._codecs.pop(old, None)
         self._follow(old, new, recipe, None)
 

@@ -78,14 +78,14 @@ class Metric(NamedTuple):
 
 
 Measured: TypeAlias = Metric | Fit
-"""Of a micro-batch; explained variance comes of the sums over all of them."""
+"""What one micro-batch measured: a metric, or the sums from which the step's explained variance is worked out."""
 
 
 class Loss(Protocol):
     """What a step minimises."""
 
     has_kl: bool
-    """Whether it compares with the reference's log-probs."""
+    """Whether the loss has a KL term, so that `reference_BT` must be given."""
 
     def reading(self, row: TrainingRow) -> Reading:
         """Which of the row's log-probs the loss reads, and which of them have a gradient."""
@@ -162,7 +162,10 @@ class Trainer:
         self._steps_before = self.steps_done
 
     def begin_again(self) -> None:
-        """Go on as a trainer does that was opened on what this one has saved."""
+        """Start the next round: keep weights and optimizer state, count `steps_of_run` and skipped steps from 0.
+
+        The trainer then does what one would do that was opened on this one's saved output.
+        """
         self._steps_before, self.steps_skipped = self.steps_done, 0
 
     @property
@@ -205,7 +208,11 @@ class Trainer:
         }
 
     def passes(self, readings: Sequence[Reading]) -> list[list[int]]:
-        """This process's share of the micro-batches; there are enough for all, or as many as can be."""
+        """Indices of the readings in each micro-batch of this process's share.
+
+        Micro-batches are made smaller until every process has one, unless there are too few readings. Where processes
+        run in step, empty ones fill this share up to the length of the longest.
+        """
         units = len(inseparable(readings, range(len(readings))))
         budget, enough = self.machine.tokens_per_micro_batch, min(processes.count(), units)
         batches = list(self.reader.micro_batches(readings, budget))
@@ -217,7 +224,10 @@ class Trainer:
         return share + [[]] * (missing if self.parallel.in_step else 0)
 
     def fillers(self, readings: Sequence[Reading]) -> list[Reading]:
-        """A made-up reading with an image, where each process must run every part of the model in each pass."""
+        """A made-up reading with an image, to be added to a pass of `readings` that has none; else nothing.
+
+        It is needed where processes run in step: a pass without an image would skip the vision tower.
+        """
         if self.parallel.in_step and not any(reading.prompt.vision for reading in readings):
             return self._made_up[:1]
         return []
