@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-HOOK = Path(__file__).parent / "audit_hook"
+RECORDER = Path(__file__).parent / "record_network_and_pickles"
 SMALL = (
     "sft.epochs=1", "repair_rl.problems=16", "repair_rl.iterations=1", "repair_rl.errors_per_iteration=6",
     "repair_rl.errors_per_step=6", "repair_rl.repairs_per_error=4", "rollout.problems=8", "train.problems_per_step=8",
@@ -44,7 +44,7 @@ class Cell:
     def python(self, code: str, given: str = "") -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if "OFFLINE" not in name}
         environment |= {
-            "PYTHONPATH": os.pathsep.join((str(HOOK), str(ROOT))),
+            "PYTHONPATH": os.pathsep.join((str(RECORDER), str(ROOT))),
             "DF_TEST_EVENTS": str(self.folder / "events"),
             "HF_HOME": str(self.folder / "hub"),  # nothing in it that could stand in for an answer
         }

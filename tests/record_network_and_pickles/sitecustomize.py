@@ -1,4 +1,4 @@
-"""Python runs this when it starts: writes what a process asks the network, unpickles or opens that holds pickles."""
+"""Python runs this when it starts, wherever its folder is on PYTHONPATH."""
 
 import os
 import sys
