@@ -17,18 +17,16 @@ from stages.artifacts.plan import Input, Plan
 from stages.artifacts.step import Step
 from stages.artifacts.store import iterate_rows
 from stages.audit.agreement import Compared, agreement_rows
-from stages.audit.auditor import MEANINGS
-from stages.audit.episodes import CLEAN, Audit, read_audit
+from stages.audit.episodes import LABELS, Audit, read_audit
 from stages.declared import episodes_read
 from stages.errors import DataError
 from stages.untrusted.printable import counted
 
-CLASSES = (CLEAN, *MEANINGS)
 REMEDIES = {
     "unknown_episode": "no episode of this output; give the output of df rl-repair that was labelled with --episodes",
     "not_in_sample": "not drawn by --sample; leave that row out, or leave out --sample",
     "labelled_twice": "an earlier row labels the same episode; keep one of them",
-    "unknown_label": f"not one of {', '.join(CLASSES)}; write one of them, or nothing",
+    "unknown_label": f"not one of {', '.join(LABELS)}; write one of them, or nothing",
 }
 """Why a row of the labels is refused, and what to do about it."""
 PLACES = 10
@@ -65,7 +63,7 @@ class AuditAgreement:
         if not self.labelling.compared:
             raise DataError(
                 f"{self.labels}: no label to compare ({self.labelling.empty} rows not filled in, "
-                f"{counted(self.labelling.left_out)}); write {', '.join(CLASSES)} into its column label"
+                f"{counted(self.labelling.left_out)}); write {', '.join(LABELS)} into its column label"
             )
         self._populations()
         return Plan("audit-agreement", {}, 0, self.inputs)
@@ -98,7 +96,7 @@ class AuditAgreement:
         for label in labels:
             reason = _obstacle(label, audit, drawn, done)
             if reason is not None:
-                bad[reason].append(label.place if label.label in ("", *CLASSES) else f"{label.place}: {label.label!r}")
+                bad[reason].append(label.place if label.label in ("", *LABELS) else f"{label.place}: {label.label!r}")
             done.add(label.episode_id)
         if bad:
             raise DataError(f"{self.labels}: {_report(bad)}")
@@ -152,7 +150,7 @@ def _obstacle(label: Label, audit: Audit, drawn: Collection[str] | None, done: s
         return "not_in_sample"
     if label.episode_id in done:
         return "labelled_twice"
-    return None if label.label in ("", *CLASSES) else "unknown_label"
+    return None if label.label in ("", *LABELS) else "unknown_label"
 
 
 def _report(bad: Mapping[str, Sequence[str]]) -> str:

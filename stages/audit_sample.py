@@ -14,15 +14,15 @@ import numpy as np
 
 from stages.artifacts.audit_labels import write_labels
 from stages.artifacts.columns import AUDIT_SAMPLE
-from stages.artifacts.overlay import PairView, overlay_page
+from stages.artifacts.overlay import PairView
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.rows import AnyRow, AuditSampleRow
 from stages.artifacts.step import Step
 from stages.artifacts.word_difference import difference_text, marked_words
 from stages.artifacts.writing import writing
-from stages.audit.auditor import MEANINGS
-from stages.audit.episodes import CLEAN, Audit, AuditedRepair, read_audit
+from stages.audit.episodes import Audit, AuditedRepair, read_audit
+from stages.audit.label_page import label_page
 from stages.declared import episodes_read
 from stages.errors import DataError
 from stages.runtime import processes
@@ -32,12 +32,6 @@ from stages.untrusted.printable import counted
 TO_LABEL = "to_label"
 """Folder of what a labeller gets, which does not tell the verdicts."""
 PAGE = "page.html"
-NOTES = (
-    "Write into the column label of the sheet, for each repair, the one of these that fits it best:",
-    f"{CLEAN}: it corrects the error where it was made, and its reasoning leads to its answer.",
-    *(f"{category}: {meaning}." for category, meaning in MEANINGS.items()),
-)
-
 
 logger = logging.getLogger(__name__)
 
@@ -105,8 +99,7 @@ class AuditSample:
     def _write_sheet(self, folder: Path, to_label: Sequence[Drawn]) -> None:
         folder.mkdir(exist_ok=True)
         write_labels(folder / f"labels.{self.file_format}", [_sheet_row(drawn) for drawn in to_label])
-        views = [_view(drawn) for drawn in to_label]
-        page = overlay_page(views, title="Repairs to label", notes=NOTES, large_pictures=True)
+        page = label_page({drawn.episode_id: _view(drawn) for drawn in to_label})
         (folder / PAGE).write_text(page, encoding="utf-8")
 
     @cached_property
@@ -174,4 +167,4 @@ def _view(drawn: Drawn) -> PairView:
     problem = drawn.problem
     frames = problem.video.decoded() if problem.video else []
     words = marked_words(drawn.repair.error, drawn.repair.text)
-    return PairView(problem.question, problem.answer, problem.images, frames, *words, name=drawn.episode_id)
+    return PairView(problem.question, problem.answer, problem.images, frames, *words)

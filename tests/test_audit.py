@@ -12,49 +12,20 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from audited import IGNORED, PASTED, SCRIPT, episode, rl_repair, write_problems
 from df_cli.main import main
 from stages.artifacts.audit_labels import write_labels
-from stages.artifacts.columns import AUDIT_AGREEMENT, AUDIT_LABELS, AUDIT_SAMPLE, EPISODES, PROBLEMS
+from stages.artifacts.columns import AUDIT_AGREEMENT, AUDIT_LABELS, AUDIT_SAMPLE
 from stages.artifacts.manifests import read_manifest
-from stages.artifacts.problems import encode_image
 from stages.artifacts.stage import execute
-from stages.artifacts.step import Plan, Step
-from stages.artifacts.store import iterate_rows, write_rows
-from stages.audit.auditor import MEANINGS
-from stages.audit.episodes import CLEAN, read_audit
+from stages.artifacts.store import iterate_rows
+from stages.audit.episodes import CLEAN, LABELS, read_audit
 from stages.audit_agreement import AuditAgreement
 from stages.audit_sample import TO_LABEL, AuditSample, spread_evenly
 from stages.errors import ArtifactError, DataError
 
-PASTED, IGNORED = "answer_pasted", "image_ignored"
-SCRIPT = "<script>alert('x')</script>"
 VERDICTS = [CLEAN] * 30 + [PASTED] * 8 + [IGNORED] * 2
 """Of the problems p00, p01, …, one right repair each."""
-
-
-def episode(problem_id, verdict=CLEAN, **changes):
-    return {
-        "iteration": 0,
-        "problem_id": problem_id,
-        "sample": 1,
-        "attempt": 2,
-        "error": "1 + 2 = 4. The answer is 4.",
-        "text": "1 + 2 = 3. The answer is 3.",
-        "reward": 1.0,
-        "cost": 0.2,
-        "gate_c1": True,
-        "gate_audit": None if verdict is None else verdict == CLEAN,
-        "category": None if verdict in (None, CLEAN) else verdict,
-        "repair_reward": None if verdict is None else float(verdict == CLEAN),
-    } | changes
-
-
-def rl_repair(folder, episodes):
-    """What `df rl-repair` leaves, but for its model."""
-    step = Step.open(folder, Plan("rl-repair", {"reward": {"threshold": 1.0}}, 0, {}))
-    step.write_table(EPISODES, episodes)
-    step.finish()
-    return folder
 
 
 @pytest.fixture
@@ -67,22 +38,7 @@ def episodes(tmp_path):
 
 @pytest.fixture
 def problems(tmp_path):
-    rows = [
-        {
-            "problem_id": f"p{number:02d}",
-            "question": SCRIPT if number % 2 else "= What is the sum?",
-            "images": [encode_image(Image.new("RGB", (number + 1, 3), (number, 0, 0)))],
-            "answer": "3",
-            "kind": None,
-        }
-        for number in range(43)
-    ]
-    write_rows(
-        tmp_path / "problems.parquet",
-        PROBLEMS,
-        [dict.fromkeys(["video", "fps", "choices", "preferred"]) | r for r in rows],
-    )
-    return tmp_path / "problems.parquet"
+    return write_problems(tmp_path / "problems.parquet", [f"p{number:02d}" for number in range(43)])
 
 
 def rows_of(folder, spec):
@@ -186,11 +142,13 @@ def test_a_labeller_does_not_learn_the_verdict(episodes, problems, tmp_path):
         execute(AuditSample(folder, problems, 40, False, seed=0), out)
         assert sorted(file.name for file in (out / TO_LABEL).iterdir()) == ["labels.csv", "page.html"]
         head, *articles = (out / TO_LABEL / "page.html").read_text(encoding="utf-8").split("<article>")
-        articles[-1] = articles[-1].removesuffix("\n</body></html>\n")
+        articles[-1] = articles[-1].partition("<script>")[0]
         shown.append((sorted(map(str, sheet_of(out))), head, sorted(article.strip() for article in articles)))
     assert shown[0] == shown[1]
     assert len(shown[0][0]) == len(shown[0][2]) == 40
-    assert all(f"{category}: {meaning}." in shown[0][1] for category, meaning in MEANINGS.items())
+    assert all(
+        f"<dt>{label}</dt>" in shown[0][1] and f">{meaning}.</dd>" in shown[0][1] for label, meaning in LABELS.items()
+    )
 
 
 def test_the_sheet_shows_what_a_labeller_must_see(episodes, problems, tmp_path):
@@ -205,10 +163,10 @@ def test_the_sheet_shows_what_a_labeller_must_see(episodes, problems, tmp_path):
         )
         assert row["difference"] == "1 + 2 = [-4-]{+3+}. The answer is [-4-]{+3+}."
     page = (tmp_path / "out" / TO_LABEL / "page.html").read_text(encoding="utf-8")
-    assert "<script" not in page
+    assert page.count("<script") == 1  # the page's own
     articles = page.split("<article>")[1:]
     for row, article in zip(sheet, articles, strict=True):
-        assert f"<i>{row['episode_id']}</i>" in article
+        assert f"<h2>{row['episode_id']}</h2>" in article
         assert re.findall(r"<mark>(.*?)</mark>", article) == ["4", "4", "3", "3"]
         (source,) = re.findall(r"src='data:image/png;base64,([^']*)'", article)
         image = Image.open(io.BytesIO(b64decode(source)))

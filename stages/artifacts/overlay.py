@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 
 from PIL import Image
 
 from stages.untrusted.printable import told
 
-_STYLE = """
+STYLE = """
 body { font: 16px/1.6 system-ui, sans-serif; max-width: 60em; margin: 2em auto; color: #222; }
 article { border-top: 1px solid #ddd; padding: 1em 0; }
 img { image-rendering: pixelated; border: 1px solid #ddd; margin-right: .5em; }
@@ -21,11 +22,9 @@ b { display: inline-block; width: 5em; font-weight: 600; color: #777; }
 .error mark { background: #ffd0cc; color: #900; } .repair mark { background: #cdeccd; color: #060; }
 """
 
+_SMALL = "img { height: 56px; }"
 _FRAME = (224, 112)
 """Largest width and height: twice the height that the page shows, for dense screens."""
-_LARGE_PICTURE = (960, 480)
-"""Largest width and height on a page with large pictures: what it shows."""
-_SMALL, _LARGE = "img { height: 56px; }", "img { min-height: 56px; max-width: 100%; }"
 
 
 @dataclass(frozen=True)
@@ -46,27 +45,25 @@ class PairView:
     frames: Sequence[Image.Image]
     error: Sequence[MarkedToken]
     repair: Sequence[MarkedToken]
-    name: str | None = field(default=None, kw_only=True)
-    """A line above it."""
 
 
-def overlay_page(
-    pairs: Sequence[PairView],
-    *,
-    title: str = "Difference masks",
-    notes: Sequence[str] = (),
-    large_pictures: bool = False,
-) -> str:
-    """One HTML page that needs nothing beside it; texts of data sets and models are escaped.
-
-    `notes` are paragraphs at its top.
-    """
-    head = [f"<p>{text_html(note)}</p>" for note in notes]
-    body = "\n".join([*head, *(_article(pair, large_pictures) for pair in pairs)])
+def overlay_page(pairs: Sequence[PairView]) -> str:
+    """One HTML page that needs nothing beside it; texts of data sets and models are escaped."""
+    body = "\n".join(f"<article>{pair_html(pair, _pictures(pair))}</article>" for pair in pairs)
     return (
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{text_html(title)}</title>"
-        f"<style>{_STYLE}{_LARGE if large_pictures else _SMALL}</style><body>\n{body}\n</body></html>\n"
+        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Difference masks</title>"
+        f"<style>{STYLE}{_SMALL}</style><body>\n{body}\n</body></html>\n"
     )
+
+
+def policy_html(script: str) -> str:
+    """The element of a page's head that lets the page load nothing and run no script but this one.
+
+    `script` is the text between the tags of the page's script element, byte for byte.
+    """
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    return f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
 
 
 def text_html(text: str) -> str:
@@ -74,14 +71,13 @@ def text_html(text: str) -> str:
     return escape(told(text))
 
 
-def _article(pair: PairView, large_pictures: bool) -> str:
-    pictures = _large_pictures(pair) if large_pictures else _pictures(pair)
+def pair_html(pair: PairView, pictures: Sequence[Image.Image]) -> str:
+    """These pictures of the pair's problem, its question and answer, the error and the repair with their marks."""
     images = "".join(f"<img alt='' src='data:image/png;base64,{_png(image)}'>" for image in pictures)
-    name = "" if pair.name is None else f"<p><i>{text_html(pair.name)}</i></p>"
     return (
-        f"<article>{name}{images}<p>{text_html(pair.question)} <i>({text_html(pair.answer)})</i></p>"
+        f"{images}<p>{text_html(pair.question)} <i>({text_html(pair.answer)})</i></p>"
         f"<p class='error'><b>error</b>{tokens_html(pair.error)}</p>"
-        f"<p class='repair'><b>repair</b>{tokens_html(pair.repair)}</p></article>"
+        f"<p class='repair'><b>repair</b>{tokens_html(pair.repair)}</p>"
     )
 
 
@@ -93,10 +89,6 @@ def tokens_html(tokens: Sequence[MarkedToken]) -> str:
 def _pictures(pair: PairView) -> list[Image.Image]:
     """Its images, and its frames no larger than the page needs: a video has many."""
     return [*pair.images, *(within(_FRAME, frame) for frame in pair.frames)]
-
-
-def _large_pictures(pair: PairView) -> list[Image.Image]:
-    return [within(_LARGE_PICTURE, picture) for picture in (*pair.images, *pair.frames)]
 
 
 def within(size: tuple[int, int], picture: Image.Image) -> Image.Image:

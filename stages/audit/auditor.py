@@ -25,7 +25,7 @@ from stages.reward.rules.choosing import is_choice
 from stages.sections import AuditSection
 
 Category = Literal["image_ignored", "template_shortcut", "mask_hallucination", "answer_pasted"]
-MEANINGS: Mapping[Category, str] = {
+MEANINGS: Mapping[str, str] = {
     "image_ignored": "it claims to see things in the pictures, yet its answer does not depend on them, or they do not "
     "show what it claims",
     "template_shortcut": "its reasoning is a template that would fit any problem; it does not depend on this one",

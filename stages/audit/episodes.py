@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from stages.artifacts.columns import EPISODES
 from stages.artifacts.manifests import read_manifest
 from stages.artifacts.store import iterate_rows
+from stages.audit.auditor import MEANINGS
 from stages.core.selection import is_correct
 from stages.errors import DataError
 
 CLEAN = "clean"
 """Verdict and label of a repair that is not flagged."""
+LABELS: Mapping[str, str] = {
+    CLEAN: "it corrects the error where it was made, and its reasoning leads to its answer",
+    **MEANINGS,
+}
+"""What a person can say of a repair, each with its meaning: `clean`, or the category that it is flagged for."""
 
 
 class AuditedRepair(NamedTuple):

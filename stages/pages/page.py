@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from stages.artifacts.overlay import text_html
+from stages.artifacts.overlay import policy_html, text_html
 from stages.errors import DataError
 from stages.pages.gallery import gallery
 from stages.pages.run_part import RunResult, runs_part
@@ -52,12 +50,9 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _head(title: str) -> str:
-    """Nothing is loaded from anywhere, and no script runs but the page's own."""
-    digest = base64.b64encode(hashlib.sha256(_file("page.js").encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" '
-        f'content="{policy}"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">{policy_html(_file("page.js"))}'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{text_html(title)}</title><style>{_file('page.css')}</style>"
         "<noscript><style>.chart[hidden] { display: block !important; }</style></noscript></head><body>"
         f"<h1>{text_html(title)}</h1>\n"

@@ -41,7 +41,7 @@ def tokens(*texts, marked=()):
     return [MarkedToken(text, index in marked) for index, text in enumerate(texts)]
 
 
-def page(look=None, **changes):
+def page(**changes):
     values = {
         "question": "How many?",
         "answer": "7",
@@ -50,7 +50,7 @@ def page(look=None, **changes):
         "error": tokens("The", " sum", " is", " 8", marked=(1, 3)),
         "repair": tokens("The", " sum", " is", " 7", marked=(3,)),
     }
-    return overlay_page([PairView(**values | changes)], **look or {})
+    return overlay_page([PairView(**values | changes)])
 
 
 def test_marked_tokens_and_only_those_are_marked():
@@ -88,17 +88,3 @@ def test_images_are_in_the_page_itself():
     sources = re.findall(r"(?:src|href)='([^']*)'", page(images=[Image.new("RGB", (3, 2))] * 2))
     assert len(sources) == 2
     assert all(source.startswith("data:image/png;base64,") for source in sources)
-
-
-def test_a_page_to_label_has_its_notes_names_and_large_pictures_escaped():
-    look = {"title": SCRIPT, "notes": [SCRIPT, "<b>"], "large_pictures": True}
-    pictures = {"images": [Image.new("RGB", (2000, 300))], "frames": [Image.new("RGB", (640, 480))]}
-    found = page(look, name=SCRIPT, **pictures)
-    assert "<script" not in found
-    text = Page(found).text
-    assert text[""].startswith(SCRIPT)
-    assert [line for line in text["question"].split("\n") if line] == [SCRIPT, "<b>", f"{SCRIPT}How many? (7)"]
-    sources = re.findall(r"src='data:image/png;base64,([^']*)'", found)
-    assert [Image.open(io.BytesIO(base64.b64decode(source))).size for source in sources] == [(960, 144), (640, 480)]
-    assert "{ height: 56px" in page()
-    assert "{ height: 56px" not in found

@@ -157,15 +157,17 @@ def test_rows_in_a_sample(workspace, df):
 
 
 class Page(HTMLParser):
-    """Every element with its attributes, and all text."""
+    """Every element with its attributes, and all text; names of form fields, and what else is of the data, apart."""
 
     def __init__(self, file):
         super().__init__(convert_charrefs=True)
-        self.elements, self.text = [], ""
+        self.elements, self.names, self.text = [], [], ""
         self.feed(file.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, [(name, "" if name == "src" else value) for name, value in attributes]))
+        of_data = {"src", "name", "data-sheet"} - ({"name"} if tag == "meta" else set())
+        self.elements.append((tag, [(name, "" if name in of_data else value) for name, value in attributes]))
+        self.names += [value for name, value in attributes if name == "name" and tag in ("fieldset", "input")]
 
     def handle_endtag(self, tag):
         self.elements.append((f"/{tag}", []))
@@ -205,7 +207,9 @@ def test_a_page_to_label_has_no_element_of_the_data(df, tmp_path):
     assert hostile.elements == plain.elements
     assert hostile.text.count(MARKUP) >= 4
     assert SHOWN in hostile.text
-    assert_plain(hostile.text)
+    assert_plain(hostile.text, *hostile.names)
+    ids = {f"0/p{HOSTILE}/{sample}/0" for sample in range(2)}
+    assert {json.loads(name) for name in hostile.names} == ids
 
 
 @pytest.mark.parametrize(

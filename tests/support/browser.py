@@ -53,8 +53,9 @@ class Tab:
         return found["result"].get("value")
 
     def press(self, key):
-        for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
+        typed = {"text": "\r"} if key == "Enter" else {}  # without it no button hears of Enter
+        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, **typed)
+        self.call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key)
 
     def _next(self):
         while b"\0" not in self._waiting:
