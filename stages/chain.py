@@ -5,6 +5,7 @@ Whoever makes the steps (`make all`, the study, the loop) or reads them (the sum
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Literal, NamedTuple, Protocol
 SFT, RL = "1-sft-repair", "2-rl-repair"
 SFT_POLICY = "1-sft-policy"
 ROLLOUT, MASKS, TRAIN = "rollout", "build-masks", "train-policy"
+RL_AGAIN = "rl-repair"
+"""The step of a loop that trains the repair model again, in the folder of the round that it follows."""
 BASE = "evaluate-base"
 VALIDATION = "validation"
 """Begins the names of a loop's evaluations."""
@@ -112,3 +115,31 @@ def round_folder(run: Path, number: int) -> Path:
 
 def final_scores(run: Path, rounds: int) -> Path:
     return run / f"evaluate-round-{rounds}"
+
+
+_COMMANDS = {SFT: "sft-repair", RL: "rl-repair"}
+
+
+def training_place(step: Path) -> tuple[Path, str] | None:
+    """The folder of the run that a training step's folder lies in, and the step's command; None where it lies in none.
+
+    `mine/round-2/train-policy` gives `mine` and `train-policy`.
+    """
+    step = step.absolute()
+    if step.name in _COMMANDS:
+        return step.parent, _COMMANDS[step.name]
+    in_round = step.name in (TRAIN, RL_AGAIN) and re.fullmatch(r"round-[1-9]\d*", step.parent.name)
+    return (step.parent.parent, step.name) if in_round else None
+
+
+def trained_before(step: Path) -> list[Path]:
+    """Folders in which the training steps of its run lie that come before this one, whether they were made or not.
+
+    The step is one of which `training_place` knows the run.
+    """
+    step = step.absolute()
+    if step.name in _COMMANDS:
+        return [step.parent / SFT] if step.name == RL else []
+    run, number = step.parent.parent, int(step.parent.name.removeprefix("round-"))
+    rounds = [round_folder(run, n) / name for n in range(1, number + 1) for name in (TRAIN, RL_AGAIN)]
+    return [run / SFT, run / RL, *rounds[: rounds.index(step)]]

@@ -22,7 +22,7 @@ from stages.artifacts.stage import execute, planned
 from stages.artifacts.store import iterate_rows
 from stages.artifacts.up_to_date import model_files, standing
 from stages.artifacts.writing import writing
-from stages.chain import TRAIN, VALIDATION, Chain, round_folder
+from stages.chain import RL_AGAIN, TRAIN, VALIDATION, Chain, round_folder
 from stages.errors import ArtifactError
 from stages.estimate import loop_disk
 from stages.evaluate import Evaluate
@@ -197,7 +197,7 @@ class _Rounds:
         if every is None or number % every or number == self.loop.rounds or self.repair_model is None:
             return
         old = self.repair_model
-        place = str(round_folder(Path(), number) / "rl-repair")
+        place = str(round_folder(Path(), number) / RL_AGAIN)
         inputs = {"problems": self.loop.problems, "policy": policy, "repair_model": old}
         self.repair_model = self._make(place, "rl-repair", self.chain.round_seed(number), **inputs)
         self.models.replaced(old, self.repair_model, self.loop.recipe)

@@ -677,10 +677,12 @@ class AblateSection(Section):
 class TrackingSection(Section):
     """Where the metrics of training go while it runs; no output depends on it."""
 
-    trackers: list[Literal["jsonl", "tensorboard", "wandb"]] = Field(
-        [], description="They write under `tracking/` of the step's folder; the last two need the pip extra so named."
+    trackers: list[Literal["jsonl", "tensorboard", "wandb", "trackio"]] = Field(
+        [],
+        description="They write under `tracking/` of the run's folder, or of a step's that lies in no run; trackio in "
+        "its own. All but `jsonl` need the pip extra so named.",
     )
-    project: str = Field("difference-feedback", pattern=r"^[^/\\#?%:]+$", description="Project in wandb.")
+    project: str = Field("difference-feedback", pattern=r"^[^/\\#?%:]+$", description="Project in wandb and trackio.")
 
 
 SAMPLING_FIELDS = {"temperature", "max_new_tokens"}

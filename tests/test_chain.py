@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from stages.chain import Chain, Round
+from stages.chain import Chain, Round, trained_before, training_place
 
 INPUTS = {"problems": Path("train"), "base": Path("base"), "repair_set": Path("set")}
 
@@ -74,3 +74,34 @@ def test_a_repair_model_starts_from_the_policy_whose_errors_it_repairs(kind: Any
     notes = Notes()
     Chain(notes.make, **INPUTS, seed=3).repair_model(kind, Path("start"))
     assert [(command, inputs) for _, command, _, inputs in notes.made] == steps
+
+
+@pytest.mark.parametrize(
+    ("step", "command", "before"),
+    [
+        ("1-sft-repair", "sft-repair", []),
+        ("2-rl-repair", "rl-repair", ["1-sft-repair"]),
+        ("round-1/train-policy", "train-policy", ["1-sft-repair", "2-rl-repair"]),
+        (
+            "round-2/rl-repair",
+            "rl-repair",
+            ["1-sft-repair", "2-rl-repair", "round-1/train-policy", "round-1/rl-repair", "round-2/train-policy"],
+        ),
+    ],
+)
+def test_a_training_step_knows_its_run_and_what_came_before_it(
+    step: str, command: str, before: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "mine"
+    assert training_place(run / step) == (run, command)
+    assert trained_before(run / step) == [run / place for place in before]
+    run.mkdir()
+    monkeypatch.chdir(run)
+    assert training_place(Path(step)) == (run, command)
+
+
+@pytest.mark.parametrize(
+    "step", ["train-policy", "round-1/rollout", "round-0/train-policy", "rounds/train-policy", "x"]
+)
+def test_another_folder_lies_in_no_run(step: str, tmp_path: Path) -> None:
+    assert training_place(tmp_path / step) is None

@@ -1,6 +1,7 @@
 """`df loop`: the artifacts of the commands, byte for byte, from models that stay open."""
 
 import itertools
+import json
 import math
 import shutil
 import subprocess
@@ -111,10 +112,20 @@ def test_a_loop_writes_what_the_commands_write(tmp_path, loop_of, settings, monk
 
 
 def test_the_commands_go_on_with_a_loop_and_the_loop_with_them(tmp_path, loop_of):
-    """Half of a loop, the rest by the commands; a loop over all of that finds nothing to do."""
-    out = tmp_path / "run"
-    list(loop_of(out, rounds=1).run())
-    by_commands(loop_of(out), out)
+    """Half of a loop, the rest by the commands; a loop over all of that finds nothing to do. A tracker sees one run."""
+    out, tracker = tmp_path / "run", "tracking.trackers=[jsonl]"
+    list(loop_of(out, tracker, rounds=1).run())
+    by_commands(loop_of(out, tracker), out)
+    losses = [
+        row["value"]
+        for number in (1, 2)
+        for row in iterate_rows(out / f"round-{number}" / "train-policy" / "metrics.parquet", METRICS)
+        if row["metric"] == "loss"
+    ]
+    lines = [json.loads(line) for line in (out / "tracking" / "metrics.jsonl").read_text().splitlines()]
+    told = [(line["step"], line["train-policy/loss"]) for line in lines]
+    assert told == list(enumerate(losses, start=1))
+    assert not list(out.glob("round-*/*/tracking"))
     written = {file: file.stat().st_mtime_ns for file in out.rglob("manifest.json")}
     list(loop_of(out).run())
     assert {file: file.stat().st_mtime_ns for file in out.rglob("manifest.json")} == written

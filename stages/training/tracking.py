@@ -1,33 +1,42 @@
-"""Training metrics while they come: JSON lines, TensorBoard, Weights & Biases."""
+"""Training metrics while they come: JSON lines, TensorBoard, Weights & Biases, trackio.
+
+The training steps of a run, in the folders of `make all` or of a loop, are one run there: their metrics have the
+command's name before their own, and optimizer steps are counted through. Any other training step is a run of its own.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
 
-from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
-from stages.artifacts.step import TRACKING
-from stages.artifacts.writing import writing
+from stages.artifacts.writing import write_text, writing
 from stages.errors import RecipeError
 from stages.runtime import processes
 from stages.sections import TrackingSection
+from stages.training.tracked_run import NO_RUN, NOTE, TrackedRun, known, tracked_run
+
+ELSEWHERE = ("wandb", "trackio")
+"""Trackers that keep a run outside its folder."""
 
 
 class JsonLinesTracker(GeneralTracker):  # type: ignore[misc]
-    """One line a log: `{"step": 3, "loss": 0.5}`."""
+    """One line a log: `{"step": 3, "loss": 0.5}`, behind the file's lines up to the step `before`; later ones go."""
 
     name = "jsonl"
     requires_logging_directory = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, before: int) -> None:
         super().__init__()
         self._path = path
+        self._before = before
         self._file: TextIO
 
     @property
@@ -35,7 +44,8 @@ class JsonLinesTracker(GeneralTracker):  # type: ignore[misc]
         return self._file
 
     def start(self) -> None:
-        self._file = self._path.open("w", encoding="utf-8")
+        write_text(self._path, "".join(_lines_until(self._path, self._before)))
+        self._file = self._path.open("a", encoding="utf-8")
 
     def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
         print(json.dumps({"step": step} | values), file=self._file, flush=True)
@@ -44,17 +54,46 @@ class JsonLinesTracker(GeneralTracker):  # type: ignore[misc]
         self._file.close()
 
 
-class Trackers:
-    """The trackers of one step, which write to `folder`."""
+class _TensorBoard(TensorBoardTracker):  # type: ignore[misc]
+    """Keeps the recipe in the run itself: accelerate's own makes another run of it."""
 
-    def __init__(self, trackers: Sequence[GeneralTracker] = (), folder: Path = Path()) -> None:
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        from torch.utils.tensorboard.summary import hparams
+
+        for summary in hparams(values, {}):
+            self.writer.file_writer.add_summary(summary)
+
+
+class _Trackio(TrackioTracker):  # type: ignore[misc]
+    """Finishes a run once: accelerate's own leaves trackio to do it again, on stdout, when Python ends."""
+
+    def finish(self) -> None:
+        import trackio
+
+        trackio.finish()
+
+
+class Trackers:
+    """The trackers of one training step; those elsewhere know its run up to the optimizer step `told`."""
+
+    def __init__(self, trackers: Sequence[GeneralTracker] = (), run: TrackedRun = NO_RUN, told: int = 0) -> None:
         self._trackers = trackers
-        self._folder = folder
+        self._run = run
+        self._told = told
+        self._first: int | None = None
+        self.last = told
+        """Last optimizer step of the run that was logged."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        with writing(self._folder):
+        """Log what optimizer step `step`, as the trainer counts, has measured."""
+        self._first = step if self._first is None else self._first
+        number = self._run.before + 1 + step - self._first if self._run.step else step
+        values = {self._run.prefix + name: value for name, value in metrics.items()}
+        self.last = max(self.last, number)
+        with writing(self._run.folder):
             for tracker in self._trackers:
-                tracker.log(dict(metrics), step=step)
+                if number > self._told or tracker.name not in ELSEWHERE:
+                    tracker.log(values, step=number)
 
 
 def check_trackers(section: TrackingSection) -> None:
@@ -72,28 +111,59 @@ def check_trackers(section: TrackingSection) -> None:
 def open_trackers(section: TrackingSection, out: Path, config: Mapping[str, Any]) -> Iterator[Trackers]:
     """Run the section's trackers on the main process, none on the others; `config` is what they show of the recipe.
 
-    Their files in `out` replace those of a start that was stopped.
+    `out`, the step's folder, tells the run. Files of an earlier start of the step are replaced. wandb and trackio go on
+    where they were, or begin a new run where the step is made again from another plan.
 
     Raises:
         RecipeError: wandb does not start.
+        DataError: as `tracked_run`.
         ArtifactError: as `writing`.
     """
     if not section.trackers or not processes.is_main():
         yield Trackers()
         return
-    folder = out / TRACKING
-    shutil.rmtree(folder, ignore_errors=True)
-    with writing(folder):
-        folder.mkdir(parents=True)
-        trackers = [_start(name, section, folder) for name in dict.fromkeys(section.trackers)]
+    names = dict.fromkeys(section.trackers)
+    run = tracked_run(out)
+    elsewhere = known(run, out)
+    with writing(run.folder), redirect_stdout(sys.stderr):  # trackio greets on stdout
+        _clear(run)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        if not names.keys().isdisjoint(ELSEWHERE):
+            elsewhere.write(run)
+        trackers = [_start(name, section, run, elsewhere.id) for name in names]
         for tracker in trackers:
             tracker.store_init_configuration(_flat(config))
+    opened = Trackers(trackers, run, elsewhere.told)
     try:
-        yield Trackers(trackers, folder)
+        yield opened
     finally:
-        with writing(folder):  # what is buffered is written now
+        with writing(run.folder), redirect_stdout(sys.stderr):  # what is buffered is written now
             for tracker in trackers:
                 tracker.finish()
+            if not names.keys().isdisjoint(ELSEWHERE):
+                elsewhere.told = opened.last
+                elsewhere.write(run)
+
+
+def _clear(run: TrackedRun) -> None:
+    """Remove files of an earlier start of a step that is a run of its own; in a run trackers replace their own part."""
+    if run.step or not run.folder.is_dir():
+        return
+    for entry in run.folder.iterdir():
+        if entry.is_dir() and entry.name != "wandb":
+            shutil.rmtree(entry)
+        elif entry.is_file() and entry.name != NOTE:
+            entry.unlink()
+
+
+def _lines_until(path: Path, last: int) -> Iterator[str]:
+    """Lines up to this step; one that was cut off ends them."""
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n") or json.loads(line)["step"] > last:
+            return
+        yield line
 
 
 def _installed(package: str) -> bool:
@@ -102,22 +172,32 @@ def _installed(package: str) -> bool:
     return spec is not None and spec.origin is not None
 
 
-def _start(name: str, section: TrackingSection, folder: Path) -> GeneralTracker:
-    if name == "wandb":
-        return _start_wandb(section, folder)
-    tracker = (
-        TensorBoardTracker(name, logging_dir=folder)
-        if name == "tensorboard"
-        else JsonLinesTracker(folder / "metrics.jsonl")
-    )
+def _start(name: str, section: TrackingSection, run: TrackedRun, run_id: str) -> GeneralTracker:
+    tracker: GeneralTracker
+    if name == "jsonl":
+        tracker = JsonLinesTracker(run.folder / "metrics.jsonl", run.before)
+    elif name == "tensorboard":
+        tracker = _tensorboard(run)
+    elif name == "trackio":
+        tracker = _Trackio(section.project, name=f"{run.name}-{run_id}", resume="allow")
+    else:
+        return _start_wandb(section, run, run_id)
     tracker.start()
     return tracker
 
 
-def _start_wandb(section: TrackingSection, folder: Path) -> WandBTracker:
+def _tensorboard(run: TrackedRun) -> _TensorBoard:
+    """A file for each step, all in the run's folder; that of an earlier start is removed."""
+    suffix = f".{run.step.replace('/', '.')}" if run.step else ""
+    for file in (run.folder / "tensorboard").glob(f"events*{suffix}"):
+        file.unlink()
+    return _TensorBoard("tensorboard", logging_dir=run.folder, filename_suffix=suffix)
+
+
+def _start_wandb(section: TrackingSection, run: TrackedRun, run_id: str) -> WandBTracker:
     import wandb
 
-    tracker = WandBTracker(section.project, dir=folder, name="/".join(folder.absolute().parts[-3:-1]))
+    tracker = WandBTracker(section.project, dir=run.folder, name=run.name, id=run_id, resume="allow")
     try:
         tracker.start()
     except wandb.Error as error:
@@ -128,8 +208,11 @@ def _start_wandb(section: TrackingSection, folder: Path) -> WandBTracker:
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted names with values of one level, which is what trackers take."""
+    """Dotted names with values of one level, lists as JSON, which is what trackers take."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = json.dumps(value) if isinstance(value, list) else value
     return flat

@@ -4,10 +4,8 @@ import importlib.util
 import json
 import os
 import socket
-import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,8 +15,13 @@ from stages.recipe import Recipe, load_recipe
 from stages.sections import TrackingSection
 from stages.training.metrics import MetricsLog
 from stages.training.tracking import check_trackers, open_trackers
+from wandb_files import finished_records, items_of
 
-CONFIG = {"model": {"dtype": "float32", "min_pixels": None}, "train": {"objective": {"algorithm": "gspo"}, "epochs": 2}}
+CONFIG = {
+    "model": {"dtype": "float32", "min_pixels": None},
+    "prompt": {"references": ["answer", "sibling"]},
+    "train": {"objective": {"algorithm": "gspo"}, "epochs": 2},
+}
 ROWS = [
     (1, {"loss": 0.5, "ratio_mean/error": 1.25}),
     (1, {"reward": -0.75}),
@@ -42,50 +45,8 @@ def log_rows(tmp_path):
     return run
 
 
-@pytest.fixture
-def offline_wandb(tmp_path_factory, monkeypatch):
-    """A wandb that starts anew, keeps to itself and knows no login."""
-    import wandb
-
-    home = str(tmp_path_factory.mktemp("wandb"))
-    for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(name, home)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    monkeypatch.setenv("NETRC", str(Path(home) / "netrc"))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    yield
-    wandb.teardown()
-
-
 def json_lines(file):
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
-def wandb_records(file):
-    """The records of a short `.wandb` file: a LevelDB log of protocol buffers, here within its first block."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    data, at = file.read_bytes(), 7
-    assert len(data) < 32768
-    while at < len(data):
-        _, length, _ = struct.unpack_from("<IHB", data, at)
-        yield Record.FromString(data[at + 7 : at + 7 + length])
-        at += 7 + length
-
-
-def finished_wandb_records(file):
-    """All of them: a process of wandb's own writes the file, and may come to its end after the run is told finished."""
-    for _ in range(200):
-        records = list(wandb_records(file))
-        if records and records[-1].WhichOneof("record_type") == "exit":
-            return records
-        time.sleep(0.1)
-    raise AssertionError(f"no exit among {[record.WhichOneof('record_type') for record in records]}")
-
-
-def wandb_items(items):
-    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 
 def test_no_tracker_writes_nothing(log_rows, tmp_path):
@@ -119,24 +80,28 @@ def test_tensorboard_reads_the_scalars_and_the_recipe(log_rows):
     found = [(event.step, tag, event.value) for tag in events.Tags()["scalars"] for event in events.Scalars(tag)]
     assert sorted(found) == sorted(VALUES)
 
-    (recipe_file,) = folder.glob("*/events*")
-    hparams = EventAccumulator(str(recipe_file)).Reload()
     (content,) = [
         HParamsPluginData.FromString(data)
-        for tag, data in hparams.PluginTagToContent("hparams").items()
+        for tag, data in events.PluginTagToContent("hparams").items()
         if tag.endswith("session_start_info")
     ]
     shown = {
         name: value.string_value or value.number_value for name, value in content.session_start_info.hparams.items()
     }
-    assert shown == {"model.dtype": "float32", "train.objective.algorithm": "gspo", "train.epochs": 2}
+    assert shown == {
+        "model.dtype": "float32",
+        "prompt.references": '["answer", "sibling"]',
+        "train.objective.algorithm": "gspo",
+        "train.epochs": 2,
+    }
+    assert [path for path in folder.iterdir() if path.is_dir()] == []  # each would be a run of its own
 
 
 @pytest.mark.usefixtures("offline_wandb")
 def test_wandb_offline_writes_history_recipe_and_project(log_rows):
     (file,) = log_rows("wandb").glob("wandb/offline-run-*/*.wandb")
-    records = finished_wandb_records(file)
-    history = [wandb_items(record.history.item) for record in records if record.WhichOneof("record_type") == "history"]
+    records = finished_records(file)
+    history = [items_of(record.history.item) for record in records if record.WhichOneof("record_type") == "history"]
     names = {"loss", "ratio_mean/error", "reward"}
     assert [{name: row[name] for name in row.keys() & names} for row in history] == [
         ROWS[0][1] | ROWS[1][1],
@@ -147,10 +112,11 @@ def test_wandb_offline_writes_history_recipe_and_project(log_rows):
     assert run.project == "difference-feedback"
     config = {}
     for record in records:
-        config |= wandb_items(record.config.update)
+        config |= items_of(record.config.update)
     assert config == {
         "model.dtype": "float32",
         "model.min_pixels": None,
+        "prompt.references": '["answer", "sibling"]',
         "train.objective.algorithm": "gspo",
         "train.epochs": 2,
     }
@@ -181,8 +147,10 @@ def test_trackers_close_when_training_fails(tmp_path):
         trackers.log(1, {"loss": 1.0})
 
 
-@pytest.mark.parametrize("package", ["tensorboard", "wandb"])
+@pytest.mark.parametrize("package", ["tensorboard", "wandb", "trackio"])
 def test_a_missing_package_is_named_with_its_extra(package, monkeypatch):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"NO {package.upper()}: pip install 'difference-feedback[{package}]'")
     section = TrackingSection(trackers=["jsonl", package])
     check_trackers(section)
     monkeypatch.setitem(sys.modules, package, None)
