@@ -382,6 +382,12 @@ class MasksSection(Section):
         description="`until_feasible`: a further candidate only for errors of which none is feasible so far; the first "
         "one that is, is then taken (our choice).",
     )
+    keep: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="A token of the error stays in its repair where the repair model gives it at least this "
+        "probability; only the others are drawn, so that repairs change less and invent less. All are drawn if null, "
+        "as in the paper. Not with vLLM (our choice).",
+    )
     errors_per_problem: Positive | None = Field(
         None,
         description="Errors of one problem that are repaired, drawn by the seed; the others leave the group, counted. "

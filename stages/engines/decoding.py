@@ -2,7 +2,8 @@
 
 A pass reads the last token of every row and, behind it, the tokens that its draft goes on with. At each of them a token
 is drawn; a row keeps what is drawn up to the first that is another than the draft's. Every token that is kept is drawn
-from the model's distribution given the tokens before it, whatever the draft says.
+from the model's distribution given the tokens before it, whatever the draft says, unless `Sampling.keep` prefers the
+draft's.
 
 Axes: N tokens of a pass, W tokens that go into the cache, A axes of rotary positions.
 """
@@ -90,7 +91,7 @@ class _Run:
         ]
         # What has no room in memory shows at once, and short ones fill up the end.
         self.waiting = deque(sorted(units, key=lambda unit: -prompt_length(requests[unit.place].request.prompt)))
-        self.drafts = [_until_end(self.vlm, numbered.request.draft_ids) for numbered in requests]
+        self.drafts = [until_end(self.vlm, numbered.request.draft_ids) for numbered in requests]
         longest_draft = max(map(len, self.drafts), default=0)
         self.rows = Rows(min(decoder.rows, sum(counts)), sampling.max_new_tokens, longest_draft)
         self.cache = KeyValueCache(self.rows.most)
@@ -186,7 +187,10 @@ class _Run:
         with self.vlm.precision():
             cached = CachedPass(self.cache, slots_W, block=block)
             logits_NV = self.vlm.model(**inputs, cached=cached, use_cache=False).logits[0]
-        drawn = draw(logits_NV, torch.from_numpy(span.uniform_N2).to(logits_NV.device), self.vlm, self.sampling)
+        uniform_N2, expected_N = (
+            torch.from_numpy(array).to(logits_NV.device) for array in (span.uniform_N2, span.expected_N)
+        )
+        drawn = draw(logits_NV, uniform_N2, expected_N, self.vlm, self.sampling)
         # One copy, which waits for the device once a pass.
         ids, logprobs_N = torch.stack([drawn.ids_N.double(), drawn.logprobs_N.double()]).cpu().numpy()
         return ids.astype(np.int64), logprobs_N
@@ -206,7 +210,7 @@ def prompt_length(prompt: Prompt) -> int:
     return len(prompt.text) + len(prompt.tail) + len(prompt.spliced_ids)
 
 
-def _until_end(codec: Codec, draft_ids: Sequence[int]) -> list[int]:
+def until_end(codec: Codec, draft_ids: Sequence[int]) -> list[int]:
     """Nothing is expected behind an end token, which is drawn behind the token before it."""
     return list(takewhile(lambda token: token not in codec.end_ids, draft_ids))
 

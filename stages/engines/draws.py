@@ -36,20 +36,29 @@ def uniforms(seed: int, request: int, sample: int, count: int) -> NDArray[np.flo
     return np.ldexp(generator.random_raw(count).view(np.uint32).astype(np.float64), -32).reshape(count, 2)
 
 
-def draw(logits_NV: Tensor, uniform_N2: Tensor, codec: Codec, sampling: Sampling) -> Drawn:
-    """One token of each sampled distribution, the likeliest at temperature 0."""
+def draw(logits_NV: Tensor, uniform_N2: Tensor, expected_N: Tensor, codec: Codec, sampling: Sampling) -> Drawn:
+    """One token of each sampled distribution, or the likeliest at temperature 0.
+
+    Where `sampling.keep` is set, it is the one of `expected_N` if that is likely enough; none is expected where that is
+    negative.
+    """
     rows = max(1, LOGITS_AT_ONCE // logits_NV.shape[1])
-    parts = [
-        _draw(logits_PV, uniform_P2, codec, sampling)
-        for logits_PV, uniform_P2 in zip(logits_NV.split(rows), uniform_N2.split(rows), strict=True)
-    ]
+    arrays = zip(logits_NV.split(rows), uniform_N2.split(rows), expected_N.split(rows), strict=True)
+    parts = [_draw(*part, codec, sampling) for part in arrays]
     return parts[0] if len(parts) == 1 else Drawn(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _draw(logits_NV: Tensor, uniform_N2: Tensor, codec: Codec, sampling: Sampling) -> Drawn:
+def _draw(logits_NV: Tensor, uniform_N2: Tensor, expected_N: Tensor, codec: Codec, sampling: Sampling) -> Drawn:
     logprobs_NV = sampled_logits(logits_NV, codec.banned_ids, sampling.temperature or 1.0).log_softmax(-1)
     ids_N = logprobs_NV.argmax(-1) if sampling.temperature == 0 else _fall(logprobs_NV, uniform_N2)
-    return Drawn(ids_N, logprobs_NV.gather(-1, ids_N[:, None]).squeeze(-1))
+    if sampling.keep is not None:
+        likely_N = _of(logprobs_NV, expected_N.clamp(min=0)) >= math.log(sampling.keep)
+        ids_N = torch.where(likely_N & (expected_N >= 0), expected_N, ids_N)
+    return Drawn(ids_N, _of(logprobs_NV, ids_N))
+
+
+def _of(logprobs_NV: Tensor, ids_N: Tensor) -> Tensor:
+    return logprobs_NV.gather(-1, ids_N[:, None]).squeeze(-1)
 
 
 def _fall(logprobs_NV: Tensor, uniform_N2: Tensor) -> Tensor:

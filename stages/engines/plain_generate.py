@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from stages.engines.decoding import Numbered, prompt_length
+from stages.engines.decoding import Numbered, prompt_length, until_end
+from stages.engines.drafts import Drafts, Ints
 from stages.engines.draws import draw, uniforms
 from stages.engines.protocol import Completion, Sampling, overflows
 from stages.model.batches import EncodedPrompt, encode_prompt, fits, prompt_batch
@@ -27,7 +28,7 @@ class _Row(NamedTuple):
 
 
 class PlainGenerate:
-    """Generates `rows` sequences at a time, each with its own reading of the prompt; drafts are of no use to it."""
+    """Generates `rows` sequences at a time, each with its own reading of the prompt; drafts make it no faster."""
 
     def __init__(self, vlm: VisionLanguageModel, *, rows: int) -> None:
         self.vlm = vlm
@@ -47,9 +48,9 @@ class PlainGenerate:
                     uniforms(sampling.seed, requests[row.place].number, row.sample, sampling.max_new_tokens)
                     for row in fitting
                 ]
-                for row, completion in zip(
-                    fitting, self._generate(encoded, np.stack(uniform_BT2), sampling), strict=True
-                ):
+                drafts = [until_end(self.vlm, requests[row.place].request.draft_ids) for row in fitting]
+                found = self._generate(encoded, np.stack(uniform_BT2), drafts, sampling)
+                for row, completion in zip(fitting, found, strict=True):
                     completions[row.place].append(completion)
         return completions
 
@@ -59,10 +60,14 @@ class PlainGenerate:
         return {place: encode_prompt(self.vlm, requests[place].request.prompt) for place in places}
 
     def _generate(
-        self, prompts: Sequence[EncodedPrompt], uniform_BT2: np.ndarray, sampling: Sampling
+        self,
+        prompts: Sequence[EncodedPrompt],
+        uniform_BT2: np.ndarray,
+        drafts: Sequence[Sequence[int]],
+        sampling: Sampling,
     ) -> list[Completion]:
         inputs = prompt_batch(self.vlm, prompts)
-        drawing = _Drawing(self.vlm, torch.from_numpy(uniform_BT2).to(self.vlm.device), sampling)
+        drawing = _Drawing(self.vlm, torch.from_numpy(uniform_BT2).to(self.vlm.device), drafts, sampling)
         with self.vlm.precision(passes=True):
             output_BS = self.vlm.model.generate(
                 **inputs,
@@ -89,16 +94,38 @@ class PlainGenerate:
 class _Drawing(LogitsProcessor):
     """Draws a token of each row, leaves no other, and keeps its log-prob."""
 
-    def __init__(self, vlm: VisionLanguageModel, uniform_BT2: Tensor, sampling: Sampling) -> None:
+    def __init__(
+        self, vlm: VisionLanguageModel, uniform_BT2: Tensor, drafts: Sequence[Sequence[int]], sampling: Sampling
+    ) -> None:
         self._vlm = vlm
         self._uniform_BT2 = uniform_BT2
         self._sampling = sampling
+        self._drafts = Drafts(len(drafts), max(map(len, drafts)))
+        for row, draft in enumerate(drafts):
+            self._drafts.put(row, draft)
+        self._ids_BT = np.zeros(uniform_BT2.shape[:2], np.int64)
         self.logprobs: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002, transformers names them
-        drawn = draw(scores, self._uniform_BT2[:, len(self.logprobs)], self._vlm, self._sampling)
+        rows = np.arange(len(scores))
+        expected_B = self._drafts.ahead(rows, np.zeros_like(rows))
+        drawn = draw(
+            scores,
+            self._uniform_BT2[:, len(self.logprobs)],
+            torch.from_numpy(expected_B).to(scores.device),
+            self._vlm,
+            self._sampling,
+        )
         # torch would take any token of logits that are no numbers.
         if drawn.logprobs_N.isnan().any():
             raise overflows(self._vlm.tokenizer.name_or_path)
+        self._follow(drawn.ids_N.cpu().numpy(), expected_B)
         self.logprobs.append(drawn.logprobs_N)
         return torch.full_like(scores, float("-inf")).scatter_(1, drawn.ids_N[:, None], 0.0)
+
+    def _follow(self, ids_B: Ints, expected_B: Ints) -> None:
+        """Each draft goes on behind what was drawn."""
+        count = len(self.logprobs)
+        self._ids_BT[:, count] = ids_B
+        ones_B = np.ones_like(ids_B)
+        self._drafts.advance(ones_B, ids_B != expected_B, self._ids_BT, ones_B * (count + 1))

@@ -21,7 +21,7 @@ class Request:
     draft_ids: Sequence[int] = ()
     """Token ids that the responses are expected to resemble, as a repair resembles its error; empty where nothing is.
 
-    An engine may read them ahead to be faster. They change no response and no log-prob.
+    An engine may read them ahead to be faster. Unless `Sampling.keep` is set they change no response and no log-prob.
     """
 
 
@@ -33,11 +33,15 @@ class Sampling:
     temperature: float = 1.0
     """Divides the logits. At 0 decoding is greedy, and log-probs are of the distribution at temperature 1."""
     seed: int = 0
+    keep: float | None = None
+    """A token that a request's draft goes on with is taken where it has at least this probability; if None it is drawn
+    as any other."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One response: its token ids, the end token included, and the sampler's log-prob of each."""
+    """One response: its token ids, the end token included, and the log-prob of each in the sampled distribution, taken
+    from a draft or drawn."""
 
     ids: list[int]
     logprobs: list[float]

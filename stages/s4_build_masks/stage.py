@@ -22,11 +22,7 @@ from stages.audit.opening import check_auditor, open_auditor
 from stages.checks.problem_check import ProblemCheck
 from stages.core.selection import is_correct
 from stages.declared import declare_build_masks
-from stages.engines.loading import (
-    check_same_tokens,
-    recipe_sampling,
-    with_engine,
-)
+from stages.engines.loading import check_same_tokens, engine_name, recipe_sampling, with_engine
 from stages.engines.maker import check_maker, maker
 from stages.engines.models import Models
 from stages.errors import RecipeError
@@ -229,6 +225,10 @@ def check_options(recipe: Recipe, repair_model: Path | None) -> None:
         )
     if section.repairer == "model" and repair_model is None:
         raise RecipeError("masks.repairer is model: give --repair-model, or set masks.repairer=sibling")
+    if section.keep is not None and engine_name(recipe) == "vllm":
+        raise RecipeError(
+            f"masks.keep is {section.keep}, but vLLM draws every token; set engine.name=transformers or masks.keep=null"
+        )
     if section.repairer == "model" and section.reference == "sibling" and section.on_no_correct == "repair":
         raise RecipeError(
             "masks.on_no_correct is repair, masks.reference is sibling: a problem without a correct rollout has no "
@@ -258,7 +258,8 @@ def _open_builder(stage: BuildMasks | BuildMasksFromPreferences, step: Step) -> 
 
 def _write_shard(builder: GroupBuilder, index: int, rollouts: Sequence[RolloutRow]) -> None:
     step = builder.step
-    repairs, groups = builder.build(rollouts, recipe_sampling(builder.recipe, Purpose.CANDIDATES, index))
+    sampling = recipe_sampling(builder.recipe, Purpose.CANDIDATES, index)
+    repairs, groups = builder.build(rollouts, replace(sampling, keep=builder.recipe.masks.keep))
     if index == 0 and processes.is_main():
         write_text(step.out / PAGE, builder.page(groups))
     # Without the scores that nothing asks for, a file is the one that it was before there were any.

@@ -139,6 +139,32 @@ def test_tokens_and_logprobs_are_those_of_transformers_own_loop(asked, temperatu
                 assert completion.finish_reason == reference.finish_reason
 
 
+def test_a_draft_is_kept_as_far_as_it_is_likely(base_vlm, base_prompts):
+    """Everywhere where anything is likely enough, and nowhere where certainty is needed."""
+    sampling = Sampling(40, 1.0, seed=4)
+    free = decode(base_vlm, [Request(prompt) for prompt in base_prompts], sampling)
+    drafts = [changed(group[0].ids, 5, 6, 17) for group in free]
+    requests = [Request(prompt, 2, draft) for prompt, draft in zip(base_prompts, drafts, strict=True)]
+    drawn = ids_of(decode(base_vlm, requests, sampling))
+    assert ids_of(decode(base_vlm, requests, replace(sampling, keep=1.0))) == drawn
+    always = ids_of(decode(base_vlm, requests, replace(sampling, keep=1e-30)))
+    for draft, group in zip(drafts, always, strict=True):
+        kept = base_vlm.without_end(draft)[:40]
+        assert [ids[: len(kept)] for ids in group] == [kept, kept]
+
+
+@pytest.mark.parametrize("keep", [0.05, 0.3])
+def test_what_is_kept_depends_on_no_block_and_no_loop(base_vlm, base_prompts, keep):
+    sampling = Sampling(40, 1.0, seed=4, keep=keep)
+    other = decode(base_vlm, [Request(prompt) for prompt in base_prompts], replace(sampling, seed=5))
+    drafts = [changed(group[0].ids, 3, 9) for group in other]
+    drafts[1], drafts[2] = [], drafts[2][:10] + drafts[2][14:]
+    requests = [Request(prompt, 2, draft) for prompt, draft in zip(base_prompts, drafts, strict=True)]
+    expected = ids_of(plain(base_vlm, requests, sampling))
+    for block in (1, 2, 8, 64):
+        assert ids_of(decode(base_vlm, requests, sampling, rows=5, block=block)) == expected
+
+
 @pytest.mark.parametrize("block", [1, 2, 8, 64])
 def test_greedy_tokens_are_those_that_transformers_finds_by_itself(base_vlm, base_prompts, block):
     config = GenerationConfig(

@@ -15,6 +15,11 @@ LOGITS_V = torch.tensor([50.0, np.log(0.2), np.log(0.5), np.log(0.3), 50.0], dty
 LAST = 1 - 2.0**-32
 
 
+def nothing(count):
+    """No token is expected."""
+    return torch.full((count,), -1)
+
+
 @pytest.mark.parametrize(
     ("uniform", "expected"),
     [
@@ -24,7 +29,7 @@ LAST = 1 - 2.0**-32
     ],
 )  # fmt: skip
 def test_numbers_fall_on_the_token_whose_share_of_the_line_they_lie_in(uniform, expected):
-    drawn = draw(LOGITS_V[None], torch.tensor([uniform], dtype=torch.float64), CODEC, Sampling(1))
+    drawn = draw(LOGITS_V[None], torch.tensor([uniform], dtype=torch.float64), nothing(1), CODEC, Sampling(1))
     assert drawn.ids_N.tolist() == [expected]
     assert drawn.logprobs_N.exp().item() == pytest.approx([0.2, 0.5, 0.3][expected - 1], abs=1e-6)
 
@@ -32,7 +37,7 @@ def test_numbers_fall_on_the_token_whose_share_of_the_line_they_lie_in(uniform, 
 def test_temperature_flattens_the_line():
     """Square roots of 0.2, 0.5 and 0.3, of their sum: 0.2627, 0.4154, 0.3218; of the first two: 0.387."""
     uniform_N2 = torch.tensor([[0.1, 0.38], [0.1, 0.39], [0.677, 0.9], [0.679, 0.9]], dtype=torch.float64)
-    drawn = draw(LOGITS_V.expand(4, -1), uniform_N2, CODEC, Sampling(1, temperature=2.0))
+    drawn = draw(LOGITS_V.expand(4, -1), uniform_N2, nothing(4), CODEC, Sampling(1, temperature=2.0))
     assert drawn.ids_N.tolist() == [1, 2, 2, 3]
     assert drawn.logprobs_N.exp().tolist() == pytest.approx([0.2627, 0.4154, 0.4154, 0.3218], abs=1e-3)
 
@@ -44,8 +49,8 @@ def test_every_token_is_drawn_as_often_as_it_is_likely(vocabulary):
     banned = (1, vocabulary - 1) if vocabulary > 3 else ()
     logits_V = torch.from_numpy(rng.standard_normal(vocabulary)).float()
     drawn = draw(
-        logits_V.expand(40_000, -1), torch.from_numpy(rng.random((40_000, 2))), SimpleNamespace(banned_ids=banned),
-        Sampling(1),
+        logits_V.expand(40_000, -1), torch.from_numpy(rng.random((40_000, 2))), nothing(40_000),
+        SimpleNamespace(banned_ids=banned), Sampling(1),
     )  # fmt: skip
     chances_V = logits_V.double().numpy()
     chances_V[list(banned)] = -np.inf
@@ -58,17 +63,30 @@ def test_every_token_is_drawn_as_often_as_it_is_likely(vocabulary):
 
 def test_greedily_the_number_is_of_no_use():
     uniform_N2 = torch.tensor([[0.0, 0.0], [LAST, LAST]], dtype=torch.float64)
-    drawn = draw(LOGITS_V.expand(2, -1), uniform_N2, CODEC, Sampling(1, temperature=0))
+    drawn = draw(LOGITS_V.expand(2, -1), uniform_N2, nothing(2), CODEC, Sampling(1, temperature=0))
     assert drawn.ids_N.tolist() == [2, 2]
     assert drawn.logprobs_N.exp().tolist() == pytest.approx([0.5, 0.5], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("expected", "keep", "found"),
+    [(3, 0.29, 3), (3, 0.31, 2), (1, 0.29, 2), (1, 0.19, 1), (2, 1.0, 2), (-1, 0.01, 2), (0, 1e-9, 2)],
+)
+def test_an_expected_token_is_taken_where_it_is_likely_enough(expected, keep, found):
+    """Tokens 1, 2, 3 have 0.2, 0.5, 0.3, tokens 0 and 4 are banned; the number falls on token 2."""
+    uniform_N2 = torch.tensor([[0.1, 0.5]], dtype=torch.float64)
+    drawn = draw(LOGITS_V[None], uniform_N2, torch.tensor([expected]), CODEC, Sampling(1, keep=keep))
+    assert drawn.ids_N.tolist() == [found]
+    assert drawn.logprobs_N.exp().item() == pytest.approx([0.2, 0.5, 0.3][found - 1], abs=1e-6)
 
 
 def test_many_distributions_are_drawn_from_in_parts(monkeypatch):
     logits_NV = torch.randn(50, 20, generator=torch.Generator().manual_seed(0))
     uniform_N2 = torch.rand(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    whole = draw(logits_NV, uniform_N2, CODEC, Sampling(1))
+    asked = logits_NV, uniform_N2, torch.arange(50) % 20, CODEC, Sampling(1, keep=0.1)
+    whole = draw(*asked)
     monkeypatch.setattr("stages.engines.draws.LOGITS_AT_ONCE", 60)
-    parts = draw(logits_NV, uniform_N2, CODEC, Sampling(1))
+    parts = draw(*asked)
     assert torch.equal(parts.ids_N, whole.ids_N)
     assert torch.equal(parts.logprobs_N, whole.logprobs_N)
 
@@ -79,8 +97,10 @@ def test_a_rounding_moves_hardly_any_draw():
     logits_NV = torch.randn(2000, 32_000, generator=generator)
     uniform_N2 = torch.rand(2000, 2, dtype=torch.float64, generator=generator)
     codec = SimpleNamespace(banned_ids=())
-    first = draw(logits_NV, uniform_N2, codec, Sampling(1))
-    second = draw(logits_NV + 1e-6 * torch.randn(2000, 32_000, generator=generator), uniform_N2, codec, Sampling(1))
+    first, second = (
+        draw(logits, uniform_N2, nothing(2000), codec, Sampling(1))
+        for logits in (logits_NV, logits_NV + 1e-6 * torch.randn(2000, 32_000, generator=generator))
+    )
     assert (first.ids_N != second.ids_N).sum() <= 1
 
 

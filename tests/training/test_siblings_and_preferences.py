@@ -17,6 +17,7 @@ from stages.repair.answering import Answerer
 from stages.repair.repairs import Repairer
 from stages.s4_build_masks import BuildMasks, BuildMasksFromPreferences
 from stages.s4_build_masks.group_builder import GroupBuilder
+from stages.s4_build_masks.stage import check_options
 from stages.training.heldout import with_end
 
 SIBLING = "masks.repairer=sibling"
@@ -220,6 +221,33 @@ def test_options_that_contradict_each_other_are_refused(written, base_dir, tmp_p
     stage = BuildMasks(load_recipe("digits", settings), *written, base_dir if with_model else None, base_dir)
     with pytest.raises(RecipeError, match=told):
         execute(stage, tmp_path / "out")
+
+
+def test_a_repair_keeps_what_the_repair_model_finds_likely(written, base_dir, tmp_path):
+    """It keeps the whole error where anything is likely enough."""
+
+    def repairs(*settings):
+        recipe = load_recipe("digits", ["rollout.max_new_tokens=80", *settings])
+        out = tmp_path / str(len(settings))
+        execute(BuildMasks(recipe, *written, base_dir, base_dir), out)
+        return list(iterate_rows(out, REPAIRS))
+
+    errors = {(row["problem_id"], row["sample"]): row["ids"] for row in iterate_rows(written[0], ROLLOUTS)}
+    kept, drawn = repairs("masks.keep=1e-30"), repairs()
+    assert len(kept) == len(drawn) > 3
+    for row in kept:
+        error = errors[row["problem_id"], row["sample"]]
+        assert row["ids"][: len(error) - 1] == error[:-1]
+    assert any(row["cost"] > 0.1 for row in drawn)
+
+
+def test_vllm_that_keeps_nothing_is_refused(base_dir, tmp_path, monkeypatch):
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    told = r"masks\.keep is 0\.1, but vLLM draws every token; set engine\.name=transformers or masks\.keep=null"
+    with pytest.raises(RecipeError, match=told):
+        check_options(load_recipe("digits", ["masks.keep=0.1", "engine.name=vllm"]), base_dir)
 
 
 @pytest.fixture
