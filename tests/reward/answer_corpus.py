@@ -458,6 +458,25 @@ STATEMENTS = [
         [r"So $\boxed{28}\%$.", r"That is $\boxed{28}$ percent.", r"\boxed{28\%}"],
         [r"So $\boxed{28}$.", r"\boxed{0.28}"],
     ),
+    *rows(
+        "where the answer stands",
+        r"\$7.50",
+        [
+            r"The answer is $\$7.50$.",
+            r"The answer is $$\$7.50$$",
+            r"The answer is $\$$7.50.",
+            r"<answer>$\$7.50$</answer>",
+            r"\boxed{$\$7.50$}",
+            r"The answer is \$7.50. That is \$2 less.",
+            r"The answer is $\$7.50$. That is $\$2$ less.",
+        ],
+        [
+            r"The answer is $\$5.70$.",
+            r"The answer is $\$7.50$ or $\$9$.",
+            r"The answer is \$9. The other costs \$7.50.",
+            r"<answer>$\$7.50 + \$2$</answer>",
+        ],
+    ),
 ]
 
 NUMBERS = [
