@@ -14,7 +14,8 @@ Rules, in this order. ``extraction`` says what a final answer is; a response wit
 * Names: what stands left of an equals sign (``x = 5``, ``\\angle ABC = 45``) must not differ, where both sides have it.
 * Units: two different ones contradict each other (12 cm is not 12 miles, nor 120 mm); one that only one side
   states does not (12 cm for 12, and 12 for 12 cm, are right). Percent is part of the value: on both sides or on
-  neither.
+  neither. A sign right behind a box (``\\boxed{12}\\%``) is read where the gold has a unit; where it has none, the
+  box alone counts.
 * Words around an answer ("The area is", "because the sides agree") are passed over where they hedge nothing.
 * Gold words, or digits that are no quantity (10:30, 2022-05-01, 3 5): the same text, apart from case and spaces.
 * Anything else is compared by Math-Verify in a worker process: mathematical equality, whatever the form. A response
@@ -44,6 +45,7 @@ from stages.reward.rules.choices import named_choice
 from stages.reward.rules.choosing import compare_choice, is_choice, names_no_choice
 from stages.reward.rules.equality import Comparison, Verdict, compare
 from stages.reward.rules.lists import several
+from stages.reward.rules.quantities import quantity
 
 STARTUP_TIMEOUT_S = 120.0
 STARTS = 3
@@ -137,7 +139,7 @@ def _decide(response: str, answer: str, choices: Sequence[str] | None = None) ->
         return None
     if is_choice(gold, choices):
         return _decide_choice(response, gold, choices)
-    text = final_answers(response) if several(gold) else final_answer(response)
+    text = final_answers(response) if several(gold) else final_answer(response, bare=not quantity(gold).unit)
     return 0.0 if text is None else compare(text, gold)
 
 

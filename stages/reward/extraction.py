@@ -67,19 +67,21 @@ TAGS = re.compile(
     re.IGNORECASE,
 )
 _ADVERB = re.compile(r"(?:(?:therefore|thus|hence|so|then|still|simply|clearly|definitely|indeed),? )+", re.IGNORECASE)
-_PERCENT = re.compile(r"\s{0,3}\$?\s{0,3}(\\?%|percent\b|pct\b|\^\s?\{?\\circ\}?)")
+_SIGN_BEHIND = re.compile(r"\s{0,3}\$?\s{0,3}(\\?%|percent\b|pct\b|\^\s?\{?\\circ\}?)")
+_ENDS_A_NUMBER = re.compile(r"[0-9]\s*\}?\s*\Z")
 _JOINER = re.compile(
     r"(?:[\s$,;]|\\[()\[\],;: ]|\\q?quad|\\text\s?\{[ ,]*(?:and|or)?[ ,]*\}|and|or|\*"
     r"|[a-z](?:_\{?[0-9]\}?)? ?=)*"
 )
 
 
-def final_answer(response: str) -> str | None:
+def final_answer(response: str, *, bare: bool = False) -> str | None:
     """The cleaned final answer of a response, or None where there is none or it exceeds MAX_ANSWER_CHARS.
 
     A last box that never closes (a response cut short) is no final answer: an earlier box was not meant as one.
+    A percent or degree sign right behind the box belongs to the answer, unless that is to be `bare`.
     """
-    said = statement(response)
+    said = statement(response, bare=bare)
     return (clean(said.text) or None) if said is not None and said.text is not None else None
 
 
@@ -130,15 +132,16 @@ class Said(NamedTuple):
     boxed: bool = False
 
 
-def statement(response: str) -> Said | None:
-    """The last box or tag, or else what the last cue announces."""
+def statement(response: str, *, bare: bool = False) -> Said | None:
+    """The last box (a `bare` one without the sign behind it) or tag, or else what the last cue announces."""
     box = _last(_BOX, response)
     close = response.rfind(_TAG_CLOSE)
     tag = response.rfind(TAG_OPEN, 0, close) if close >= 0 else -1
     if tag >= 0 and (box is None or box.start() < tag):
         return _tagged(response, tag, close)
     if box is not None:
-        return Said(box.start(), _with_percent(response, box), boxed=True)
+        text = _boxed(response, box) if bare else _with_sign(response, box)
+        return Said(box.start(), text, boxed=True)
     return announced(response)
 
 
@@ -170,14 +173,14 @@ def _boxed(text: str, box: re.Match[str]) -> str | None:
     return None if end is None else text[box.end() : end]
 
 
-def _with_percent(text: str, box: re.Match[str]) -> str | None:
+def _with_sign(text: str, box: re.Match[str]) -> str | None:
     """What is in the box, and a percent or degree sign right behind it."""
     end = _end_of_box(text, box)
     if end is None:
         return None
-    sign = _PERCENT.match(text, end + 1)
+    sign = _SIGN_BEHIND.match(text, end + 1)
     inside = text[box.end() : end]
-    return f"{inside} {sign[1]}" if sign and inside[-1:].isdigit() else inside
+    return f"{inside} {sign[1]}" if sign and _ENDS_A_NUMBER.search(inside) else inside
 
 
 def _joined_boxes(text: str, last: int) -> str:

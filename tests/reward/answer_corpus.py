@@ -460,6 +460,19 @@ STATEMENTS = [
     ),
     *rows(
         "where the answer stands",
+        "28",
+        [r"So $\boxed{28}\%$.", r"It grows by $\boxed{28}$ percent.", r"It turns by $\boxed{28}^\circ$."],
+        [r"\boxed{28\%}", "The answer is 28%.", r"So $\boxed{82}\%$.", r"So $\boxed{0.28}\%$."],
+    ),
+    *rows("where the answer stands", "28 cm", [r"It has $\boxed{28}$ cm."], [r"So $\boxed{28}\%$."]),
+    *rows(
+        "where the answer stands",
+        r"\frac{3}{8}\%",
+        [r"So $\boxed{\frac{3}{8}}\%$.", r"That is $\boxed{ 0.375 }$ percent."],
+        [r"So $\boxed{\frac{3}{8}}$.", r"So $\boxed{\frac{8}{3}}\%$."],
+    ),
+    *rows(
+        "where the answer stands",
         r"\$7.50",
         [
             r"The answer is $\$7.50$.",

@@ -257,6 +257,7 @@ RESPONSES = [
     (r"First \boxed{3}, then \boxed{5", None),
     (r"\boxed {7}", "7"),
     (r"\boxed{7}\% of it", r"7 \%"),
+    (r"\boxed{\frac{7}{8}}\% of it", r"\frac{7}{8} \%"),
     (r"The answer is \$7. That is \$2 more.", r"\$7"),
     (r"The answer is $\$7.5$ each.", r"\$7.5 each"),
     ("<answer>7</answer>", "7"),
