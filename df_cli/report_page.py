@@ -22,11 +22,12 @@ def report(
 ) -> None:
     """Write a page that shows runs or studies, complete or under way, to be opened in a browser."""
     from stages.artifacts.writing import write_text
-    from stages.pages.page import MEGABYTE, PAGE, report_page
+    from stages.pages.page import MEGABYTE, report_page
+    from stages.run_folder import PAGE_FILE
 
     if out is None and len(runs) > 1:
         raise DataError(f"{len(runs)} folders: give the file with --out")
-    file = runs[0] / PAGE if out is None else out
+    file = runs[0] / PAGE_FILE if out is None else out
     page = report_page(runs, int(megabytes * MEGABYTE))
     write_text(file, page)
     print_line(f"written to {file}")

@@ -107,6 +107,17 @@ class Chain:
         """Evaluate `policy` on `problems`, and return the folder with its `scores`."""
         return self.make(place, "evaluate", self.seed, problems=problems, model=policy)
 
+    def run(self, repair_model: RepairModel, rounds: int, test: Path) -> None:
+        """Make a whole run: a repair model of this kind, `rounds` rounds, the scores of the base and the last policy.
+
+        Both are evaluated on the problems `test`.
+        """
+        repairs, policy = self.repair_model(repair_model, self.base), self.base
+        for made in self.rounds(rounds, self.base, repairs):
+            policy = made.policy
+        self.scores(BASE, self.base, test)
+        self.scores(str(final_scores(Path(), rounds)), policy, test)
+
 
 def round_folder(run: Path, number: int) -> Path:
     """Rounds count from 1."""

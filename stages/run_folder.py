@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,13 @@ from typing import Any
 from stages.artifacts.columns import SUMMARY
 from stages.artifacts.manifests import read_json, read_manifest
 from stages.artifacts.writing import write_text
-from stages.chain import BASE, MASKS, Chain, final_scores, round_folder
+from stages.chain import MASKS, Chain, round_folder
 
 SUMMARY_FILE = f"{SUMMARY.name}.parquet"
 SUMMARIZED = "summary.json"
 """Beside the summary: what it was made from."""
+PAGE_FILE = "report.html"
+"""What shows it."""
 
 
 def has_repair_model(run: Path) -> bool:
@@ -29,7 +30,7 @@ def has_repair_model(run: Path) -> bool:
 
 
 def all_steps(run: Path, rounds: int) -> list[Path]:
-    """Every step that a summary of so many rounds reads, rounds last."""
+    """Every step that a summary of so many rounds reads, in pipeline order."""
     folders: list[Path] = []
 
     def make(place: str, _command: str, _seed: int, /, **_inputs: Path | str | None) -> Path:
@@ -37,9 +38,7 @@ def all_steps(run: Path, rounds: int) -> list[Path]:
         return folders[-1]
 
     chain = Chain(make, problems=Path(), base=Path(), repair_set=Path(), seed=0)
-    repair_model = chain.repair_model("rl" if has_repair_model(run) else "none", Path())
-    folders += run / BASE, final_scores(run, rounds)
-    deque(chain.rounds(rounds, Path(), repair_model), maxlen=0)
+    chain.run("rl" if has_repair_model(run) else "none", rounds, test=Path())
     return folders
 
 

@@ -14,7 +14,6 @@ from stages.pages.run_part import RunResult, runs_part
 from stages.pages.state import read_state
 from stages.pages.study_part import is_study, study_part
 
-PAGE = "report.html"
 MEGABYTE = 10**6
 
 
