@@ -66,9 +66,11 @@ MARKED := $(foreach word,$(SET),$(if $(call begins,$(word)),@@)$(word))
 MARKED := $(if $(filter-out @@%,$(firstword $(MARKED))),@@)$(MARKED)
 SETTINGS := $(subst @@,--set ',$(subst $(space)@@,' --set ',$(subst ','\'',$(MARKED))))$(if $(strip $(SET)),')
 OPTIONS = --recipe $(RECIPE) $(SETTINGS)
-RECIPE_FILE := $(wildcard $(RECIPE) stages/recipes/$(RECIPE).yaml)
-# Correct rollouts repair the errors of their group: the repair model's two stages fall away.
-SIBLING := $(or $(findstring masks.repairer=sibling,$(SET)),$(shell grep -so 'repairer: *sibling' $(RECIPE_FILE) /dev/null))
+# Of the steps; those that train save in between.
+LIMITS := $(if $(STOP_AFTER),--stop-after $(STOP_AFTER))
+TRAIN_LIMITS := $(LIMITS) $(if $(SAVE_EVERY),--save-every $(SAVE_EVERY))
+STEP_OPTIONS = $(OPTIONS) $(LIMITS) $(if $(OVERWRITE),--overwrite-changed)
+TRAIN_OPTIONS = $(OPTIONS) $(TRAIN_LIMITS) $(if $(OVERWRITE),--overwrite-changed)
 
 UV_LOCK = $(BIN)/uv lock --default-index https://pypi.org/simple --python $(BIN)/python
 
@@ -77,121 +79,82 @@ ifneq ($(EXAMPLE),)
 export OMP_NUM_THREADS ?= 1
 endif
 
-SFT := $(RUN)/1-sft-repair
-RL := $(RUN)/2-rl-repair
-round = $(RUN)/round-$(1)
-# The policy that round n starts from, and the round's seed.
-policy = $(if $(filter 1,$(1)),$(BASE),$(call round,$(shell expr $(1) - 1))/train-policy)
-round_seed = $(shell expr $(SEED) \* 1000 + $(1))
-LAST := $(call round,$(ROUNDS))/train-policy
-SCORED_BASE := $(RUN)/evaluate-base
-FINAL := $(RUN)/evaluate-round-$(ROUNDS)
+all: ready
 
-# Each step: its folder, what launches it, its command, the steps that come first.
-STEPS :=
-define step
-STEPS += $(1)
-launch/$(1) := $(2)
-command/$(1) := $(3) --out $(1) $$(OPTIONS)
-before/$(1) := $(4)
-endef
-define repair_model
-$(call step,$(SFT),$(DF_TRAIN),sft-repair --repair-set $(REPAIR_SET) --policy $(BASE) --seed $(SEED))
-$(call step,$(RL),$(DF_TRAIN),rl-repair --problems $(TRAIN) --policy $(BASE) --repair-model $(SFT) --repair-set $(REPAIR_SET) --seed $(SEED),$(SFT))
-endef
-# A round: roll out the newest policy, repair its errors, train on the difference.
-define a_round
-$(call step,$(call round,$(1))/rollout,$(DF),rollout --problems $(TRAIN) --policy $(call policy,$(1)) --seed $(call round_seed,$(1)),$(if $(filter 1,$(1)),$(if $(SIBLING),,$(RL)),$(call policy,$(1))))
-$(call step,$(call round,$(1))/build-masks,$(DF),build-masks --rollouts $(call round,$(1))/rollout --problems $(TRAIN) $(if $(SIBLING),,--repair-model $(RL)) --policy $(call policy,$(1)) --seed $(call round_seed,$(1)),$(call round,$(1))/rollout)
-$(call step,$(call round,$(1))/train-policy,$(DF_TRAIN),train-policy --groups $(call round,$(1))/build-masks --problems $(TRAIN) --policy $(call policy,$(1)) --reference $(BASE) --seed $(call round_seed,$(1)),$(call round,$(1))/build-masks)
-endef
-$(if $(SIBLING),,$(eval $(repair_model)))
-$(foreach number,$(shell seq $(ROUNDS)),$(eval $(call a_round,$(number))))
-$(eval $(call step,$(SCORED_BASE),$(DF),evaluate --problems $(TEST) --policy $(BASE) --seed $(SEED)))
-$(eval $(call step,$(FINAL),$(DF),evaluate --problems $(TEST) --policy $(LAST) --seed $(SEED),$(LAST)))
-SUMMARIZE := summarize $(RUN) --rounds $(ROUNDS)
-
-# Only df knows which steps' inputs or recipe fields changed; what would be overwritten it names, marked by !.
+# Python prints the steps of a run as rules, with what is to do (df_cli/make_rules.py); stages/chain.py has what follows what.
 export DF_DIGESTS := $(RUN)/digests.jsonl
-quoted = '$(subst ','\'',$(1))'
-define newline
-
-
-endef
-define look
-COMMANDS := $(shell mktemp)
-$$(file >$$(COMMANDS),$$(foreach step,$$(STEPS),$$(command/$$(step))$$(newline))$$(SUMMARIZE))
-TO_DO := $$(shell DF_DIGESTS=$$(DF_DIGESTS) $$(BIN)/python -m df_cli.standing < $$(COMMANDS); rm $$(COMMANDS))
-endef
-ifneq ($(filter all,$(or $(MAKECMDGOALS),all)),)
-TO_DO := $(STEPS) $(RUN)
-$(if $(wildcard .venv/installed),$(eval $(look)))
+$(foreach told,TO_DO CHANGED REPAIR_MODEL FAILED,$(eval $(told) :=))
+print_rules = $(shell DF_DIGESTS=$(1)/digests.jsonl $(BIN)/python -m df_cli.make_rules $(1) $(2) --problems $(TRAIN) --test $(TEST) \
+  --repair-set $(REPAIR_SET) --policy $(BASE) --seed $(SEED) $(OPTIONS) >>$(PRINTED) || echo FAILED := nothing was run >$(PRINTED))
+GOALS := $(or $(MAKECMDGOALS),all)
+OF_RUN := $(filter all $(RUN)/%,$(GOALS))
+OF_LOOP := $(filter loop,$(GOALS))
+INSTALLED := $(wildcard .venv/installed)
+ifneq ($(OF_RUN)$(OF_LOOP),)
+ifeq ($(findstring n,$(firstword -$(MAKEFLAGS))),)
+# make brings what it includes up to date, even with -n, and reads all of this anew where that changed it.
+include .venv/installed
+else
+$(if $(INSTALLED),,$(info make: the steps are known once .venv is there))
 endif
-CHANGED := $(filter !%,$(TO_DO))
-to_do = $(if $(filter $(1) !$(1),$(TO_DO)),again)
+ifeq ($(INSTALLED),)
+TO_DO := all
+else
+PRINTED := $(shell mktemp)
+$(if $(OF_RUN),$(call print_rules,$(RUN),--rounds $(ROUNDS)))
+$(if $(OF_LOOP),$(call print_rules,$(RUN)-loop))
+$(eval $(file <$(PRINTED)))
+$(shell rm $(PRINTED))
+endif
+endif
 
 # Another recipe has no data and no model of its own.
 BY_DEFAULT = $(filter file,$(origin $(1)))
 OWN := $(if $(EXAMPLE),,$(RECIPE))
 NO_DATA := $(and $(OWN),$(call BY_DEFAULT,DATA),$(call BY_DEFAULT,TRAIN))
 NO_BASE := $(and $(call BY_DEFAULT,BASE),$(or $(and $(OWN),$(call BY_DEFAULT,DATA)),$(if $(wildcard $(BASE)),,none)))
-REFUSAL := $(strip $(if $(or $(NO_DATA),$(NO_BASE)),RECIPE=$(RECIPE): give$(if $(NO_DATA), DATA= (a folder with problems_train, problems_test and repair_set))$(and $(NO_DATA),$(NO_BASE), and)$(if $(NO_BASE), BASE= (the policy to start from: a folder or a hub name))))
+REFUSAL := $(strip $(if $(or $(NO_DATA),$(NO_BASE)),RECIPE=$(RECIPE): give$(if $(NO_DATA), DATA= (a folder with problems_train, problems_test and repair_set))$(if $(NO_DATA),$(if $(NO_BASE), and))$(if $(NO_BASE), BASE= (the policy to start from: a folder or a hub name))))
 ifeq ($(REFUSAL)$(OVERWRITE),)
 REFUSAL := $(if $(CHANGED),nothing is overwritten without OVERWRITE=1; or take another RUN)
 endif
-REFUSAL := $(or $(REFUSAL),$(if $(filter refused,$(TO_DO)),nothing was run))
-READY := .venv/installed $(if $(REFUSAL),refuse)
+REFUSAL := $(or $(REFUSAL),$(FAILED))
 
 # What a goal takes, told before it begins.
 SETUP := ; .venv is there already
-ifeq ($(wildcard .venv/installed),)
+ifeq ($(INSTALLED),)
 SETUP := ; first it installs into .venv: 2 GB with torch for CPUs, several more with CUDA
 endif
 told/all := make all: digits takes about 13 minutes on two cores$(SETUP)
 told/all := $(if $(TO_DO),$(if $(REFUSAL),,$(told/all)))
 told/test := make test: about 17 minutes on two cores$(SETUP)
-$(foreach goal,$(or $(MAKECMDGOALS),all),$(if $(told/$(goal)),$(info $(told/$(goal)))))
+$(if $(MAKE_RESTARTS),,$(foreach goal,$(GOALS),$(if $(told/$(goal)),$(info $(told/$(goal))))))
 
-.PHONY: all loop ablate study help quick test test-slow test-vllm test-verl test-lmms test-faults lint check lock bench test-gpu soak fuzz clean again refuse
+.PHONY: all loop ablate study help quick test test-slow test-vllm test-verl test-lmms test-faults lint check lock bench test-gpu soak fuzz clean again ready refuse
+# One step at a time has the devices.
+.NOTPARALLEL:
 
-all: $(RUN)/report.html
+ready: .venv/installed $(if $(REFUSAL),refuse)
 
+quoted = '$(subst ','\'',$(1))'
 refuse:
 	@echo $(call quoted,make: $(REFUSAL)) >&2; exit 1
-
-$(RUN)/summary.parquet: $(call to_do,$(RUN)) | $(STEPS:%=%/manifest.json)
-	$(BIN)/df $(SUMMARIZE)
-
-$(RUN)/report.html: $(call to_do,$(RUN)) | $(RUN)/summary.parquet
-	$(BIN)/df report $(RUN)
-
-# Of a command; those that train save in between.
-limits = $(if $(STOP_AFTER),--stop-after $(STOP_AFTER)) $(if $(filter %-repair train-policy loop,$(1)),$(if $(SAVE_EVERY),--save-every $(SAVE_EVERY)))
-define rule
-$(1)/manifest.json: $(call to_do,$(1)) | $(READY) $(patsubst %,%/manifest.json,$(before/$(1)))
-	$$(launch/$(1)) $$(command/$(1)) $(call limits,$(firstword $(command/$(1)))) $(if $(OVERWRITE),--overwrite-changed)
-endef
-$(foreach step,$(STEPS),$(eval $(call rule,$(step))))
 
 again: ;
 
 loop ablate study: DF_DIGESTS = $(RUN)-$@/digests.jsonl
 
-# The repair model's steps, where the recipe has them, then one process for all rounds.
-LOOP_RL := $(if $(SIBLING),,$(RUN)-loop/2-rl-repair)
-loop: | $(READY)
-	$(if $(SIBLING),,$(MAKE) $(LOOP_RL)/manifest.json RUN=$(RUN)-loop)
-	$(DF_TRAIN) loop --problems $(TRAIN) --policy $(BASE) $(if $(SIBLING),,--repair-model $(LOOP_RL)) \
-	  $(if $(wildcard $(VALIDATION)),--validation $(VALIDATION)) --rounds $(ROUNDS) --seed $(SEED) --out $(RUN)-loop $(OPTIONS) $(call limits,loop)
+loop: | ready $(REPAIR_MODEL:%=%/manifest.json)
+	$(DF_TRAIN) loop --problems $(TRAIN) --policy $(BASE) $(REPAIR_MODEL:%=--repair-model %) \
+	  $(if $(wildcard $(VALIDATION)),--validation $(VALIDATION)) --rounds $(ROUNDS) --seed $(SEED) --out $(RUN)-loop $(OPTIONS) $(TRAIN_LIMITS)
 
 ablation = $(BIN)/df ablate --train $(TRAIN) --test $(TEST) --repair-set $(REPAIR_SET) --base $(BASE) \
   $(if $(wildcard $(VALIDATION)),--validation $(VALIDATION)) --out $(RUN)-$(1) \
   $(if $(LAUNCH),--launch '$(LAUNCH)') $(if $(TRAIN_LAUNCH),--train-launch '$(TRAIN_LAUNCH)') --recipe $(RECIPE) $(2) $(SETTINGS)
 
-ablate: | $(READY)
+ablate: | ready
 	$(call ablation,ablation)
 
-study: | $(READY)
+study: | ready
 	$(call ablation,study,--set ablate.variants=rivals --set ablate.baseline=grpo $(VARIANTS:%=--variant %))
 
 # Each process keeps to itself what it made once; an idle one takes over tests of another.

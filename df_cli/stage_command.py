@@ -47,11 +47,6 @@ class Asked:
     given: dict[str, Any]
     """The step's own options by name."""
 
-    @property
-    def paths(self) -> dict[str, Path]:
-        """Options whose value is a path, by name."""
-        return {name: value for name, value in self.given.items() if isinstance(value, Path)}
-
     def standing(self) -> Standing:
         """Compare the output folder with this command line, without importing torch.
 
@@ -170,8 +165,7 @@ def stage_command(step: str, *, generates: bool = False, trains: bool = False) -
 
     Its options are the function's inputs and those that every stage has: the recipe, its changes, the output; and the
     recipe's engine where it generates, how often it saves where it trains, and a time limit where it does either: work
-    that is cut into shards or steps can stop between them. Its attribute `asked` takes the same options and gives what
-    is asked for.
+    that is cut into shards or steps can stop between them.
     """
     left_out = {"engine": not generates, "save_every": not trains, "stop_after": not (generates or trains)}
     names = {name for name, is_left_out in left_out.items() if is_left_out}
@@ -185,19 +179,12 @@ def _command(make_stage: Callable[..., Stage], step: str, left_out: Collection[s
     hints = get_type_hints(make_stage, include_extras=True) | get_type_hints(_run, include_extras=True)
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[p.name]) for p in (*own, *shared)]
 
-    def given(values: dict[str, Any]) -> dict[str, Any]:
-        return {parameter.name: values.pop(parameter.name) for parameter in own}
+    def run(**values: Any) -> None:
+        given = {parameter.name: values.pop(parameter.name) for parameter in own}
+        _run(make_stage, step, given, "stop_after" not in left_out, **values)
 
-    def command(**values: Any) -> None:
-        _run(make_stage, step, given(values), "stop_after" not in left_out, **values)
-
-    def ask(**values: Any) -> Asked:
-        return asked(step, given(values), **values)
-
-    functions: list[Any] = [command, ask]
-    for function in functions:
-        function.__signature__ = inspect.Signature(parameters)
-        function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        function.__doc__ = make_stage.__doc__
-    command.asked = ask  # type: ignore[attr-defined]
+    command: Any = run
+    command.__signature__ = inspect.Signature(parameters)
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__doc__ = make_stage.__doc__
     return command

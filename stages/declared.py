@@ -159,7 +159,7 @@ def declare_evaluate(recipe: Recipe, problems: Path, model: Path) -> Plan:
 def declare(step: str, recipe: Recipe, given: Mapping[str, Any]) -> Plan | None:
     """The plan of a command from its options, those that were not given as None; None where they name no step."""
     if step != "build-masks":
-        return _DECLARED[step](recipe, **given)
+        return DECLARED[step](recipe, **given)
     if given["pairs"] is not None:
         return declare_realigned_pairs(recipe, given["pairs"])
     data = ("rollouts", "problems") if given["preferences"] is None else ("preferences",)
@@ -168,15 +168,17 @@ def declare(step: str, recipe: Recipe, given: Mapping[str, Any]) -> Plan | None:
     return declare_build_masks(recipe, given["repair_model"], given["policy"], **{name: given[name] for name in data})
 
 
-_DECLARED: Mapping[str, Callable[..., Plan]] = {
+DECLARED: Mapping[str, Callable[..., Plan]] = {
     "repair-set sheet": declare_repair_sheet,
     "repair-set read": declare_repair_set,
     "sft-repair": declare_sft_repair,
     "rl-repair": declare_rl_repair,
     "rollout": declare_rollout,
+    "build-masks": declare_build_masks,
     "train-policy": declare_train_policy,
     "evaluate": declare_evaluate,
 }
+"""By command, the function that plans its step, given a recipe and the inputs of a run."""
 
 
 def episodes_read(episodes: Path) -> Input:

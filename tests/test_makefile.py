@@ -8,14 +8,18 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 
-from df_cli.standing import parser
+from df_cli.main import app
 from stages.artifacts.columns import DRAFTS, EPISODES, GROUPS, METRICS, REPAIRS, ROLLOUTS, SCORES
 from stages.artifacts.manifests import MANIFEST
 from stages.artifacts.step import Step
+from stages.chain import Chain
 from stages.declared import declare
+from stages.recipe import load_recipe
 from stages.run_folder import note_summary
 
 ROOT = Path(__file__).parents[1]
@@ -41,10 +45,18 @@ TABLES = {
     "evaluate": (SCORES,),
 }
 TRAINS = ("sft-repair", "rl-repair", "train-policy")
+OF_EVERY_COMMAND = {
+    *("out", "recipe", "assignments", "seed", "overwrite", "overwrite_changed", "dry_run"),
+    *("stop_after", "save_every", "engine", "on_bad_row"),
+}
 
 
-def make(run: Path, *options: str, dry: bool = True, target: str = "all") -> subprocess.CompletedProcess[str]:
-    command = ["make", *(["--dry-run"] if dry else []), "-o", ".venv/installed", target, f"RUN={run}", *options]
+def make(
+    run: Path, *options: str, dry: bool = True, target: str = "all", at: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """In this checkout its environment stays as it is."""
+    flags = [*(["--dry-run"] if dry else []), *(["-o", ".venv/installed"] if at == ROOT else [])]
+    command = ["make", *flags, target, f"RUN={run}", *options]
     if not any(option.startswith("ROUNDS=") for option in options):
         command.append("ROUNDS=2")
     # `make test` tells the make below it that it is one, and what it was called with.
@@ -52,7 +64,7 @@ def make(run: Path, *options: str, dry: bool = True, target: str = "all") -> sub
         name: value for name, value in os.environ.items() if name not in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS")
     }
     environment["PYTHONPATH"] = str(ROOT)
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    return subprocess.run(command, cwd=at, capture_output=True, text=True, check=False, env=environment)
 
 
 def commands(run: Path, *options: str) -> dict[str, str]:
@@ -67,18 +79,24 @@ def would_run(run: Path, *options: str) -> list[str]:
     return [*commands(run, *options)]
 
 
+def read(command: str) -> tuple[str, dict[str, Any]]:
+    """The name of a command and its options, as `df` reads them."""
+    name, *arguments = shlex.split(command)
+    return name, get_command(app).commands[name].make_context(name, arguments).params
+
+
 def write_step(command: str, content: bytes = b"weights") -> None:
     """The output folder that this command would leave, by the store's own means."""
-    name, *arguments = shlex.split(command.removesuffix(" --overwrite-changed"))
-    asked = parser()([name, *arguments], standalone_mode=False)
-    given = {option: value for option, value in asked.given.items() if option != "on_bad_row"}
-    step = Step.open(asked.out, declare(name, asked.recipe, given))
+    name, given = read(command)
+    recipe = load_recipe(given["recipe"], given["assignments"]).model_copy(update={"seed": given["seed"]})
+    out, inputs = given["out"], {option: value for option, value in given.items() if option not in OF_EVERY_COMMAND}
+    step = Step.open(out, declare(name, recipe, inputs))
     for spec in TABLES[name]:
         step.write_shards(0, {spec: []})
     if name in TRAINS:
-        (asked.out / "model").mkdir()
-        (asked.out / "model" / "model.safetensors").write_bytes(content)
-        (asked.out / "optimizer.safetensors").write_bytes(b"state of " + content)
+        (out / "model").mkdir()
+        (out / "model" / "model.safetensors").write_bytes(content)
+        (out / "optimizer.safetensors").write_bytes(b"state of " + content)
     step.finish()
 
 
@@ -107,6 +125,26 @@ def state(run: Path) -> dict[str, bytes]:
 def test_an_empty_folder_runs_every_step_in_pipeline_order(tmp_path):
     assert would_run(tmp_path / "run") == ORDER
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("repair_model", ["rl", "none"])
+def test_the_steps_are_those_of_the_chain(repair_model, tmp_path):
+    run, data, wanted = tmp_path / "run", Path("data/digits"), []
+
+    def note(place: str, command: str, seed: int, /, **inputs: Any) -> Path:
+        wanted.append((command, {**inputs, "seed": seed, "out": run / place}))
+        return run / place
+
+    chain = Chain(note, data / "problems_train.parquet", data / "base", data / "repair_set.parquet", seed=4)
+    chain.run(repair_model, 2, test=data / "problems_test.parquet")
+    siblings = ["SET=masks.repairer=sibling"] if repair_model == "none" else []
+    shown = [read(command) for command in commands(run, "SEED=4", *siblings).values()]
+
+    assert [name for name, _ in shown] == [name for name, _ in wanted]
+    for (_, given), (_, inputs) in zip(shown, wanted, strict=True):
+        assert {option: given.pop(option) for option in inputs} == inputs
+        assert (given.pop("recipe"), given.pop("assignments")) == ("digits", [text[4:] for text in siblings])
+        assert set(given.values()) <= {None, False, "fail", "repair"}  # what an option is that nobody gave
 
 
 def test_a_complete_run_does_nothing(complete):
@@ -264,6 +302,22 @@ def test_siblings_need_no_repair_model(tmp_path, in_recipe):
 
 
 @pytest.mark.parametrize(
+    ("written", "siblings"),
+    [
+        ('masks: {"repairer": "sibling"}', True),
+        ("masks:\n  # repairer: sibling\n  candidates: 3", False),
+        ("masks:\n  repairer: sibling\n", True),
+    ],
+)
+def test_who_repairs_is_what_the_recipe_says_however_it_is_written(written, siblings, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(written)
+    assert would_run(tmp_path / "run", f"RECIPE={recipe}") == (ORDER[2:] if siblings else ORDER)
+    if siblings:
+        assert would_run(tmp_path / "run", f"RECIPE={recipe}", "SET=masks.repairer=model") == ORDER
+
+
+@pytest.mark.parametrize(
     ("given", "missing"),
     [
         ([], ["DATA=", "BASE="]),
@@ -320,14 +374,17 @@ def test_a_wrong_setting_is_told_before_anything_runs(tmp_path):
 
 def test_what_is_to_do_is_found_without_torch(complete):
     code = (
-        "import sys; from df_cli import standing; standing.main(); "
-        "assert not {'torch', 'transformers', 'datasets'} & sys.modules.keys()"
+        "import runpy, sys\ntry: runpy.run_module('df_cli.make_rules', run_name='__main__')\n"
+        "finally: assert not {'torch', 'transformers', 'datasets'} & sys.modules.keys()"
     )
-    lines = "\n".join(commands(complete, "ROUNDS=3").values())
-    done = subprocess.run(
-        [sys.executable, "-c", code], input=lines, cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr, len(done.stdout.split())) == (0, "", 4)
+    data = "data/digits/"
+    options = f"--rounds 3 --seed 0 --recipe digits --policy {data}base --repair-set {data}repair_set.parquet"
+    problems = f"--problems {data}problems_train.parquet --test {data}problems_test.parquet"
+    command = [sys.executable, "-c", code, str(complete), *options.split(), *problems.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    again = re.findall(rf"^{re.escape(str(complete))}/(\S+): again ", done.stdout, flags=re.MULTILINE)
+    assert len(again) == 4 + 2  # steps, then the summary and the page
 
 
 def test_shipped_recipes_run_in_folders_of_their_own():
@@ -378,11 +435,74 @@ def test_a_loop_comes_after_the_repair_model(tmp_path):
         assert f" {words} " in loop
 
 
+def test_a_loop_goes_on_from_its_repair_model_and_overwrites_none_unasked(tmp_path):
+    run = tmp_path / "run"
+    for line in make(run, target="loop").stdout.splitlines()[:2]:
+        write_step(line.partition("/df ")[2])
+    told = make(run, target="loop").stdout
+    assert "-repair --" not in told
+    assert "df loop " in told
+
+    done = make(run, "SET=sft.epochs=9", target="loop", dry=False)
+    assert done.returncode == 2
+    assert f"{run}-loop/1-sft-repair: made with other recipe.sft.epochs\n" in done.stderr
+    assert "make: nothing is overwritten without OVERWRITE=1; or take another RUN" in done.stderr
+    assert "df " not in done.stdout
+
+
 def test_a_loop_of_siblings_has_no_repair_model(tmp_path):
     done = make(tmp_path / "run", "SET=masks.repairer=sibling", target="loop")
     told = [line for line in done.stdout.splitlines() if "/df " in line]
     assert len(told) == 1
     assert "--repair-model" not in told[0]
+
+
+@pytest.fixture
+def clone(tmp_path) -> Path:
+    """The checkout without its environment, and `python3` that makes one without the network: the packages are those of
+    this process, and `df`, like pip, does nothing."""
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    for name in ("Makefile", "df_cli", "stages", "data", "pyproject.toml", "uv.lock"):
+        (clone / name).symlink_to(ROOT / name)
+    python = clone / "python3"
+    python.write_text(
+        f"""#!/bin/sh
+        mkdir -p $3/bin
+        for tool in pip uv df; do ln -sf {shutil.which("true")} $3/bin/$tool; done
+        printf '#!/bin/sh\\nexec {sys.executable} "$@"' > $3/bin/python
+        chmod +x $3/bin/python
+        """
+    )
+    python.chmod(0o755)
+    return clone
+
+
+def test_the_first_make_installs_and_then_runs_every_step(clone):
+    options = (f"PYTHON={clone / 'python3'}", "-j3")
+    asked = make(clone / "run", *options, at=clone)
+    assert (asked.returncode, asked.stdout.count("pip install"), asked.stdout.count("df ")) == (0, 2, 0)
+    assert "make: the steps are known once .venv is there\n" in asked.stdout
+    assert not (clone / ".venv").exists()
+
+    done = make(clone / "run", *options, dry=False, at=clone)
+    assert done.returncode == 0, done.stderr
+    before, _, after = done.stdout.partition("touch .venv/installed\n")
+    assert before.startswith("make all: digits takes about 13 minutes on two cores; first it installs into .venv: ")
+    assert before.count("pip install") == 2
+    assert re.findall(rf"^\S+/df .* --out {clone}/run/(\S+)", after, flags=re.MULTILINE) == ORDER
+    assert "make all:" not in after
+
+
+def test_an_environment_of_other_versions_is_brought_up_to_date_first(clone):
+    options = (f"PYTHON={clone / 'python3'}", "SET=rollout.temprature=1")
+    make(clone / "run", *options, dry=False, at=clone)
+    os.utime(clone / ".venv" / "installed", (0, 0))
+
+    done = make(clone / "run", *options, dry=False, at=clone)
+    assert done.returncode == 2
+    assert done.stdout.endswith("touch .venv/installed\n")
+    assert "df " not in done.stdout
 
 
 def test_limits_reach_the_commands_that_take_them(tmp_path):
