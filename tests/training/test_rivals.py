@@ -22,7 +22,7 @@ from stages.model.logprobs import ResponseLogprobs
 from stages.model.prompts import policy_prompt
 from stages.recipe import load_recipe
 from stages.s4_build_masks import BuildMasks
-from stages.s5_train_policy import GroupSource, TrainPolicy
+from stages.s5_train_policy import TrainPolicy
 from stages.training.groups import optimization_group, rows_to_work_on
 from stages.training.heldout import with_end
 from stages.training.losses import PolicyObjective
@@ -79,7 +79,7 @@ def steps_of(groups_of, digits, base_dir, base_vlm, tmp_path):
     def make(rival, *settings):
         stage = TrainPolicy(recipe_of(rival, *settings), groups_of(rival), digits / "repair_set.parquet", base_dir)
         step = Step.open(tmp_path / "source", Plan("test", {}, 0, {}), overwrite=True)
-        source = GroupSource(stage, base_vlm, step)
+        source = stage.source(base_vlm, step)
         return [source.training_rows(groups) for groups in source.batches()]
 
     return make

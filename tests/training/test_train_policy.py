@@ -21,7 +21,7 @@ from stages.model.batches import encode_prompt, response_batch
 from stages.model.loading import load_model
 from stages.model.prompts import policy_prompt
 from stages.recipe import load_recipe
-from stages.s5_train_policy import GroupSource, TrainPolicy
+from stages.s5_train_policy import TrainPolicy
 from stages.training.critic import CRITIC
 from stages.training.groups import rows_to_work_on
 from stages.training.heldout import with_end
@@ -111,7 +111,7 @@ def source_of(stage_of, base_vlm, tmp_path):
 
     def make(shards, *settings, **options):
         stage = stage_of(shards, *settings, **options)
-        return GroupSource(stage, base_vlm, Step.open(tmp_path / "source", Plan("test", {}, 0, {}), overwrite=True))
+        return stage.source(base_vlm, Step.open(tmp_path / "source", Plan("test", {}, 0, {}), overwrite=True))
 
     return make
 
