@@ -23,11 +23,11 @@ from stages.engines.models import Models
 from stages.engines.protocol import Sampling
 from stages.measures.scores import summarize_by_kind, summarize_scores
 from stages.recipe import Recipe
-from stages.repair.answering import Answerer
+from stages.repair.answering import Answer, Answerer, Shard
 from stages.repair.image_removal import without_image
 from stages.reward.opening import check_reward, open_reward
 from stages.runtime.batching import batched
-from stages.runtime.progress import track
+from stages.runtime.progress import Advance, track
 from stages.seeds import Purpose, derive_seed
 
 
@@ -74,26 +74,24 @@ class Evaluate:
 
     def run(self, step: Step) -> None:
         recipe = self.recipe
-        problems = self.usable
-        parts = list(batched(problems.ids, PROBLEMS_AT_ONCE))
         with step.ledger.phase("load"):
             engine = self.models.engine(self.model, recipe)
         modes = list(self._modes())
+        parts = list(product(modes, batched(self.usable.ids, PROBLEMS_AT_ONCE)))
         with (
             open_reward(recipe.reward) as reward,
-            track("evaluate", len(problems) * sum(mode.draws for mode in modes), "answers") as advance,
+            track("evaluate", len(self.usable) * sum(mode.draws for mode in modes), "answers") as advance,
         ):
             answerer = Answerer(engine, recipe.prompt, reward, step.ledger)
-            for index, (mode, ids) in enumerate(product(modes, parts)):
-                if not step.has_shard(SCORES, index):
-                    seed = derive_seed(recipe.seed, Purpose.EVALUATION, index)
-                    step.write_shards(index, {SCORES: self._rows(answerer, problems.many(ids), mode, seed, step)})
-                advance(len(ids) * mode.draws)
+            for shard, groups in answerer.answer_each(self._shards(step, parts, advance)):
+                mode, _ = parts[shard.index]
+                step.write_shards(shard.index, {SCORES: _rows(shard.problems, groups, mode, step)})
+                advance(len(shard.problems) * mode.draws)
         scores = list(iterate_rows(step.out, SCORES))
         threshold = recipe.reward.threshold
         measures = summarize_scores("overall", scores, threshold) + summarize_by_kind("by kind", scores, threshold)
         step.write_table(SUMMARY, [measure._asdict() for measure in measures])
-        step.tally.rows_in = len(problems)
+        step.tally.rows_in = len(self.usable)
         step.finish()
 
     def _modes(self) -> Iterator[Mode]:
@@ -102,26 +100,34 @@ class Evaluate:
         if self.recipe.evaluate.image_removed:
             yield Mode("image_removed", 1, 0.0, blank_image=True)
 
-    def _rows(
-        self, answerer: Answerer, problems: Sequence[Problem], mode: Mode, seed: int, step: Step
-    ) -> list[ScoreRow]:
-        if mode.blank_image:
-            problems = [without_image(problem, self.recipe.repair_rl.blank) for problem in problems]
-        sampling = Sampling(self.recipe.rollout.max_new_tokens, mode.temperature, seed)
-        groups = answerer.answer(problems, mode.draws, sampling)
-        rows: list[ScoreRow] = [
-            {
-                "problem_id": problem.problem_id,
-                "kind": problem.kind,
-                "mode": mode.name,
-                "draw": draw,
-                "text": answer.text,
-                "reward": answer.reward,
-            }
-            for problem, group in zip(problems, groups, strict=True)
-            for draw, answer in enumerate(group)
-        ]
-        step.tally.rows_out += len(rows)
-        step.tally.dropped["prompt_too_long"] += sum(not group for group in groups)
-        step.tally.dropped["unscored"] += sum(row["reward"] is None for row in rows)
-        return rows
+    def _shards(self, step: Step, parts: Sequence[tuple[Mode, Sequence[str]]], advance: Advance) -> Iterator[Shard]:
+        """Those that no stopped run has finished."""
+        for index, (mode, ids) in enumerate(parts):
+            if step.has_shard(SCORES, index):
+                advance(len(ids) * mode.draws)
+                continue
+            problems = self.usable.many(ids)
+            if mode.blank_image:
+                problems = [without_image(problem, self.recipe.repair_rl.blank) for problem in problems]
+            seed = derive_seed(self.recipe.seed, Purpose.EVALUATION, index)
+            sampling = Sampling(self.recipe.rollout.max_new_tokens, mode.temperature, seed)
+            yield Shard(index, problems, mode.draws, sampling)
+
+
+def _rows(problems: Sequence[Problem], groups: Sequence[Sequence[Answer]], mode: Mode, step: Step) -> list[ScoreRow]:
+    rows: list[ScoreRow] = [
+        {
+            "problem_id": problem.problem_id,
+            "kind": problem.kind,
+            "mode": mode.name,
+            "draw": draw,
+            "text": answer.text,
+            "reward": answer.reward,
+        }
+        for problem, group in zip(problems, groups, strict=True)
+        for draw, answer in enumerate(group)
+    ]
+    step.tally.rows_out += len(rows)
+    step.tally.dropped["prompt_too_long"] += sum(not group for group in groups)
+    step.tally.dropped["unscored"] += sum(row["reward"] is None for row in rows)
+    return rows

@@ -77,7 +77,7 @@ class Rollout:
         ):
             answerer = Answerer(engine, recipe.prompt, reward, step.ledger)
             shards = self._shards(step, advance)
-            for shard, groups in answerer.answer_each(shards, section.samples_per_problem):
+            for shard, groups in answerer.answer_each(shards):
                 self._write(step, shard.index, shard.problems, groups)
                 advance(len(shard.problems) * section.samples_per_problem)
         if not step.tally.rows_out:
@@ -93,7 +93,8 @@ class Rollout:
             if step.has_shard(ROLLOUTS, index):
                 advance(len(names) * samples)
             else:
-                yield Shard(index, self.usable.many(names), recipe_sampling(self.recipe, Purpose.ROLLOUTS, index))
+                sampling = recipe_sampling(self.recipe, Purpose.ROLLOUTS, index)
+                yield Shard(index, self.usable.many(names), samples, sampling)
 
     def _no_room(self, whose: str) -> str:
         tokens = self.recipe.rollout.max_new_tokens

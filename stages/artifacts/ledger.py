@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import psutil
 
 Phase = Literal["load", "generate", "score", "reward", "train", "save", "evaluate"]
+Item = TypeVar("Item")
 EVALUATION: Phase = "evaluate"
 """How good a model is, beside the work that its training needs."""
 
@@ -61,6 +62,16 @@ class CostLedger:
             elapsed = self._clock() - started
             self._in_phases += elapsed
             self.device_seconds[name] += elapsed * self.devices
+
+    def each(self, name: Phase, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, each made in a `phase`."""
+        iterator, end = iter(items), object()
+        while True:
+            with self.phase(name):
+                item = next(iterator, end)
+            if item is end:
+                return
+            yield item  # type: ignore[misc]
 
     def close(self) -> None:
         """Book what no phase has (reading, alignment, prompts, writing) as `other`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -36,6 +36,14 @@ class Sampling:
     keep: float | None = None
     """A token that a request's draft goes on with is taken where it has at least this probability; if None it is drawn
     as any other."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Requests that are sampled alike, and whose completions are wanted together."""
+
+    requests: Sequence[Request]
+    sampling: Sampling
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,14 @@ class Generator(Protocol):
 
         Raises:
             ModelError: the model's logits are not finite.
+        """
+        ...
+
+    def stream(self, batches: Iterable[Batch]) -> Iterator[list[list[Completion]]]:
+        """`generate` of each batch, in order.
+
+        An engine may take later batches while an earlier one ends, so that it never waits for a batch's longest
+        response; only then is a batch made. `generate` can be called in between.
         """
         ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 from stages.engines.decoding import Decoder, Numbered
 from stages.engines.decoding_check import agrees
 from stages.engines.plain_generate import PlainGenerate
-from stages.engines.protocol import Completion, Request, Sampling, ScoreRequest, TokenScores
+from stages.engines.protocol import Batch, Completion, Request, Sampling, ScoreRequest, TokenScores
 from stages.model.batches import EncodedPrompt, encode_prompt
 from stages.model.codec import Codec
 from stages.model.layout import Reading
@@ -58,6 +58,11 @@ class TransformersEngine:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         numbered = [Numbered(number, request) for number, request in enumerate(requests)]
         return processes.spread(numbered, lambda share: self._generate(share, sampling))
+
+    def stream(self, batches: Iterable[Batch]) -> Iterator[list[list[Completion]]]:
+        """One batch after the other: what is read beside a row moves the last bits of its log-probs, and a batch comes
+        out the same wherever a stopped run goes on."""
+        return (self.generate(batch.requests, batch.sampling) for batch in batches)
 
     def score(self, requests: Sequence[ScoreRequest], *, temperature: float) -> list[TokenScores]:
         return processes.spread(requests, lambda share: self._score(share, temperature))

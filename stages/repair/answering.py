@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, tee
 from typing import Any
 
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.problems import Problem
-from stages.engines.protocol import Completion, Generator, Request, Sampling
+from stages.engines.protocol import Batch, Completion, Generator, Request, Sampling
 from stages.model.prompts import Prompt, policy_prompt
 from stages.reward.rewards import Reward, score_all, score_own
 from stages.runtime.processes import join
@@ -28,10 +28,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Shard:
-    """Problems that are answered and written together, and their sampling."""
+    """Problems that are written together: each gets `answers` answers, sampled alike."""
 
     index: int
     problems: Sequence[Problem]
+    answers: int
     sampling: Sampling
 
 
@@ -49,35 +50,41 @@ class Answerer:
 
     def answer(self, problems: Sequence[Problem], n: int, sampling: Sampling) -> list[list[Answer]]:
         """`n` answers to each problem; none where the prompt is too long for the model."""
-        drawn = self._generate(problems, n, sampling)
-        with self.ledger.phase("reward"):
-            rewards = score_all(self.reward, drawn.texts, drawn.rows)
-        return drawn.answers(rewards)
+        ((_, groups),) = self.answer_each([Shard(0, problems, n, sampling)])
+        return groups
 
-    def answer_each(self, shards: Iterable[Shard], n: int) -> Iterator[tuple[Shard, list[list[Answer]]]]:
-        """Each shard in order, with `answer` of it.
+    def answer_each(self, shards: Iterable[Shard]) -> Iterator[tuple[Shard, list[list[Answer]]]]:
+        """Each shard in order, with the answers to each of its problems.
 
         Where the reward waits for a server, a shard is scored while the next one is generated: `reward` in the ledger
         is then the time in which nothing else was done.
         """
+        drawn_each = self._draw_each(shards)
         if not self.reward.waits:
-            yield from ((shard, self.answer(shard.problems, n, shard.sampling)) for shard in shards)
+            for shard, drawn in drawn_each:
+                with self.ledger.phase("reward"):
+                    rewards = score_all(self.reward, drawn.texts, drawn.rows)
+                yield shard, drawn.answers(rewards)
             return
         with ThreadPoolExecutor(1, thread_name_prefix="reward") as executor:
             scored: Iterator[tuple[Shard, list[list[Answer]]]] = iter(())
-            for shard in shards:
-                drawn = self._generate(shard.problems, n, shard.sampling)
+            for shard, drawn in drawn_each:
                 scoring = executor.submit(score_own, self.reward, drawn.texts, drawn.rows)
                 yield from scored
                 scored = self._when_scored(shard, drawn, scoring)
             yield from scored
 
-    def _generate(self, problems: Sequence[Problem], n: int, sampling: Sampling) -> _Drawn:
-        with self.ledger.phase("generate"):
-            groups = self.engine.generate([Request(self.prompt(problem), n) for problem in problems], sampling)
-        texts = [self.engine.codec.decode(completion.ids) for group in groups for completion in group]
-        rows = [problem.as_row() for problem, group in zip(problems, groups, strict=True) for _ in group]
-        return _Drawn(groups, texts, rows)
+    def _draw_each(self, shards: Iterable[Shard]) -> Iterator[tuple[Shard, _Drawn]]:
+        """The engine takes shards as it has room for them."""
+        asked, ahead = tee(shards)
+        drawn = self.ledger.each("generate", self.engine.stream(map(self._batch, ahead)))
+        for shard, groups in zip(asked, drawn, strict=True):
+            texts = [self.engine.codec.decode(completion.ids) for group in groups for completion in group]
+            rows = [problem.as_row() for problem, group in zip(shard.problems, groups, strict=True) for _ in group]
+            yield shard, _Drawn(groups, texts, rows)
+
+    def _batch(self, shard: Shard) -> Batch:
+        return Batch([Request(self.prompt(problem), shard.answers) for problem in shard.problems], shard.sampling)
 
     def _when_scored(
         self, shard: Shard, drawn: _Drawn, scoring: Future[list[float | None]]

@@ -33,6 +33,9 @@ class ScriptedEngine:
     def generate(self, requests, sampling):
         return [self._group(place, request, sampling) for place, request in enumerate(requests)]
 
+    def stream(self, batches):
+        return (self.generate(batch.requests, batch.sampling) for batch in batches)
+
     def score(self, requests, *, temperature):
         return [self._scores(request, temperature) for request in requests]
 

@@ -11,7 +11,7 @@ from PIL import Image
 from noise import noisy
 from scripted_engine import ScriptedEngine
 from stages.artifacts.problems import Problem, Video
-from stages.engines.protocol import Request, Sampling, ScoreRequest
+from stages.engines.protocol import Batch, Request, Sampling, ScoreRequest
 from stages.engines.transformers_engine import TransformersEngine
 from stages.model.batches import encode_prompt
 from stages.model.loading import wrap_model
@@ -290,6 +290,28 @@ def test_batching_changes_no_result(open_engine, base_vlm, problems, recipe, row
     ]
     for own, other in zip(engine.score(scored, temperature=0.7), reference.score(scored, temperature=0.7), strict=True):
         assert own.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
+def test_a_stream_gives_what_generate_gives(open_engine, base_vlm, problems, recipe):
+    """Batch by batch, in order, an empty one too, and with another request in between."""
+    engine = open_engine(base_vlm, 3)
+    prompts = [policy_prompt(base_vlm.processor, recipe.prompt, problem) for problem in problems[:6]]
+    batches = [
+        Batch([Request(prompt, 2) for prompt in prompts[:3]], Sampling(20, 0.7, seed=1)),
+        Batch([], Sampling(3)),
+        Batch([Request(prompts[3], 2)], Sampling(9, temperature=0)),
+        Batch([Request(prompt) for prompt in prompts[2:]], Sampling(30, 1.0, seed=2)),
+    ]
+    expected = [engine.generate(batch.requests, batch.sampling) for batch in batches]
+    assert len({tuple(completion.ids) for groups in expected for completion in flat(groups)}) > 9
+    for groups, wanted in zip(engine.stream(iter(batches)), expected, strict=True):
+        assert [[completion.ids for completion in group] for group in groups] == [
+            [completion.ids for completion in group] for group in wanted
+        ]
+        for completion, other in zip(flat(groups), flat(wanted), strict=True):
+            assert completion.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+        between = engine.generate(batches[3].requests[:1], batches[3].sampling)
+        assert between[0][0].ids == expected[3][0][0].ids
 
 
 def test_no_requests_give_no_results(open_engine, tiny_vlm):

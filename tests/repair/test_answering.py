@@ -27,6 +27,9 @@ class Engine:
         texts = [[f"{sampling.seed}{index}{k}" for k in range(r.n)] for index, r in enumerate(requests)]
         return [[Completion(self.codec.tokenizer(text)["input_ids"], [], "stop") for text in own] for own in texts]
 
+    def stream(self, batches):
+        return (self.generate(batch.requests, batch.sampling) for batch in batches)
+
 
 class Served(Reward):
     """Scores a shard only when the one after it is being generated; `refused` is the number of one that it refuses."""
@@ -58,13 +61,13 @@ def answerer(tiny_vlm, recipe):
     return make
 
 
-def shards(problems, *seeds):
-    return [Shard(index, problems[:3], Sampling(8, seed=seed)) for index, seed in enumerate(seeds)]
+def shards(problems, answers, *seeds):
+    return [Shard(index, problems[:3], answers, Sampling(8, seed=seed)) for index, seed in enumerate(seeds)]
 
 
 def test_a_shard_is_scored_while_the_next_is_generated(answerer, problems):
-    wanted = shards(problems, 5, 7, 9)
-    found = list(answerer(3).answer_each(wanted, 2))
+    wanted = shards(problems, 2, 5, 7, 9)
+    found = list(answerer(3).answer_each(wanted))
 
     assert [shard for shard, _ in found] == wanted
     for shard, groups in found:
@@ -78,7 +81,7 @@ def test_a_shard_is_scored_while_the_next_is_generated(answerer, problems):
 def test_what_the_server_refuses_comes_behind_the_shards_before_it(answerer, problems):
     done = []
     with pytest.raises(EndpointError, match="refused"):
-        done += (shard.index for shard, _ in answerer(3, refused=2).answer_each(shards(problems, 5, 7, 9), 2))
+        done += (shard.index for shard, _ in answerer(3, refused=2).answer_each(shards(problems, 2, 5, 7, 9)))
     assert done == [0]
 
 
@@ -90,6 +93,6 @@ def test_a_reward_that_computes_is_asked_in_turn(answerer, problems):
     )
     generate = own.engine.generate
     own.engine.generate = lambda *arguments: order.append("g") or generate(*arguments)
-    list(own.answer_each(shards(problems, 5, 7), 1))
+    list(own.answer_each(shards(problems, 1, 5, 7)))
 
     assert order == ["g", "s", "g", "s"]

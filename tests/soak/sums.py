@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from stages.artifacts.problems import encode_image
 from stages.artifacts.store import write_tables
 from stages.engines.loading import embedded_engine, open_model, open_scorer
 from stages.engines.models import Models
-from stages.engines.protocol import Completion, Generator, Request, Sampling, ScoreRequest, TokenScores
+from stages.engines.protocol import Batch, Completion, Generator, Request, Sampling, ScoreRequest, TokenScores
 from stages.model.loading import VisionLanguageModel, wrap_model
 from stages.model.prompts import Prompt
 from stages.recipe import Recipe, load_recipe
@@ -124,6 +124,9 @@ class SumEngine:
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         return [[self._completion(request.prompt, k, sampling) for k in range(request.n)] for request in requests]
+
+    def stream(self, batches: Iterable[Batch]) -> Iterator[list[list[Completion]]]:
+        return (self.generate(batch.requests, batch.sampling) for batch in batches)
 
     def score(self, requests: Sequence[ScoreRequest], *, temperature: float) -> list[TokenScores]:
         return self._scorer.score(requests, temperature=temperature)
