@@ -15,7 +15,9 @@ from stages.engines.transformers_engine import TransformersEngine
 from stages.loop import Loop
 from stages.model.prompts import policy_prompt
 from stages.recipe import load_recipe
+from stages.runtime.interruption import Requests, Stopped
 from stages.s3_rollout import Rollout
+from stages.training.resident import ResidentModels
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -117,3 +119,29 @@ def test_a_loop_keeps_its_engine_and_samples_from_the_newest_weights(tmp_path, d
     of_loop = responses(tmp_path / "run/round-2/rollout")
     assert of_loop == second_round_of(tmp_path / "run/round-1/train-policy")
     assert of_loop != second_round_of(base_dir)
+
+
+@pytest.mark.parametrize("own_process", ["0", "1"])
+def test_a_rollout_that_was_stopped_writes_what_it_would_have(tmp_path, digits, base_dir, monkeypatch, own_process):
+    """To the byte where vLLM schedules in this process; else the same responses, with log-probs rounded otherwise."""
+    from vllm import envs
+
+    envs.disable_envs_cache()  # an engine in this process has frozen them
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", own_process)
+    recipe = load_recipe("digits", [*SMALL[:2], "engine.name=vllm", "rollout.rows_per_shard=8"])
+    stage = Rollout(recipe, digits / "problems_train.parquet", base_dir, models=ResidentModels())
+    whole = execute(stage, tmp_path / "whole").manifest
+    stops = 0
+    while True:
+        try:
+            stopped = execute(stage, tmp_path / "stopped", requests=Requests(stop_after_s=0)).manifest
+            break
+        except Stopped:
+            stops += 1
+    assert stops == 4
+    if own_process == "0":
+        assert stopped["files"] == whole["files"]
+    rows, others = (list(iterate_rows(tmp_path / name, ROLLOUTS)) for name in ("stopped", "whole"))
+    for row, other in zip(rows, others, strict=True):
+        assert row.pop("sampler_logprobs") == pytest.approx(other.pop("sampler_logprobs"), abs=1e-4)
+        assert row == other

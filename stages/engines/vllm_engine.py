@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from itertools import zip_longest
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from stages.engines.protocol import Completion, Generator, Request, Sampling, ScoreRequest, TokenScores, overflows
+from stages.engines.feed import Feed
+from stages.engines.protocol import Batch, Completion, Generator, Request, Sampling, ScoreRequest, TokenScores
+from stages.engines.vllm_requests import Ask, VllmRequests
 from stages.errors import ModelError, RecipeError
-from stages.model.batches import encode_prompt, fits
 from stages.model.codec import Codec
-from stages.model.prompts import Prompt
 from stages.model.torchvision_ops import declare_in_child_processes
 from stages.runtime import processes
 from stages.sections import ModelSection, VllmSection
-from stages.seeds import Purpose, derive_seed
 
 MOST_BANNED_IDS = 1024
 """vLLM keeps no more biases of a request on a GPU."""
 LOWEST_TEMPERATURE = 0.01
 """vLLM takes it in the place of lower ones, but for 0."""
+PROMPTS_AT_ONCE = 256
+"""Whose images vLLM holds; more rows than that seldom fit beside each other."""
 
 _SETTINGS = {
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -46,14 +44,6 @@ _CPU_SETTINGS = {
 _OWN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
 _LAUNCHED = re.compile(r"((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+")
 """What `accelerate launch` tells its processes about each other."""
-
-
-@dataclass(frozen=True)
-class _Numbered:
-    """A request with its place among those of all processes, which its seed is derived from."""
-
-    index: int
-    request: Request
 
 
 class VllmEngine:
@@ -78,19 +68,27 @@ class VllmEngine:
         self._open_scorer = scorer
         self._llm = _start(folder, model, vllm)
         self.codec = replace(codec, max_length=self._llm.model_config.max_model_len)
+        self._feed = Feed(VllmRequests(self._llm, self.codec, self._folder), PROMPTS_AT_ONCE)
 
     @cached_property
     def _scorer(self) -> Generator:
         return self._open_scorer()
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
-        if 0 < sampling.temperature < LOWEST_TEMPERATURE:
-            raise RecipeError(
-                f"the sampling temperature is {sampling.temperature}, but vLLM samples at {LOWEST_TEMPERATURE} or "
-                "more; raise it, or set engine.name=transformers"
-            )
-        numbered = [_Numbered(index, request) for index, request in enumerate(requests)]
-        return processes.spread(numbered, lambda share: self._generate(share, sampling))
+        (groups,) = self.stream([Batch(requests, sampling)])
+        return groups
+
+    def stream(self, batches: Iterable[Batch]) -> Iterator[list[list[Completion]]]:
+        """Requests enter as others end.
+
+        Not where vLLM schedules in this process, always alike: what runs beside a request moves the last bits of its
+        log-probs, and a batch comes out the same wherever a stopped run goes on. An engine in a process of its own
+        never promised that, but with VLLM_BATCH_INVARIANT=1, when nothing beside a request matters.
+        """
+        asked = map(_own_asks, batches)
+        runs = ([own] for own in asked) if _is_in_this_process(self._llm) else [asked]
+        for run in runs:
+            yield from map(processes.join, self._feed.run(run))
 
     def score(self, requests: Sequence[ScoreRequest], *, temperature: float) -> list[TokenScores]:
         """vLLM's own log-probs of given tokens know neither a temperature nor ids that are banned."""
@@ -120,61 +118,25 @@ class VllmEngine:
         self._llm.reset_mm_cache()
         processes.wait()
 
-    def _generate(self, share: Sequence[_Numbered], sampling: Sampling) -> list[list[Completion]]:
-        completions: list[list[Completion]] = [[] for _ in share]
-        inputs, parameters, expected = [], [], {}
-        for place, numbered in enumerate(share):
-            encoded = encode_prompt(self.codec, numbered.request.prompt)
-            if fits(self.codec, encoded, sampling.max_new_tokens):
-                expected[place] = encoded.ids
-                inputs.append(self._input(numbered.request.prompt))
-                parameters.append(self._parameters(numbered, sampling))
-        with torch.random.fork_rng(devices=[]):  # an engine in this process draws from the global generator as well
-            outputs = self._llm.generate(inputs, parameters, use_tqdm=False) if inputs else []
-        for (place, ids), output in zip(expected.items(), outputs, strict=True):
-            _check_prompt(output.prompt_token_ids, ids)
-            completions[place] = [_completion(sampled, self._folder) for sampled in output.outputs]
-            if sampling.temperature == 0:
-                completions[place] *= share[place].request.n
-        return completions
 
-    def _input(self, prompt: Prompt) -> dict[str, Any]:
-        """The prompt with placeholders that vLLM expands."""
-        tokenizer = self.codec.tokenizer
-        ids = [*tokenizer(prompt.text, add_special_tokens=False)["input_ids"], *prompt.spliced_ids]
-        if prompt.tail:
-            ids += tokenizer(prompt.tail, add_special_tokens=False)["input_ids"]
-        media: dict[str, Any] = {"image": list(prompt.images)} if prompt.images else {}
-        if prompt.video is not None:
-            frames = np.stack([np.asarray(frame.convert("RGB")) for frame in prompt.video.decoded()])
-            metadata = {
-                "fps": prompt.video.fps,
-                "total_num_frames": len(frames),
-                "frames_indices": list(range(len(frames))),
-                "duration": len(frames) / prompt.video.fps,
-                "video_backend": "frames",
-                "do_sample_frames": False,
-            }
-            media["video"] = [(frames, metadata)]
-        return {"prompt_token_ids": ids} | ({"multi_modal_data": media} if media else {})
+def _own_asks(batch: Batch) -> Sequence[Ask]:
+    """This process's share.
 
-    def _parameters(self, numbered: _Numbered, sampling: Sampling) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        return SamplingParams(
-            # Greedily there is but one completion, and vLLM wants to make no more.
-            n=1 if sampling.temperature == 0 else numbered.request.n,
-            temperature=sampling.temperature,
-            seed=derive_seed(sampling.seed, Purpose.VLLM_REQUESTS, numbered.index) >> 1,
-            max_tokens=sampling.max_new_tokens,
-            logprobs=0,
-            logit_bias=dict.fromkeys(self.codec.banned_ids, float("-inf")),
-            stop_token_ids=list(self.codec.end_ids),
-            ignore_eos=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+    Raises:
+        RecipeError: vLLM would sample at another temperature.
+    """
+    if 0 < batch.sampling.temperature < LOWEST_TEMPERATURE:
+        raise RecipeError(
+            f"the sampling temperature is {batch.sampling.temperature}, but vLLM samples at {LOWEST_TEMPERATURE} or "
+            "more; raise it, or set engine.name=transformers"
         )
+    return processes.own([Ask(index, request, batch.sampling) for index, request in enumerate(batch.requests)])
+
+
+def _is_in_this_process(llm: Any) -> bool:
+    from vllm.v1.engine.core_client import InprocClient
+
+    return isinstance(llm.llm_engine.engine_core, InprocClient)
 
 
 def _start(folder: Path, model: ModelSection, vllm: VllmSection) -> Any:
@@ -242,24 +204,3 @@ def _interrupts_held() -> Iterator[None]:
 def _own_gpu(visible: str | None) -> str:
     index = processes.device().index
     return str(index) if visible is None else visible.split(",")[index]
-
-
-def _completion(output: Any, folder: str) -> Completion:
-    ids = list(output.token_ids)
-    logprobs = [step[token].logprob for step, token in zip(output.logprobs, ids, strict=True)]
-    if any(map(math.isnan, logprobs)):
-        raise overflows(folder)
-    return Completion(ids, logprobs, output.finish_reason)
-
-
-def _check_prompt(found: Sequence[int], expected: Sequence[int]) -> None:
-    """Raises:
-    ModelError: vLLM made other ids of a prompt than scoring and training do.
-    """
-    if list(found) == list(expected):
-        return
-    place = next(i for i, (a, b) in enumerate(zip_longest(found, expected)) if a != b)
-    raise ModelError(
-        f"vLLM read a prompt as {len(found)} ids, this project as {len(expected)}; they differ from id {place} on: "
-        f"{list(found[place : place + 5])}, {list(expected[place : place + 5])}; set engine.name=transformers"
-    )

@@ -1,6 +1,5 @@
 """vLLM beside the contract: raw log-probs that agree, weights taken while it runs, prompts that it reads alike."""
 
-import copy
 import signal
 import time
 from dataclasses import replace
@@ -9,11 +8,14 @@ import psutil
 import pytest
 import torch
 
-from stages.engines.protocol import Request, Sampling, ScoreRequest
+from stages.engines.protocol import Batch, Request, Sampling, ScoreRequest
 from stages.engines.transformers_engine import TransformersEngine
+from stages.engines.vllm_engine import VllmEngine
+from stages.engines.vllm_requests import unexpanded
 from stages.errors import ModelError, RecipeError
 from stages.model.loading import load_codec
 from stages.model.prompts import policy_prompt
+from stages.sections import ModelSection, VllmSection
 
 pytestmark = pytest.mark.vllm
 
@@ -23,6 +25,15 @@ def prompts(tiny_vlm, problems, recipe):
     return [policy_prompt(tiny_vlm.processor, recipe.prompt, p) for p in problems[:4]]
 
 
+@pytest.fixture
+def own_process(monkeypatch):
+    """Engines that are started from here on run in processes of their own."""
+    from vllm import envs
+
+    envs.disable_envs_cache()  # one in this process has frozen them
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+
+
 def test_its_raw_logprobs_are_those_of_score_where_nothing_is_banned(start_vllm, tiny_vlm, prompts, copy_of):
     """Float32, temperature 1."""
     from vllm import SamplingParams
@@ -30,7 +41,7 @@ def test_its_raw_logprobs_are_those_of_score_where_nothing_is_banned(start_vllm,
     engine = start_vllm(tiny_vlm)
     free = TransformersEngine(replace(copy_of(tiny_vlm), banned_ids=()))
     ids = tiny_vlm.tokenizer("The digits are 3, 4. 3 + 4 = 7.")["input_ids"]
-    given = [engine._input(replace(prompt, spliced_ids=tuple(ids))) for prompt in prompts]
+    given = [unexpanded(engine.codec, replace(prompt, spliced_ids=tuple(ids))) for prompt in prompts]
     raw = engine._llm.generate(given, SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0), use_tqdm=False)
     scores = free.score([ScoreRequest(prompt, ids) for prompt in prompts], temperature=1.0)
     for output, score in zip(raw, scores, strict=True):
@@ -58,9 +69,9 @@ def test_a_running_engine_takes_new_weights_and_forgets_what_the_old_ones_made(
         assert completion.logprobs == pytest.approx(score.logprobs, abs=1e-4)
 
 
-def test_an_engine_in_a_process_of_its_own_outlives_ctrl_c(start_vllm, tiny_vlm, prompts, monkeypatch):
+@pytest.mark.usefixtures("own_process")
+def test_an_engine_in_a_process_of_its_own_outlives_ctrl_c(start_vllm, tiny_vlm, prompts):
     """A terminal sends it to every process; the one that was asked stops when its shard is finished."""
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     before = psutil.Process().children(recursive=True)
     engine = start_vllm(tiny_vlm, max_model_len=100)
     children = [child for child in psutil.Process().children(recursive=True) if child not in before]
@@ -71,11 +82,35 @@ def test_an_engine_in_a_process_of_its_own_outlives_ctrl_c(start_vllm, tiny_vlm,
     assert [len(group) for group in engine.generate([Request(prompts[0])], Sampling(5))] == [1]
 
 
-def test_a_prompt_that_vllm_reads_otherwise_is_refused(start_vllm, tiny_vlm, prompts, tmp_path):
+@pytest.mark.usefixtures("own_process")
+def test_an_engine_in_a_process_of_its_own_is_fed(start_vllm, base_vlm, problems, recipe):
+    """The second batch enters before the first has ended; each comes out as it does alone."""
+    prompts = [policy_prompt(base_vlm.processor, recipe.prompt, problem) for problem in problems[:12]]
+    batches = [
+        Batch([Request(prompt, 2) for prompt in prompts[start : start + 4]], Sampling(48, 1.0, seed=start))
+        for start in (0, 4, 8)
+    ]
+    engine, made = start_vllm(base_vlm, max_model_len=512), []
+    expected = [engine.generate(batch.requests, batch.sampling) for batch in batches]
+    fed = engine.stream(made.append(number) or batch for number, batch in enumerate(batches))
+    found = [next(fed)]
+    assert made == [0, 1, 2]
+    (between,) = engine.generate([Request(prompts[0], 2)], batches[0].sampling)
+    assert [c.ids for c in between] == [c.ids for c in expected[0][0]]
+    found += fed
+    for groups, wanted in zip(found, expected, strict=True):
+        assert [[c.ids for c in group] for group in groups] == [[c.ids for c in group] for group in wanted]
+    left = engine.stream(batches)
+    next(left)
+    left.close()
+    assert not engine._llm.llm_engine.has_unfinished_requests()
+
+
+def test_a_prompt_that_vllm_reads_otherwise_is_refused(tiny_vlm, prompts, tmp_path):
     """Here the images are larger on our side than on vLLM's."""
-    engine = copy.copy(start_vllm(tiny_vlm))
     tiny_vlm.save(tmp_path)
-    engine.codec = load_codec(tmp_path, min_pixels=28 * 28 * 12)
+    codec = load_codec(tmp_path, min_pixels=28 * 28 * 12)
+    engine = VllmEngine(tmp_path, codec, ModelSection(dtype="float32"), VllmSection(), lambda: None)
     with pytest.raises(ModelError, match=r"vLLM read a prompt as \d+ ids, this project as \d+; they differ from id"):
         engine.generate([Request(prompts[0])], Sampling(3))
 
