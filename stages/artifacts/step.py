@@ -53,6 +53,14 @@ class Tally:
     counts: Counter[str] = field(default_factory=Counter)
     dropped_rows: list[DroppedRow] = field(default_factory=list)
 
+    def add(self, other: Tally) -> None:
+        """Count what the other has counted."""
+        self.rows_in += other.rows_in
+        self.rows_out += other.rows_out
+        self.dropped.update(other.dropped)
+        self.counts.update(other.counts)
+        self.dropped_rows += other.dropped_rows
+
 
 class Step:
     """A folder being filled. Use `Step.open`.

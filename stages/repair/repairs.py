@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, tee
 
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.problems import Problem
 from stages.core.alignment import edit_cost
-from stages.engines.protocol import Completion, Generator, Request, Sampling
+from stages.engines.protocol import Batch, Completion, Generator, Request, Sampling
 from stages.model.prompts import Prompt, repair_prompt
 from stages.repair.image_removal import Blank, without_image
 from stages.reward.rewards import Reward, score_all
@@ -39,6 +39,14 @@ class Draft:
     siblings: Sequence[Sibling] = ()
     right_texts: Sequence[str] = ()
     """Right responses to the problem, the policy's own or annotated ones, that an auditor may try itself on."""
+
+
+@dataclass(frozen=True)
+class DraftBatch:
+    """Drafts whose repairs are wanted together, and how these are sampled."""
+
+    drafts: Sequence[Draft]
+    sampling: Sampling
 
 
 @dataclass(frozen=True)
@@ -87,15 +95,28 @@ class Repairer:
     def repair(
         self, drafts: Sequence[Draft], n: int, sampling: Sampling, *, with_reference: bool = True
     ) -> list[list[Attempt]]:
-        """`n` independent repairs of each draft; none where the prompt is too long for the model.
+        """`n` independent repairs of each draft; none where the prompt is too long for the model."""
+        (attempts,) = self.repair_each([DraftBatch(drafts, sampling)], n, with_reference=with_reference)
+        return attempts
 
-        A repair copies most of its draft, so the engine is told to expect it.
-        """
-        with self.ledger.phase("generate"):
-            requests = [
-                Request(self.prompt(draft, with_reference=with_reference), n, draft_ids=draft.ids) for draft in drafts
-            ]
-            groups = self.engine.generate(requests, sampling)
+    def repair_each(
+        self, batches: Iterable[DraftBatch], n: int, *, with_reference: bool = True
+    ) -> Iterator[list[list[Attempt]]]:
+        """`repair` of each batch, in order; the engine takes batches as it has room for them."""
+        asked, ahead = tee(batches)
+        requests = (self._requests(batch, n, with_reference) for batch in ahead)
+        drawn = self.ledger.each("generate", self.engine.stream(requests))
+        for batch, groups in zip(asked, drawn, strict=True):
+            yield self._attempts(batch.drafts, groups)
+
+    def _requests(self, batch: DraftBatch, n: int, with_reference: bool) -> Batch:
+        """A repair copies most of its draft, so the engine is told to expect it."""
+        requests = [
+            Request(self.prompt(draft, with_reference=with_reference), n, draft_ids=draft.ids) for draft in batch.drafts
+        ]
+        return Batch(requests, batch.sampling)
+
+    def _attempts(self, drafts: Sequence[Draft], groups: Sequence[Sequence[Completion]]) -> list[list[Attempt]]:
         flat = [(draft, k, c) for draft, group in zip(drafts, groups, strict=True) for k, c in enumerate(group)]
         texts = [self.engine.codec.decode(completion.ids) for _, _, completion in flat]
         with self.ledger.phase("reward"):

@@ -1,12 +1,13 @@
-"""One shard of rollouts -> repairs, masks and optimization groups (eq. 5-8, 12-19)."""
+"""Shards of rollouts -> repairs, masks and optimization groups (eq. 5-8, 12-19)."""
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
-from itertools import groupby, pairwise
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise, tee
 from typing import TypeAlias
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from stages.artifacts.overlay import MarkedToken, PairView, overlay_page
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.rows import GroupMember, GroupRow, RepairRow, RolloutRow
-from stages.artifacts.step import Step
+from stages.artifacts.step import Step, Tally
 from stages.audit.auditor import AuditCase, Auditor, Verdict, count_verdicts, is_audited
 from stages.core.selection import Selection, is_correct, is_worthwhile, select_repair
 from stages.engines.protocol import Completion, Sampling, ScoreRequest, TokenScores
@@ -25,13 +26,41 @@ from stages.repair.answering import Answerer
 from stages.repair.hard_masks import hard_masks
 from stages.repair.image_removal import without_image
 from stages.repair.references import References
-from stages.repair.repairs import Attempt, Draft, Repairer, Sibling, right_responses, sibling_repairs
+from stages.repair.repairs import Attempt, Draft, DraftBatch, Repairer, Sibling, right_responses, sibling_repairs
 from stages.reward.lost_answers import Response, count_lost
 from stages.seeds import Purpose, derive_seed
 
 Trajectory: TypeAlias = tuple[str, tuple[int, ...]]
 """A problem's id and the token ids of a response to it."""
 PAGE_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class RolloutShard:
+    """Rollouts whose groups are written together, and how their repairs are sampled."""
+
+    index: int
+    rollouts: Sequence[RolloutRow]
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Built:
+    """Rows of one shard, problem by problem in the order of the rollouts."""
+
+    index: int
+    repairs: list[RepairRow]
+    groups: list[GroupRow]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is to be repaired of a shard, and what was counted to find it: the shards before it may not be written."""
+
+    shard: RolloutShard
+    groups: list[list[RolloutRow]]
+    drafts: list[Draft]
+    tally: Tally
 
 
 class GroupBuilder:
@@ -52,16 +81,36 @@ class GroupBuilder:
         self.policy = policy
         self.auditor = auditor
         self.step = step
-        self.references = References([recipe.masks.reference], recipe.seed, step.tally.counts)
 
-    def build(self, rollouts: Sequence[RolloutRow], sampling: Sampling) -> tuple[list[RepairRow], list[GroupRow]]:
-        """Rows of `repairs` and of `groups`, problem by problem in the order of the rollouts."""
-        tally = self.step.tally
-        tally.rows_in += len(rollouts)
-        groups = [list(rows) for _, rows in groupby(rollouts, key=lambda row: row["problem_id"])]
-        drafts = [draft for rows in groups for draft in self._to_repair(rows)]
+    def build(self, rollouts: Sequence[RolloutRow], sampling: Sampling) -> Built:
+        """`build_each` of one shard."""
+        (built,) = self.build_each([RolloutShard(0, rollouts, sampling)])
+        return built
+
+    def build_each(self, shards: Iterable[RolloutShard]) -> Iterator[Built]:
+        """Repairs and groups of each shard, in order.
+
+        The repair model takes errors of later shards while an earlier one ends, unless that one decides which are worth
+        it.
+        """
+        runs: Iterable[Iterable[RolloutShard]] = ([shard] for shard in shards) if self._weighs_kinds else [shards]
+        for run in runs:
+            wanted, ahead = tee(map(self._wanted, run))
+            for of_shard, attempts in zip(wanted, self._first_attempts(ahead), strict=True):
+                yield self._built(of_shard, attempts)
+
+    def _wanted(self, shard: RolloutShard) -> _Wanted:
+        tally = Tally(rows_in=len(shard.rollouts))
+        groups = [list(rows) for _, rows in groupby(shard.rollouts, key=lambda row: row["problem_id"])]
+        drafts = [draft for rows in groups for draft in self._to_repair(rows, tally)]
         tally.counts["repair_triggered"] += len(drafts)
-        attempts, verdicts = self._candidates(drafts, sampling)
+        return _Wanted(shard, groups, drafts, tally)
+
+    def _built(self, wanted: _Wanted, attempts: list[list[Attempt]]) -> Built:
+        tally, drafts, groups = self.step.tally, wanted.drafts, wanted.groups
+        tally.add(wanted.tally)
+        verdicts = self._audit(attempts)
+        self._add_candidates(drafts, wanted.shard.sampling, attempts, verdicts)
         chosen: dict[tuple[str, int], Attempt] = {}
         repair_rows: list[RepairRow] = []
         for draft, group, group_verdicts in zip(drafts, attempts, verdicts, strict=True):
@@ -73,7 +122,7 @@ class GroupBuilder:
         repaired = {(draft.problem.problem_id, draft.sample) for draft in drafts}
         group_rows = self._scored([row for rows in groups for row in self._group(rows, chosen, repaired)])
         tally.rows_out += len(group_rows)
-        return repair_rows, group_rows
+        return Built(wanted.shard.index, repair_rows, group_rows)
 
     def page(self, groups: Sequence[GroupRow]) -> str:
         """A pair of each of the first problems that have one, to be looked at."""
@@ -97,12 +146,11 @@ class GroupBuilder:
     def _is_correct(self, row: RolloutRow) -> bool:
         return is_correct(row["reward"], self.recipe.reward.threshold)
 
-    def _to_repair(self, rows: Sequence[RolloutRow]) -> list[Draft]:
+    def _to_repair(self, rows: Sequence[RolloutRow], tally: Tally) -> list[Draft]:
         """The group's errors (eq. 12), unless the group is skipped, which is counted."""
         scored = [row for row in rows if row["reward"] is not None]
         correct = [row for row in scored if self._is_correct(row)]
         errors = [row for row in scored if not self._is_correct(row)]
-        tally = self.step.tally
         tally.dropped["unscored"] += len(rows) - len(scored)
         tally.counts["problems"] += 1
         count_lost(tally.counts, self.recipe, (Response(row["text"], row["finish_reason"]) for row in rows))
@@ -120,7 +168,7 @@ class GroupBuilder:
         if not self._is_worthwhile(problem.kind):
             tally.counts[_of_kind("errors_not_worthwhile", problem.kind)] += len(errors)
             return []
-        return self._drafts(problem, self._at_most(problem, errors), correct)
+        return self._drafts(problem, self._at_most(problem, errors, tally.counts), correct, tally.counts)
 
     @property
     def _weighs_kinds(self) -> bool:
@@ -139,7 +187,13 @@ class GroupBuilder:
             self.step.tally.counts[_of_kind("errors_tried", kind)] += 1
             self.step.tally.counts[_of_kind("errors_feasible", kind)] += is_feasible
 
-    def _drafts(self, problem: Problem, errors: Sequence[RolloutRow], correct: Sequence[RolloutRow]) -> list[Draft]:
+    def _drafts(
+        self,
+        problem: Problem,
+        errors: Sequence[RolloutRow],
+        correct: Sequence[RolloutRow],
+        counts: Counter[str],
+    ) -> list[Draft]:
         if self.repairer is None:
             siblings = [
                 Sibling(
@@ -155,40 +209,52 @@ class GroupBuilder:
         whole = [row for row in correct if row["finish_reason"] == "stop"]
         texts = [row["text"] for row in whole if can_be_reference(processor, row["text"])]
         right_texts = right_responses(problem, [row["text"] for row in whole])
+        references = References([self.recipe.masks.reference], self.recipe.seed, counts)
         return [
             Draft(
                 problem,
                 row["sample"],
                 row["ids"],
                 row["text"],
-                self.references.draw(problem, row["sample"], texts),
+                references.draw(problem, row["sample"], texts),
                 right_texts=right_texts,
             )
             for row in errors
         ]
 
-    def _at_most(self, problem: Problem, errors: Sequence[RolloutRow]) -> list[RolloutRow]:
+    def _at_most(self, problem: Problem, errors: Sequence[RolloutRow], counts: Counter[str]) -> list[RolloutRow]:
         """The errors that are repaired, in their order; the others leave the group, counted."""
         most = self.recipe.masks.errors_per_problem
         if most is None or len(errors) <= most:
             return list(errors)
-        self.step.tally.counts["errors_over_limit"] += len(errors) - most
+        counts["errors_over_limit"] += len(errors) - most
         seed = derive_seed(self.recipe.seed, Purpose.REPAIRED_ERRORS, zlib.crc32(problem.problem_id.encode()))
         chosen = np.random.default_rng(seed).choice(len(errors), most, replace=False)
         return [errors[i] for i in sorted(chosen)]
 
-    def _candidates(
-        self, drafts: Sequence[Draft], sampling: Sampling
-    ) -> tuple[list[list[Attempt]], list[list[Verdict]]]:
-        """Each error's candidates (eq. 5) and what the auditor says of them."""
+    @property
+    def _at_once(self) -> int:
+        """Candidates of every error (eq. 5); further ones are sampled where none of these is feasible."""
         section = self.recipe.masks
+        return section.candidates if section.candidates_when == "always" else 1
+
+    def _first_attempts(self, wanted: Iterable[_Wanted]) -> Iterator[list[list[Attempt]]]:
         if self.repairer is None:
-            attempts = sibling_repairs(drafts)
-            return attempts, self._audit(attempts)
-        at_once = section.candidates if section.candidates_when == "always" else 1
-        attempts = self.repairer.repair(drafts, at_once, sampling)
-        verdicts = self._audit(attempts)
-        for k in range(at_once, section.candidates):
+            return (sibling_repairs(of_shard.drafts) for of_shard in wanted)
+        batches = (DraftBatch(of_shard.drafts, of_shard.shard.sampling) for of_shard in wanted)
+        return self.repairer.repair_each(batches, self._at_once)
+
+    def _add_candidates(
+        self,
+        drafts: Sequence[Draft],
+        sampling: Sampling,
+        attempts: Sequence[list[Attempt]],
+        verdicts: Sequence[list[Verdict]],
+    ) -> None:
+        """Sample further candidates of each error that has none feasible, one after the other."""
+        if self.repairer is None:
+            return
+        for k in range(self._at_once, self.recipe.masks.candidates):
             # One that had none at first has a prompt that is too long.
             open_errors = [
                 i for i, group in enumerate(attempts) if group and not self._has_feasible(group, verdicts[i])
@@ -200,9 +266,8 @@ class GroupBuilder:
             )
             further = [[replace(attempt, index=k) for attempt in group] for group in further]
             for i, group, group_verdicts in zip(open_errors, further, self._audit(further), strict=True):
-                attempts[i] += group
-                verdicts[i] += group_verdicts
-        return attempts, verdicts
+                attempts[i].extend(group)
+                verdicts[i].extend(group_verdicts)
 
     def _has_feasible(self, group: Sequence[Attempt], verdicts: Sequence[Verdict]) -> bool:
         return self._selection(group, verdicts).chosen is not None

@@ -25,6 +25,7 @@ from stages.declared import declare_build_masks
 from stages.engines.loading import check_same_tokens, engine_name, recipe_sampling, with_engine
 from stages.engines.maker import check_maker, maker
 from stages.engines.models import Models
+from stages.engines.protocol import Sampling
 from stages.errors import RecipeError
 from stages.model.codec import Codec
 from stages.recipe import Recipe
@@ -34,8 +35,8 @@ from stages.reward.opening import check_reward, open_reward
 from stages.reward.rewards import score_all
 from stages.runtime import processes
 from stages.runtime.batching import batched
-from stages.runtime.progress import track
-from stages.s4_build_masks.group_builder import GroupBuilder
+from stages.runtime.progress import Advance, track
+from stages.s4_build_masks.group_builder import Built, GroupBuilder, RolloutShard
 from stages.sections import SCORE_COLUMNS
 from stages.seeds import Purpose
 from stages.training.heldout import with_end
@@ -85,17 +86,25 @@ class BuildMasks:
         return _plan(self)
 
     def run(self, step: Step) -> None:
+        files = parquet_files(self.rollouts, ROLLOUTS)
         with (
             _open_builder(self, step) as builder,
             track("build-masks", count_rows(self.rollouts, ROLLOUTS), "rollouts") as advance,
         ):
-            for index, shard in enumerate(parquet_files(self.rollouts, ROLLOUTS)):
-                if not step.has_shard(GROUPS, index):
-                    rows = [row for row in iterate_rows(shard, ROLLOUTS) if row["problem_id"] in self.usable]
-                    _write_shard(builder, index, rows)
-                advance(count_rows(shard, ROLLOUTS))
+            for built in builder.build_each(self._shards(step, files, advance)):
+                _write_shard(builder, built)
+                advance(count_rows(files[built.index], ROLLOUTS))
         warn_of_flags(step.tally.counts, "candidates")
         step.finish()
+
+    def _shards(self, step: Step, files: Sequence[Path], advance: Advance) -> Iterator[RolloutShard]:
+        """Those that no stopped run has finished."""
+        for index, file in enumerate(files):
+            if step.has_shard(GROUPS, index):
+                advance(count_rows(file, ROLLOUTS))
+            else:
+                rows = [row for row in iterate_rows(file, ROLLOUTS) if row["problem_id"] in self.usable]
+                yield RolloutShard(index, rows, _sampling(self.recipe, index))
 
 
 @dataclass(frozen=True)
@@ -144,7 +153,11 @@ class BuildMasksFromPreferences:
         ):
             for index, ids in enumerate(batched(preferences.ids, PROBLEMS_AT_ONCE)):
                 if not step.has_shard(GROUPS, index):
-                    _write_shard(builder, index, preference_rollouts(preferences.many(ids), builder))
+                    # One by one: all processes score the pairs together.
+                    rollouts = preference_rollouts(preferences.many(ids), builder)
+                    sampling = _sampling(self.recipe, index)
+                    for built in builder.build_each([RolloutShard(index, rollouts, sampling)]):
+                        _write_shard(builder, built)
                 advance(len(ids))
         warn_of_flags(step.tally.counts, "candidates")
         step.finish()
@@ -256,12 +269,14 @@ def _open_builder(stage: BuildMasks | BuildMasksFromPreferences, step: Step) -> 
             yield GroupBuilder(recipe, problems, repairer, answerer, open_auditor(recipe, answerer), step)
 
 
-def _write_shard(builder: GroupBuilder, index: int, rollouts: Sequence[RolloutRow]) -> None:
+def _sampling(recipe: Recipe, shard: int) -> Sampling:
+    return replace(recipe_sampling(recipe, Purpose.CANDIDATES, shard), keep=recipe.masks.keep)
+
+
+def _write_shard(builder: GroupBuilder, built: Built) -> None:
     step = builder.step
-    sampling = recipe_sampling(builder.recipe, Purpose.CANDIDATES, index)
-    repairs, groups = builder.build(rollouts, replace(sampling, keep=builder.recipe.masks.keep))
-    if index == 0 and processes.is_main():
-        write_text(step.out / PAGE, builder.page(groups))
+    if built.index == 0 and processes.is_main():
+        write_text(step.out / PAGE, builder.page(built.groups))
     # Without the scores that nothing asks for, a file is the one that it was before there were any.
     unasked = set(SCORE_COLUMNS.values()) - {builder.recipe.train.scores}
-    step.write_shards(index, {REPAIRS: repairs, GROUPS.without(unasked): groups})
+    step.write_shards(built.index, {REPAIRS: built.repairs, GROUPS.without(unasked): built.groups})

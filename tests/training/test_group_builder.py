@@ -1,9 +1,11 @@
 """Which errors `df build-masks` repairs: problems without a correct rollout, a lower threshold, null rewards."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
+from ahead import AheadModels
 from stages.artifacts.columns import GROUPS, PROBLEMS, REPAIRS, ROLLOUTS
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.problems import encode_image
@@ -56,7 +58,8 @@ def build(base_vlm, repair_problems, math_reward, step):
         problems = {problem.problem_id: problem for problem in repair_problems}
         step.tally = Tally()
         builder = GroupBuilder(recipe, problems, repairer, policy, open_auditor(recipe, policy), step)
-        return *builder.build(rollouts, Sampling(max_new_tokens, 1.0, seed=3)), step.tally
+        built = builder.build(rollouts, Sampling(max_new_tokens, 1.0, seed=3))
+        return built.repairs, built.groups, step.tally
 
     return run
 
@@ -254,6 +257,19 @@ def test_a_kind_that_is_not_worthwhile_is_given_up_after_the_shards_that_told(ki
     assert len(list((tmp_path / "stopped").glob("groups-*.parquet"))) == 1
     again = execute(make(*WORTHWHILE), tmp_path / "stopped").manifest
     assert (again["counts"], again["files"]) == (counts, outcome.manifest["files"])
+
+
+@pytest.mark.parametrize("settings", [("masks.candidates_when=until_feasible",), WORTHWHILE])
+def test_an_engine_that_takes_shards_ahead_changes_nothing(kinds, tmp_path, settings):
+    """Nor does a stop while later shards are under way: what they count is counted when they are written."""
+    stage = kinds[0](*settings)
+    expected = execute(stage, tmp_path / "plain").manifest
+    ahead = replace(stage, models=AheadModels())
+    with pytest.raises(Stopped):
+        execute(ahead, tmp_path / "ahead", requests=Requests(stop_after_s=0))
+    found = execute(ahead, tmp_path / "ahead").manifest
+    for told in ("rows_in", "rows_out", "dropped", "counts", "files"):
+        assert found[told] == expected[told]
 
 
 def test_always_repairs_every_kind_and_leaves_the_plan_as_it_was(kinds):

@@ -94,7 +94,7 @@ def test_build_masks_and_train_policy_agree(trained, base_dir, engine_of, repair
         for name, problem in problems.items()
         for sample, (side, reward) in enumerate([("repair", 1.0), ("error", 0.0)])
     ]  # fmt: skip
-    _, groups = builder.build(rollouts, recipe_sampling(RECIPE, Purpose.CANDIDATES, 0))
+    groups = builder.build(rollouts, recipe_sampling(RECIPE, Purpose.CANDIDATES, 0)).groups
     by_problem = [[row for row in groups if row["problem_id"] == name] for name in problems]
     chosen = [t for rows in by_problem for t in optimization_group(rows, RECIPE.train, RECIPE.rollout)]
     assert len(chosen) >= 12

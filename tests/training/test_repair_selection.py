@@ -34,9 +34,9 @@ def build(base_vlm, repair_problems, math_reward, step):
         problems = {problem.problem_id: problem for problem in chosen}
         repairer = Repairer(engine, recipe.prompt, math_reward, CostLedger())
         builder = GroupBuilder(recipe, problems, repairer, policy, open_auditor(recipe, policy), step)
-        return policy, *builder.build(
-            rollouts, Sampling(recipe.rollout.max_new_tokens, recipe.rollout.temperature, seed=3)
-        )
+        sampling = Sampling(recipe.rollout.max_new_tokens, recipe.rollout.temperature, seed=3)
+        built = builder.build(rollouts, sampling)
+        return policy, built.repairs, built.groups
 
     return run
 

@@ -83,7 +83,8 @@ def build(base_vlm, repair_problems, math_reward, step):
         repairer = Repairer(engine, recipe.prompt, math_reward, CostLedger()) if repair_model else None
         problems = {problem.problem_id: problem for problem in repair_problems}
         builder = GroupBuilder(recipe, problems, repairer, policy, NoAuditor(), step)
-        return engine, *builder.build(rollouts, Sampling(max_new_tokens, 1.0, seed=3))
+        built = builder.build(rollouts, Sampling(max_new_tokens, 1.0, seed=3))
+        return engine, built.repairs, built.groups
 
     return run
 
