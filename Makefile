@@ -205,6 +205,7 @@ bench: .venv/installed-bench
 	$(BIN)/python tests/bench/build_masks.py
 	$(BIN)/python tests/bench/answers.py
 	$(BIN)/python tests/bench/repairs.py
+	PYTHONPATH=.:tests/support $(BIN)/python tests/bench/decode_steps.py --digits
 
 test-gpu: .venv/installed-bench
 	PYTHONPATH=. $(BIN)/python tests/gpu/all.py

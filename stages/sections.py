@@ -360,7 +360,9 @@ class RolloutSection(Section):
     samples_per_problem: Positive = Field(8, description="G: responses to one problem.")
     temperature: Temperature = Field(0.7, description="Sampling temperature, wherever the models sample.")
     max_new_tokens: Positive = Field(2048, description="Longest response, end token included.")
-    rows_per_shard: Positive = Field(256, description="Responses in one Parquet shard.")
+    rows_per_shard: Positive = Field(
+        256, description="Responses in one Parquet shard; transformers samples one at a time."
+    )
 
 
 class MasksSection(Section):
