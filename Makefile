@@ -1,5 +1,5 @@
-# make all     the pipeline on an embedded example (RECIPE=digits or long_digits), then its result table, and a page
-#              that shows it, $(RUN)/report.html
+# make all     the pipeline on an embedded example (RECIPE=digits, long_digits or worded_digits), then its
+#              result table, and a page that shows it, $(RUN)/report.html
 # make loop    the same rounds in one process that keeps its models open, validated on VALIDATION, in runs/<recipe>-loop; the
 #              repair model is trained first, as by make all; ROUNDS=300, the same variables
 # make ablate  the recipe's variants, compared, in runs/<recipe>-ablation; takes the same variables

@@ -617,7 +617,11 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "rivals": {
         "grpo": _ungated(),
-        "difference": {"set": ["train.group=pairs", "masks.on_no_correct=skip"]},
+        "difference": {"set": ["train.group=pairs", "masks.on_no_correct=skip", "masks.keep=null"]},
+        "difference_kept": {
+            "set": ["train.group=pairs", "masks.keep=0.1", "audit.auditor=none"],
+            "repair_model": "sft",
+        },
         "difference_all": _TO_ALL,
         "sft_then_grpo": _ungated(start="sft"),
         "sft_then_difference_all": {**_TO_ALL, "start": "sft", "repair_model": "sft"},
