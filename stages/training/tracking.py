@@ -104,7 +104,7 @@ def check_trackers(section: TrackingSection) -> None:
     """
     for name in section.trackers:
         if name != "jsonl" and not _installed(name):
-            raise RecipeError(f"tracking.trackers: {name} is not installed; pip install 'difference-feedback[{name}]'")
+            raise RecipeError(f"tracking.trackers: {name} is not installed; pip install '.[{name}]'")
 
 
 @contextmanager

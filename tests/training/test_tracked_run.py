@@ -30,7 +30,7 @@ def run(tmp_path):
 def trackio(tmp_path_factory):
     """Reads where it keeps its data when it is imported, which nothing but these tests does."""
     os.environ["TRACKIO_DIR"] = str(tmp_path_factory.mktemp("trackio"))
-    return pytest.importorskip("trackio", reason="NO TRACKIO: pip install 'difference-feedback[trackio]'")
+    return pytest.importorskip("trackio", reason="NO TRACKIO: pip install '.[trackio]'")
 
 
 def begun(run, place, seed=0):

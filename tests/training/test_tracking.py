@@ -150,11 +150,11 @@ def test_trackers_close_when_training_fails(tmp_path):
 @pytest.mark.parametrize("package", ["tensorboard", "wandb", "trackio"])
 def test_a_missing_package_is_named_with_its_extra(package, monkeypatch):
     if importlib.util.find_spec(package) is None:
-        pytest.skip(f"NO {package.upper()}: pip install 'difference-feedback[{package}]'")
+        pytest.skip(f"NO {package.upper()}: pip install '.[{package}]'")
     section = TrackingSection(trackers=["jsonl", package])
     check_trackers(section)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(RecipeError, match=rf"^tracking\.trackers: {package} .*difference-feedback\[{package}\]"):
+    with pytest.raises(RecipeError, match=rf"^tracking\.trackers: {package} .*pip install '\.\[{package}\]'"):
         check_trackers(section)
     check_trackers(TrackingSection(trackers=["jsonl"]))
 
