@@ -27,6 +27,7 @@ from stages.repair.repairs import Draft
 from stages.repair.wrong_answers import WrongAnswer, wrong_answers
 from stages.repair_set import REMEDIES, ReadRepairSet
 from stages.repair_sheet import RepairSheet, by_problem, spread_over_problems
+from stages.reward.rewards import Reward
 from stages.s1_sft_repair import SftRepair
 
 SMALL = ["repair_set.samples_per_problem=2", "sft.epochs=1", "sft.batch_size=8", "rollout.max_new_tokens=64"]
@@ -152,7 +153,7 @@ def test_fewer_errors_than_were_asked_for_are_told(digits, tmp_path, caplog):
     assert "; give more problems, or raise repair_set.samples_per_problem" in caplog.text
 
 
-class ByTurns:
+class ByTurns(Reward):
     """A reward that goes round a list."""
 
     def __init__(self, *rewards):

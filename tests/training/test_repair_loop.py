@@ -26,6 +26,7 @@ from stages.repair.answering import Answerer
 from stages.repair.image_removal import without_image
 from stages.repair.repairs import Repairer
 from stages.reward.extraction import final_answer
+from stages.reward.rewards import Reward
 from stages.s2_rl_repair import ErrorSource, RlRepair
 from stages.training.critic import CRITIC
 from stages.training.heldout import HeldOut, annotated_draft
@@ -50,7 +51,7 @@ class Recording(TransformersEngine):
         return super().generate(requests, sampling)
 
 
-class ByTurns:
+class ByTurns(Reward):
     """A reward that goes round a list."""
 
     def __init__(self, *rewards):
