@@ -238,7 +238,7 @@ def check_options(recipe: Recipe, repair_model: Path | None) -> None:
         )
     if section.repairer == "model" and repair_model is None:
         raise RecipeError("masks.repairer is model: give --repair-model, or set masks.repairer=sibling")
-    if section.keep is not None and engine_name(recipe) == "vllm":
+    if section.repairer == "model" and section.keep is not None and engine_name(recipe) == "vllm":
         raise RecipeError(
             f"masks.keep is {section.keep}, but vLLM draws every token; set engine.name=transformers or masks.keep=null"
         )
