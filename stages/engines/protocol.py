@@ -34,8 +34,8 @@ class Sampling:
     """Divides the logits. At 0 decoding is greedy, and log-probs are of the distribution at temperature 1."""
     seed: int = 0
     keep: float | None = None
-    """A token that a request's draft goes on with is taken where it has at least this probability; if None it is drawn
-    as any other."""
+    """A token that a request's draft goes on with is taken where the sampled distribution gives it at least this
+    probability; if None it is drawn as any other."""
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,14 @@ def test_an_expected_token_is_taken_where_it_is_likely_enough(expected, keep, fo
     assert drawn.logprobs_N.exp().item() == pytest.approx([0.2, 0.5, 0.3][found - 1], abs=1e-6)
 
 
+@pytest.mark.parametrize(("temperature", "found"), [(1.0, 2), (2.0, 1)])
+def test_how_likely_an_expected_token_is_depends_on_the_temperature(temperature, found):
+    """Token 1 has 0.2, and 0.2627 at temperature 2, where the number falls on token 2 too."""
+    uniform_N2 = torch.tensor([[0.1, 0.5]], dtype=torch.float64)
+    drawn = draw(LOGITS_V[None], uniform_N2, torch.tensor([1]), CODEC, Sampling(1, temperature=temperature, keep=0.25))
+    assert drawn.ids_N.tolist() == [found]
+
+
 def test_many_distributions_are_drawn_from_in_parts(monkeypatch):
     logits_NV = torch.randn(50, 20, generator=torch.Generator().manual_seed(0))
     uniform_N2 = torch.rand(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
