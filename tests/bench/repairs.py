@@ -1,13 +1,13 @@
 """Responses a second of the embedded engine's loop, with and without drafts, beside transformers' own `generate`.
 
-    python tests/bench/repairs.py [--repair-model DIR] [--long 8] [--rows 4] [--repeats 1] [--out runs/bench]
+    python tests/bench/repairs.py [--repair-model EXAMPLE=DIR] [--long 8] [--rows 4] [--repeats 1] [--out runs/bench]
 
-On the CPU, one thread. Rollouts are the digits base's, repairs those of `--repair-model` (the base if none is given:
-train one with `df sft-repair`). The long responses are 300 tokens of a random model; their drafts are these responses
-after edits of one to three tokens, replaced, left out or put in, until so many tokens in a hundred are edited. All
-sides draw the same numbers, so they write the same responses, which is checked; a long one that another order of
-summing changes (all of it from there on: the model is random) is left out beforehand. Times are of CPU: the machine may
-have other work. Writes repairs.json.
+On the CPU, one thread. Rollouts are the digits base's. Repairs are those of an embedded example's errors, by the model
+that `--repair-model` names for it (train one with `df sft-repair`); without it, of the digits' errors by their base.
+The long responses are 300 tokens of a random model; their drafts are these responses after edits of one to three
+tokens, replaced, left out or put in, until so many tokens in a hundred are edited. All sides draw the same numbers, so
+they write the same responses, which is checked; a long one that another order of summing changes (all of it from there
+on: the model is random) is left out beforehand. Times are of CPU: the machine may have other work. Writes repairs.json.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Measured:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repair-model", type=Path, default=DIGITS / "base")
+    parser.add_argument("--repair-model", action="append", metavar="EXAMPLE=DIR", help="may be given again")
     parser.add_argument("--long", type=int, default=8, help="long responses")
     parser.add_argument("--rows", type=int, default=4, help="of them at once")
     parser.add_argument("--repeats", type=int, default=1, help="of which the fastest counts")
@@ -91,7 +91,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = tiny_model(0)
-    cases = [rollouts(), repairs(options.repair_model), *long_repairs(model, options.long, options.rows)]
+    models = dict(given.split("=", 1) for given in options.repair_model or [f"digits={DIGITS / 'base'}"])
+    cases = [
+        rollouts(),
+        *(repairs(example, Path(folder)) for example, folder in models.items()),
+        *long_repairs(model, options.long, options.rows),
+    ]
     results = {case.name: measure_case(case, options.repeats) for case in cases}
     show(results, describe(model))
     report = {"load_1_min": os.getloadavg()[0], "torch": torch.__version__, "model": describe(model)}
@@ -109,15 +114,15 @@ def rollouts() -> Case:
     return Case("digits, rollouts", vlm, recipe.engine.rows_per_batch, requests, sampling, with_drafts=False)
 
 
-def repairs(model: Path) -> Case:
-    """Two of each of 256 errors of the digits' repair set, as `df build-masks` samples them."""
-    recipe, vlm = load_recipe("digits"), load_model(model)
-    problems = ProblemSet(DIGITS / "repair_set.parquet", REPAIR_SET)
+def repairs(example: str, model: Path) -> Case:
+    """Two of each of 256 errors of an example's repair set, as `df build-masks` samples them; every token is drawn."""
+    recipe, vlm = load_recipe(example), load_model(model)
+    problems = ProblemSet(Path("data") / example / "repair_set.parquet", REPAIR_SET)
     drafts = [annotated_draft(vlm, problem) for problem in problems.many(problems.ids[-256:])]
     repairer = Repairer(_Named(vlm), recipe.prompt, None, None)
     requests = [Request(repairer.prompt(draft), 2, draft.ids) for draft in drafts]
     sampling = Sampling(recipe.rollout.max_new_tokens, recipe.rollout.temperature)
-    return Case("digits, repairs", vlm, recipe.engine.rows_per_batch, requests, sampling)
+    return Case(f"{example}, repairs", vlm, recipe.engine.rows_per_batch, requests, sampling)
 
 
 @dataclass(frozen=True)
