@@ -648,6 +648,11 @@ class AblateSection(Section):
         "off where they end inside the last. Null counts rounds.",
     )
     evaluations: Positive = Field(1, description="Policies of a run that are evaluated, evenly over its cost.")
+    read_at: list[Annotated[float, Field(gt=0)]] = Field(
+        [],
+        description="Device-seconds at which variants are compared beside those at the end, on the lines between their "
+        "evaluations.",
+    )
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1], min_length=1, description="Every variant runs with each.")
     learning_rates: list[Annotated[float, Field(gt=0)]] = Field(
         [],

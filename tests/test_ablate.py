@@ -270,6 +270,20 @@ def test_a_run_is_read_off_where_its_budget_ends(tmp_path):
     assert at(points, 17.0) is points[1]
 
 
+def test_variants_are_compared_at_smaller_costs_too(tmp_path):
+    """At 12 device-seconds ours is half way from 0 to 1 on a, from 1/2 to 0 on b; theirs has not begun to learn."""
+    base = values_of(write_scores(tmp_path / "base", {"a": [0, 0], "b": [1, 0]}), 1.0)
+    after = values_of(write_scores(tmp_path / "after", {"a": [1, 1], "b": [0, 0]}), 1.0)
+    runs = [
+        Run("ours", 0, "test", points=[Point(0, 8.0, 0, base), Point(1, 16.0, 384, after)]),
+        Run("theirs", 0, "test", points=[Point(0, 14.0, 0, base), Point(1, 18.0, 384, after)]),
+    ]
+    rows = {(r["variant"], r["measure"]): r["value"] for r in result_rows(runs, "theirs", [12.0]) if r["seed"] is None}
+    assert rows["ours", "greedy accuracy at 12 device-seconds"] == pytest.approx((0.5 + 0.25) / 2)
+    assert rows["ours", "greedy difference to theirs at 12 device-seconds"] == pytest.approx((0.5 - 0.25) / 2)
+    assert rows["ours", "greedy difference to theirs"] == 0.0
+
+
 def test_policies_are_evaluated_evenly_over_the_cost_and_on_both_sides_of_its_end():
     def costs(spent, budget, evaluations):
         policies = [Policy(Path(str(number)), number, cost, 0) for number, cost in enumerate(spent)]

@@ -78,7 +78,7 @@ class Ablation:
             os.environ.setdefault(DIGESTS, str(self.out / "digests.jsonl"))  # each file is hashed once
             steps = Steps(self.out, self.recipe, self.launch, self.train_launch, requests)
             runs = list(Runs(self, recipe, steps).of_every(variants))
-            rows = result_rows(runs, recipe.ablate.baseline)
+            rows = result_rows(runs, recipe.ablate.baseline, recipe.ablate.read_at)
             write_rows(self.out / f"{ABLATION.name}.parquet", ABLATION, rows)
             draw(runs, self.out / FIGURE)
         return rows
