@@ -622,6 +622,10 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
             "set": ["train.group=pairs", "masks.keep=0.1", "audit.auditor=none"],
             "repair_model": "sft",
         },
+        "difference_even": {
+            "set": [*_TO_ALL["set"], "masks.keep=0.1", "audit.auditor=none", "train.problems_per_step=16"],
+            "repair_model": "sft",
+        },
         "difference_all": _TO_ALL,
         "sft_then_grpo": _ungated(start="sft"),
         "sft_then_difference_all": {**_TO_ALL, "start": "sft", "repair_model": "sft"},
