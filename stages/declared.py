@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stages.artifacts.columns import EPISODES, ERRORS, GROUPS, PREFERENCES, PROBLEMS, REPAIR_SET, ROLLOUTS, TableSpec
-from stages.artifacts.manifests import MODEL
+from stages.artifacts.manifests import MODEL, OPTIMIZER_STATE
 from stages.artifacts.plan import Input, Plan
 from stages.recipe import Recipe
 from stages.sections import MARK_FIELDS, MASK_OPTIONS, SAMPLING_FIELDS, Algorithm
@@ -50,7 +50,7 @@ def declare_sft_repair(recipe: Recipe, repair_set: Path, model: Path, prompt: Pr
         sections = recipe.subset(
             "model", "prompt", "reward", "audit", "sft", "trainer", engine=batches, rollout=SAMPLING_FIELDS
         )
-    inputs = {"repair_set": table_input(repair_set, REPAIR_SET), "model": Input(model, WEIGHTS)}
+    inputs = {"repair_set": table_input(repair_set, REPAIR_SET), "model": Input(model, WEIGHTS + _masters(recipe))}
     return Plan("sft-repair", sections, recipe.seed, inputs)
 
 
@@ -73,7 +73,7 @@ def declare_rl_repair(
     inputs = {
         "problems": table_input(problems, PROBLEMS),
         "policy": Input(policy, WEIGHTS),
-        "repair_model": Input(repair_model, WEIGHTS + _critic(recipe.repair_rl.objective.algorithm)),
+        "repair_model": Input(repair_model, WEIGHTS + _masters(recipe) + _critic(recipe.repair_rl.objective.algorithm)),
     }
     if repair_set is not None:
         inputs["repair_set"] = table_input(repair_set, REPAIR_SET)
@@ -121,7 +121,7 @@ def declare_train_policy(
         sections, "train", off | ({"answer_gap_weight"} if section.advantage != "answer_gap" else set())
     )
     budget = {"budget_device_seconds": budget_device_seconds}
-    optimizer = () if recipe.trainer.lora is not None else ("optimizer.safetensors",)
+    optimizer = (OPTIMIZER_STATE,) if recipe.trainer.lora is None else _masters(recipe)
     prm = ("prm/*",) if recipe.train.advantage == "prime" else ()
     inputs = {
         "groups": table_input(groups, GROUPS),
@@ -194,6 +194,11 @@ def _without(sections: dict[str, Any], section: str, off: set[str]) -> dict[str,
 def table_input(path: Path, spec: TableSpec[Any]) -> Input:
     """A file of this artifact, or a folder of which its files are read."""
     return Input(path, (f"{spec.name}-*.parquet", f"{spec.name}.parquet"))
+
+
+def _masters(recipe: Recipe) -> tuple[str, ...]:
+    """Where float32 weights lie that the checkpoint of a step has rounded."""
+    return () if recipe.model.dtype == "float32" else (OPTIMIZER_STATE,)
 
 
 def _critic(algorithm: Algorithm) -> tuple[str, ...]:

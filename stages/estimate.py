@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from stages.artifacts.manifests import model_folder
 from stages.engines.loading import engine_name
-from stages.model.footprint import Size, size_of, trained_elements, training, training_pass
+from stages.model.footprint import Size, masters, size_of, trained_elements, training, training_pass
 from stages.model.loading import empty_checkpoint
 from stages.recipe import Recipe
 from stages.runtime import processes
@@ -140,9 +140,16 @@ def _on_host(trained: list[Size], recipe: Recipe, shards: int) -> dict[str, int]
     """Of all processes together, on a machine with GPUs."""
     if not trained:
         return {}
-    saving = max(size.checkpoint + _MOMENTS * trained_elements(size, recipe.trainer) for size in trained)
+    saving = max(_saving(size, recipe) for size in trained)
     loading = sum(training(size, recipe.trainer, recipe.model.dtype).weights for size in trained)
     return {"saving": saving} | ({"loading": shards * loading} if shards > 1 else {})
+
+
+def _saving(size: Size, recipe: Recipe) -> int:
+    """Whole weights in float32, first with the rounded copies of them, then with AdamW's moments."""
+    whole = size.checkpoint("float32")
+    copies = whole - size.checkpoint(recipe.model.dtype)  # of 2 bytes, where 4 become 2
+    return whole + max(copies, _MOMENTS * trained_elements(size, recipe.trainer))
 
 
 def _on_disk(trained: list[Size], recipe: Recipe) -> dict[str, int]:
@@ -150,7 +157,9 @@ def _on_disk(trained: list[Size], recipe: Recipe) -> dict[str, int]:
         return {}
     learns = sum(trained_elements(size, recipe.trainer) for size in trained)
     carried = {"optimizer": _MOMENTS * learns} if recipe.trainer.lora is None else {"adapter": 4 * learns}
-    model = {"model": sum(size.checkpoint for size in trained)}
+    model = {"model": sum(size.checkpoint(recipe.model.dtype) for size in trained)}
+    if whole := sum(masters(size, recipe.trainer, recipe.model.dtype) for size in trained):
+        carried["masters"] = whole
     return model | carried | {"checkpoints_until_it_is_done": 2 * _RESUMED * learns}
 
 

@@ -165,8 +165,10 @@ class TrainPolicy:
     def _process_rewards(self, step: Step) -> ProcessRewards:
         recipe, section = self.recipe, self.recipe.train.prime
         with step.ledger.phase("load"):
+            start = prm_folder(self.policy)
+            beside = self.policy if start == self.policy else self.policy / PRM
             trainer = Trainer(
-                open_model(prm_folder(self.policy), recipe, master_weights=True),
+                open_model(start, recipe, master_weights=True, beside=beside),
                 section.optimizer,
                 temperature=recipe.rollout.temperature,
                 machine=recipe.trainer,

@@ -46,8 +46,8 @@ class ModelSection(Section):
 
     dtype: Literal["float32", "bfloat16"] = Field(
         "bfloat16",
-        description="Of generation and scoring, of autocast in training, and there of what is not trained (embeddings "
-        "and norms apart); what is trained is float32.",
+        description="Of generation and scoring, of autocast in training, and there of what is not trained and of saved "
+        "weights (embeddings and norms apart); what is trained is float32.",
     )
     min_pixels: Positive | None = Field(None, description="Smallest image after resizing; processor's own if null.")
     max_pixels: Positive | None = Field(None, description="Largest image after resizing; processor's own if null.")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.estimate import on_device
+from stages.estimate import _gib, _on_disk, on_device
 from stages.model.architecture import empty_model
 from stages.model.footprint import size_of
 from stages.recipe import RECIPES, load_recipe
@@ -35,6 +35,19 @@ def test_a_whole_model_in_training_takes_16_bytes_a_weight_and_a_shard_its_part(
     for shards in (1, 8):
         rest = need("train-policy", recipe, sizes["7B"], shards).rest["policy trains"]
         assert sum(rest.values()) == pytest.approx(16 * 8_292_166_656 / shards, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "gib"),
+    [
+        # 8,292,166,656 weights, of which embeddings and norms, 545,284,864, enter sums and stay float32.
+        ([], {"model": 16.46, "optimizer": 61.78, "masters": 28.86, "checkpoints_until_it_is_done": 185.34}),
+        (["model.dtype=float32"], {"model": 30.89, "optimizer": 61.78, "checkpoints_until_it_is_done": 185.34}),
+    ],
+)
+def test_a_step_writes_the_model_in_the_recipes_type_and_float32_beside_it(settings, gib, sizes):
+    recipe = load_recipe("qwen2.5-vl-7b-gspo", settings)
+    assert _gib(_on_disk([sizes["7B"]], recipe)) == gib
 
 
 def test_adapters_leave_2_bytes_a_weight_and_4_of_embeddings_and_norms(sizes):

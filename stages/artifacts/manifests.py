@@ -17,6 +17,8 @@ PROGRESS = "progress.json"
 """What an unfinished step has done."""
 MODEL = "model"
 """Folder of the checkpoint inside a training step's output."""
+OPTIMIZER_STATE = "optimizer.safetensors"
+"""File beside it: AdamW's state, and the float32 weights that the checkpoint has rounded."""
 MAKER = ("vocabulary", "policy")
 """Keys in a plan: `vocabulary` tells what token ids mean, `policy` which weights and prompts gave log-probs."""
 MAKER_SETTINGS = {"rollout": ("temperature",), "prompt": ("instruction",), "model": ("min_pixels", "max_pixels")}

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from stages.artifacts.manifests import model_folder
+from stages.artifacts.manifests import OPTIMIZER_STATE, model_folder
 from stages.engines.protocol import Generator, Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.engines.vllm_engine import VllmEngine
@@ -23,9 +23,19 @@ from stages.sections import VllmSection
 from stages.seeds import Purpose, derive_seed
 
 
-def open_model(path: Path, recipe: Recipe, *, master_weights: bool = False) -> VisionLanguageModel:
-    """Load a checkpoint, or a training step's; with `master_weights` for training, as the recipe's `trainer` says."""
-    return _load(path, recipe, trained_weights(recipe.trainer) if master_weights else None, in_training=master_weights)
+def open_model(
+    path: Path, recipe: Recipe, *, master_weights: bool = False, beside: Path | None = None
+) -> VisionLanguageModel:
+    """Load a checkpoint, or a training step's; with `master_weights` for training, as the recipe's `trainer` says.
+
+    Float32 weights that the checkpoint holds rounded are then those of the optimizer's state in the step's folder, or
+    in `beside`.
+    """
+    if not master_weights:
+        return _load(path, recipe, None, in_training=False)
+    masters = (beside or path) / OPTIMIZER_STATE
+    trained = trained_weights(recipe.trainer)
+    return _load(path, recipe, trained, in_training=True, masters=masters if masters.is_file() else None)
 
 
 def open_reference(path: Path, recipe: Recipe) -> VisionLanguageModel:
@@ -38,7 +48,9 @@ def open_scorer(path: Path, recipe: Recipe) -> VisionLanguageModel:
     return _load(path, recipe, "none", in_training=False)
 
 
-def _load(path: Path, recipe: Recipe, trained: Trained | None, *, in_training: bool) -> VisionLanguageModel:
+def _load(
+    path: Path, recipe: Recipe, trained: Trained | None, *, in_training: bool, masters: Path | None = None
+) -> VisionLanguageModel:
     section = recipe.model
     return load_model(
         model_folder(path),
@@ -49,6 +61,7 @@ def _load(path: Path, recipe: Recipe, trained: Trained | None, *, in_training: b
         max_pixels=section.max_pixels,
         trust_remote_code=section.trust_remote_code,
         image_cache=section.image_cache,
+        masters=masters,
     )
 
 

@@ -70,6 +70,8 @@ class Size:
     """Elements that then rest in the type of autocast."""
     adapter: int
     """Elements of adapters of rank 1 on every linear layer of the text model."""
+    adapted: int
+    """Elements of those layers' weights."""
     tied: bool
     """Whether the head's weights are the embeddings."""
 
@@ -88,10 +90,9 @@ class Size:
         at_work = tokens * (3 * self.text.mlp * BYTES[dtype] + 2 * self.text.hidden * _MASTER)
         return at_work + _logits(self, BYTES[dtype], tokens)
 
-    @property
-    def checkpoint(self) -> int:
-        """Bytes of `model/` that a training step writes."""
-        return self.weights * _MASTER
+    def checkpoint(self, dtype: str) -> int:
+        """Bytes of the weights in `model/` that a training step writes: those that autocast rounds are rounded."""
+        return self.at_rest(dtype, "none")
 
 
 class Training(NamedTuple):
@@ -142,6 +143,12 @@ def trained_elements(size: Size, section: TrainerSection) -> int:
     """Of the checkpoint, or of its adapters."""
     rank = 0 if section.lora is None else section.lora.rank
     return size.trained[trained_weights(section)] + rank * size.adapter
+
+
+def masters(size: Size, section: TrainerSection, dtype: str) -> int:
+    """Bytes of the float32 weights that a training step writes beside a checkpoint that has rounded them."""
+    rounded = size.adapted if section.lora else size.rounded["none"] - size.rounded[trained_weights(section)]
+    return 0 if dtype == "float32" else rounded * _MASTER
 
 
 def _gathered(size: Size, dtype: str, trained: Trained) -> int:
@@ -205,6 +212,7 @@ def size_of(model: Any) -> Size:
         trained={mode: learns[mode] for mode in modes},
         rounded={mode: sum(elements.get(name, 0) for name in rounded_weights(model, mode)) for mode in modes},
         adapter=sum(module.in_features + module.out_features for module in linear),
+        adapted=sum(module.in_features * module.out_features for module in linear),
         tied=head is embeddings,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Set
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +22,7 @@ from stages.model.architecture import check_finite, check_loaded, check_tensors,
 from stages.model.codec import Codec
 from stages.model.encoding import find_encoding
 from stages.model.image_cache import CachedImageProcessor
+from stages.model.masters import take_masters
 from stages.model.mixed_precision import Trained, kept_in_float32, rounded_weights
 from stages.model.prompts import check_chat_template
 from stages.model.tree_attention import use_tree_attention
@@ -45,7 +47,9 @@ class VisionLanguageModel(Codec):
     autocast_dtype: torch.dtype | None
     """Type that float32 weights compute in; None leaves the weights' own."""
     rounded: frozenset[str] = frozenset()
-    """Names of weights that rest in `autocast_dtype`, while the files may hold more of them."""
+    """Names of weights that every use rounds to `autocast_dtype`: they are saved so."""
+    masters: Path | None = None
+    """The optimizer's state with float32 ones of them, if the checkpoint has one."""
 
     @property
     def device(self) -> torch.device:
@@ -63,20 +67,27 @@ class VisionLanguageModel(Codec):
 
     def exact(self) -> VisionLanguageModel:
         """Without autocast, which would round weights that are all float32: checks find the smallest errors so."""
-        return self if self.rounded else replace(self, autocast_dtype=None)
+        rests_rounded = any(weight.dtype == self.autocast_dtype for weight in self.model.parameters())
+        return self if rests_rounded else replace(self, autocast_dtype=None)
 
-    def save(self, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
+    def save(self, folder: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
         """Write a plain Hugging Face checkpoint: safetensors, configuration, processor and tokenizer.
 
-        `state` are the weights where the model holds only a part of them.
+        `state` are the weights where the model holds only a part of them. Those that every use rounds are rounded.
         """
-        self.model.save_pretrained(folder, state_dict=state)
+        self.model.save_pretrained(folder, state_dict=self._as_used(state or self.model.state_dict()))
         # `save_pretrained` refuses settings that it reads, as a temperature beside do_sample=false.
         self.generation_config.to_json_file(folder / GENERATION_CONFIG_NAME)
-        if self.rounded:  # `state` is all float32, where `save_pretrained` looks at the model
-            _declare_float32(self.model.config)
-            self.model.config.save_pretrained(folder)
+        if self.autocast_dtype is not None:  # `save_pretrained` declares the type of the weights in training
+            config = copy.deepcopy(self.model.config)
+            _declare(config, self.autocast_dtype)
+            config.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+    def _as_used(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Tensors that have several names keep them."""
+        rounded = {weight: weight.to(self.autocast_dtype) for name, weight in state.items() if name in self.rounded}
+        return {name: rounded.get(weight, weight) for name, weight in state.items()}
 
 
 def load_model(
@@ -89,12 +100,14 @@ def load_model(
     max_pixels: int | None = None,
     trust_remote_code: bool = False,
     image_cache: Path | None = None,
+    masters: Path | None = None,
 ) -> VisionLanguageModel:
     """Load the checkpoint at `path`; `dtype` is a key of `DTYPES`.
 
     With `trained` it computes in `dtype` as a model in training does: trained weights are float32, as updates of 1e-6
     vanish in bfloat16 ones, and so is what `rounded_weights` leaves out. Without, all weights are of `dtype`.
-    Preprocessed images are kept in the folder `image_cache`, if one is given.
+    Preprocessed images are kept in the folder `image_cache`, if one is given. Trained weights that the checkpoint holds
+    rounded come from `masters`, the optimizer's state that was saved with it.
     It goes onto the GPU if there is one, layer by layer onto all of them if there are several, else onto the CPU. Of
     several processes each loads onto its own GPU. What is `in_training`, a trained model or the reference beside it,
     each loads onto the CPU instead where a trainer then cuts it into shards.
@@ -117,8 +130,15 @@ def load_model(
     rounded = rounded_weights(empty, trained)
     kept = empty.state_dict().keys() - rounded
     with kept_in_float32(type(empty), kept):
-        model = _load_weights(path, DTYPES[dtype] if rounded else torch.float32, device_map, trust_remote_code)
-    return replace(wrap_model(model, codec.processor, DTYPES[dtype]), rounded=rounded)
+        model = _load_weights(
+            path,
+            DTYPES[dtype] if rounded else torch.float32,
+            device_map,
+            trust_remote_code,
+            masters=None if trained == "none" else masters,
+        )
+    used_rounded = rounded_weights(empty, "none")
+    return replace(wrap_model(model, codec.processor, DTYPES[dtype]), rounded=used_rounded, masters=masters)
 
 
 def empty_checkpoint(path: Path | str, trust_remote_code: bool) -> Any:
@@ -131,14 +151,16 @@ def empty_checkpoint(path: Path | str, trust_remote_code: bool) -> Any:
 
 
 def load_masters(vlm: VisionLanguageModel) -> Any:
-    """The model that `vlm` was loaded from, in float32 on the CPU; `rounded` weights as the files have them.
+    """The model that `vlm` was loaded from, in float32 on the CPU; `rounded` weights from `masters`, if it has any.
 
     Raises:
         ModelError: it is not there any more.
     """
     path = vlm.model.name_or_path
     check_model_folder(path)
-    return _load_weights(path, torch.float32, "cpu", trust_remote_code=False, model_class=type(vlm.model))
+    return _load_weights(
+        path, torch.float32, "cpu", trust_remote_code=False, model_class=type(vlm.model), masters=vlm.masters
+    )
 
 
 def _load_weights(
@@ -147,6 +169,7 @@ def _load_weights(
     device_map: str | dict[str, torch.device],
     trust_remote_code: bool,
     model_class: Any = AutoModelForImageTextToText,
+    masters: Path | None = None,
 ) -> Any:
     try:
         loaded = model_class.from_pretrained(
@@ -166,14 +189,16 @@ def _load_weights(
         ) from error
     model, info = loaded
     check_loaded(path, info)
+    if masters is not None:
+        take_masters(model, masters)
     check_finite(path, model)
     return model.eval()
 
 
-def _declare_float32(config: Any) -> None:
-    config.dtype = torch.float32
+def _declare(config: Any, dtype: torch.dtype) -> None:
+    config.dtype = dtype
     for name in config.sub_configs:
-        _declare_float32(getattr(config, name))
+        _declare(getattr(config, name), dtype)
 
 
 def load_codec(

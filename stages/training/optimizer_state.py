@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stages.errors import ModelError
+from stages.model.masters import MASTER, master_entries, misfit
 from stages.runtime import processes
 from stages.training.parallel import Parallel
 
@@ -32,14 +33,25 @@ def _trained(module: nn.Module) -> dict[str, Tensor]:
     return weights | dict(module.named_buffers())
 
 
-def save_optimizer_state(path: Path, model: nn.Module, parallel: Parallel, steps_done: int) -> None:
-    """Write every parameter's state and the number of optimizer steps done."""
-    whole = (
+def save_optimizer_state(
+    path: Path,
+    model: nn.Module,
+    parallel: Parallel,
+    steps_done: int,
+    masters: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write every parameter's state and the number of optimizer steps done, and the main process's `masters`."""
+    states = (
         (f"{name}/{key}", value)
         for name, parameter in model.named_parameters()
         for key, value in parallel.optimizer_state(parameter).items()
     )
-    _save_on_main(path, whole, {"steps_done": str(steps_done)})
+    _save_on_main(path, chain(master_entries(masters or {}), states), {"steps_done": str(steps_done)})
+
+
+def save_masters(path: Path, masters: Mapping[str, Tensor]) -> None:
+    """Write them alone, on the main process: adapters' own state ends with them."""
+    _save_on_main(path, master_entries(masters), {})
 
 
 def _save_on_main(path: Path, whole: Iterable[tuple[str, Tensor]], metadata: dict[str, str]) -> None:
@@ -51,7 +63,7 @@ def _save_on_main(path: Path, whole: Iterable[tuple[str, Tensor]], metadata: dic
 
 
 def load_optimizer_state(path: Path, model: nn.Module, parallel: Parallel) -> int:
-    """Restore what `save_optimizer_state` wrote; return the number of optimizer steps done.
+    """Restore AdamW's state as `save_optimizer_state` wrote it; return the number of optimizer steps done.
 
     Raises:
         ModelError: the state is of another model.
@@ -60,8 +72,10 @@ def load_optimizer_state(path: Path, model: nn.Module, parallel: Parallel) -> in
     with safe_open(path, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118, a safetensors file is not iterable
             name, _, entry = key.rpartition("/")
+            if entry == MASTER:
+                continue
             tensor = file.get_tensor(key)
             if name not in parameters or (tensor.ndim and tensor.shape != parallel.shape(parameters[name])):
-                raise ModelError(f"{path}: {name} does not fit the model beside it; delete the file to start afresh")
+                raise misfit(path, name)
             parallel.set_optimizer_state(parameters[name], entry, tensor)
         return int(file.metadata()["steps_done"])

@@ -65,7 +65,6 @@ class ResidentModels(Models):
         stays = trainer.reference is None or recipe.train.kl_reference == "start"
         keeps_state = plain and trainer.critic is None and stays
         self._trainer = (out, trainer) if keeps_state else None
-        trainer.vlm.model.name_or_path = str(model_folder(out))  # older files may be deleted
         trainer.optimizer.zero_grad()  # gradients take no room while others work
         self._codecs[out] = self._codecs.pop(policy)
         self._follow(policy, out, recipe, trainer.vlm if plain else None)

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from stages.artifacts.manifests import OPTIMIZER_STATE
 from stages.artifacts.writing import writing
 from stages.core.values import Fit, explained_variance
 from stages.errors import ModelError
@@ -28,11 +29,16 @@ from stages.runtime import processes
 from stages.sections import OptimizerSection, TrainerSection
 from stages.seeds import Purpose, derive_seed
 from stages.training.critic import CRITIC, has_learned_critic, open_critic, save_critic
-from stages.training.optimizer_state import load_optimizer_state, load_trained, save_optimizer_state, save_trained
+from stages.training.optimizer_state import (
+    load_optimizer_state,
+    load_trained,
+    save_masters,
+    save_optimizer_state,
+    save_trained,
+)
 from stages.training.parallel import parallel
-from stages.training.weights import plain_state, prepare_weights, save_adapters
+from stages.training.weights import masters_of, plain_state, prepare_weights, save_adapters
 
-OPTIMIZER_STATE = "optimizer.safetensors"
 TRAINED = "trained.safetensors"
 COUNTERS = "counters.json"
 ADAPTERS = "adapter"
@@ -272,16 +278,23 @@ class Trainer:
         return [by_index[i] for i in range(len(rows))]
 
     def save(self, folder: Path, model_folder: Path) -> None:
-        """Write the checkpoint to `model_folder`; to `folder` the critic, and the optimizer's state or the adapters."""
-        self.save_weights(model_folder)
+        """Write the checkpoint to `model_folder`; to `folder` the critic, and the optimizer's state or the adapters.
+
+        With them come the float32 weights that the checkpoint holds rounded, so that training goes on from what it was.
+        """
+        state = plain_state(self.vlm, self.parallel)
+        self._write_model(model_folder, state)
+        masters = masters_of(self.vlm, state)
         with writing(folder):
             if self.critic is not None:
                 save_critic(self.critic, self.parallel, folder)
                 save_optimizer_state(folder / CRITIC / OPTIMIZER_STATE, self.critic, self.parallel, self.steps_done)
             if self.adapters is not None:
                 save_adapters(self.adapters, self.parallel, folder / ADAPTERS)
+                if masters:
+                    save_masters(folder / OPTIMIZER_STATE, masters)
             else:
-                save_optimizer_state(folder / OPTIMIZER_STATE, self.vlm.model, self.parallel, self.steps_done)
+                save_optimizer_state(folder / OPTIMIZER_STATE, self.vlm.model, self.parallel, self.steps_done, masters)
 
     def save_state(self, folder: Path) -> None:
         """Write all that an interrupted run needs to go on as if nothing had happened; every process has to ask."""
@@ -307,7 +320,9 @@ class Trainer:
 
     def save_weights(self, folder: Path) -> None:
         """Write the checkpoint alone; every process has to ask."""
-        state = plain_state(self.vlm, self.parallel)
+        self._write_model(folder, plain_state(self.vlm, self.parallel))
+
+    def _write_model(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         if processes.is_main():
             with writing(folder):
                 self.vlm.save(folder, state)

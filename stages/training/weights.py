@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +37,25 @@ def prepare_weights(vlm: VisionLanguageModel, section: TrainerSection, seed: int
 def plain_state(vlm: VisionLanguageModel, parallel: Parallel) -> dict[str, Tensor]:
     """The whole weights as a checkpoint names them, adapters added in, on the main process; empty on the others.
 
-    Weights that rest rounded are read again from the files that they came from: a round's adapters may move them by
-    less than the rounding, and what rounds add up to is to count. Every process has to ask.
+    What adapters are added to is read again from the files that it came from, in float32: a round's may move a weight
+    by less than the rounding, and what rounds add up to is to count. Every process has to ask.
 
     Raises:
         ModelError: those files are not there any more.
     """
     main = processes.is_main()
-    state: dict[str, Tensor] = load_masters(vlm).state_dict() if main and vlm.rounded else {}
+    adapted = _adapted(vlm.model)
+    again = vlm.rounded if adapted else frozenset()
+    state: dict[str, Tensor] = load_masters(vlm).state_dict() if main and again else {}
     # Tied weights stay one tensor, or they would be saved twice.
     tied: dict[Tensor, list[str]] = defaultdict(list)
     for name, value in vlm.model.state_dict(keep_vars=True).items():
         if ".lora_" not in name:
             tied[value].append(name.replace(".base_layer.", "."))
     for value, names in tied.items():
-        if names[0] not in vlm.rounded:
+        if names[0] not in again:
             whole = parallel.whole_tensor(value).detach()
             state |= dict.fromkeys(names, whole.cpu()) if main else {}
-    adapted: dict[str, Any] = {name: part for name, part in vlm.model.named_modules() if isinstance(part, LoraLayer)}
     for name, layer in adapted.items():
         down, up = (parallel.whole_tensor(side["default"].weight).detach() for side in (layer.lora_A, layer.lora_B))
         if main:
@@ -62,12 +64,24 @@ def plain_state(vlm: VisionLanguageModel, parallel: Parallel) -> dict[str, Tenso
     return state
 
 
+def masters_of(vlm: VisionLanguageModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of the whole weights, those that have been trained and that the checkpoint will hold rounded."""
+    trained = {name for name, weight in vlm.model.named_parameters() if weight.requires_grad}
+    trained |= {f"{name}.weight" for name in _adapted(vlm.model)}
+    return {name: state[name] for name in trained & vlm.rounded & state.keys()}
+
+
 def save_adapters(adapters: PeftModel, parallel: Parallel, folder: Path) -> None:
     """Write them as peft reads them; every process has to ask."""
     tensors = adapters.state_dict(keep_vars=True).items()
     state = {name: parallel.whole_tensor(value).detach() for name, value in tensors if ".lora_" in name}
     if processes.is_main():
         adapters.save_pretrained(str(folder), state_dict=state)
+
+
+def _adapted(model: Any) -> dict[str, Any]:
+    """Layers with an adapter, by name."""
+    return {name: part for name, part in model.named_modules() if isinstance(part, LoraLayer)}
 
 
 def _add_adapters(model: Any, section: LoraSection, seed: int) -> PeftModel:

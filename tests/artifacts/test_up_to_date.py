@@ -12,7 +12,7 @@ from stages.artifacts.manifests import MANIFEST
 from stages.artifacts.plan import Input, Plan, reads_of
 from stages.artifacts.step import Step
 from stages.artifacts.up_to_date import holds_work, standing
-from stages.declared import WEIGHTS, declare_rollout, declare_train_policy
+from stages.declared import WEIGHTS, declare_rl_repair, declare_rollout, declare_sft_repair, declare_train_policy
 from stages.errors import ArtifactError
 from stages.recipe import load_recipe
 from stages.training.critic import CRITIC
@@ -99,6 +99,7 @@ def test_sampling_asks_for_the_weights_alone(lost, trained, tmp_path):
     [
         ([], {OPTIMIZER_STATE}),
         (["trainer.lora={rank: 2, alpha: 2}"], set()),
+        (["trainer.lora={rank: 2, alpha: 2}", "model.dtype=bfloat16"], {OPTIMIZER_STATE}),
         (
             ["train.objective.algorithm=ppo", "masks.on_no_correct=repair"],
             {OPTIMIZER_STATE, f"{CRITIC}/model.safetensors"},
@@ -165,3 +166,11 @@ def test_the_plan_of_a_stage_is_what_was_declared(base_dir, digits):
     vocabulary, policy = (made["recipe"].pop(name) for name in ("vocabulary", "policy"))
     assert (made, len(vocabulary), policy.keys()) == (declared, 64, {"weights", "prompts"})
     assert ROLLOUTS.name not in declared["inputs"]
+
+
+@pytest.mark.parametrize(("dtype", "is_read"), [("float32", False), ("bfloat16", True)])
+def test_training_a_repair_model_asks_for_the_float32_weights_behind_rounded_ones(dtype, is_read, trained):
+    recipe = load_recipe("digits", [f"model.dtype={dtype}"])
+    sft = declare_sft_repair(recipe, trained, trained).inputs["model"]
+    rl = declare_rl_repair(recipe, trained, trained, trained).inputs["repair_model"]
+    assert [OPTIMIZER_STATE in reads_of(given) for given in (sft, rl)] == [is_read] * 2

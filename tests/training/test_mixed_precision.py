@@ -1,4 +1,4 @@
-"""What is not trained rests in bfloat16, computes as float32 weights do under autocast, and is saved in full."""
+"""What is not trained rests in bfloat16 and computes as float32 weights do under autocast; so do saved weights."""
 
 import json
 import weakref
@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForImageTextToText
 
 from stages.errors import ModelError
 from stages.model.batches import encode_prompt
@@ -17,7 +19,7 @@ from stages.model.logprobs import LogprobReader
 from stages.model.prompts import policy_prompt
 from stages.sections import LoraSection, OptimizerSection, TrainerSection
 from stages.training.losses import SupervisedLoss
-from stages.training.trainer import ADAPTERS, Trainer, TrainingRow
+from stages.training.trainer import ADAPTERS, OPTIMIZER_STATE, Trainer, TrainingRow
 
 RANK, ALPHA = 4, 8
 ADAPTED = {"lora": LoraSection(rank=RANK, alpha=ALPHA)}
@@ -43,7 +45,25 @@ def weights_of(folder):
 
 
 def opened(folder, trained):
-    return load_model(folder, dtype="bfloat16", trained=trained)
+    """A checkpoint, or a trainer's output."""
+    step = (folder / "model").is_dir()
+    return load_model(
+        folder / "model" if step else folder,
+        dtype="bfloat16",
+        trained=trained,
+        masters=folder / OPTIMIZER_STATE if step else None,
+    )
+
+
+def masters_in(folder):
+    """Float32 weights in a trainer's output, by the names of the model."""
+    found = load_file(folder / OPTIMIZER_STATE)
+    return {name.removesuffix("/master"): weight for name, weight in found.items() if name.endswith("/master")}
+
+
+def is_added(name):
+    """Whether a weight enters sums, in float32."""
+    return any(part in name for part in ADDED)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +93,7 @@ def bytes_by_type(model):
 @pytest.mark.parametrize(("trained", "machine"), [("none", ADAPTED), ("text", {"freeze_vision": True})])
 def test_trained_weights_and_what_enters_sums_take_4_bytes_the_rest_2(checkpoint, trained, machine):
     weights = weights_of(checkpoint)
-    kept = {n for n in weights if any(part in n for part in ADDED)}
+    kept = {n for n in weights if is_added(n)}
     kept |= {n for n in weights if trained == "text" and not n.startswith(VISION)}
     elements = {name: weight.numel() for name, weight in weights.items()}
     vlm = opened(checkpoint, trained)
@@ -150,40 +170,79 @@ def test_adapters_are_added_to_the_weights_of_the_files(checkpoint, rows, tmp_pa
     own = trainer(opened(checkpoint, "none"), learning_rate=1e-4, **ADAPTED)
     own.step(rows, SupervisedLoss())
     own.save(tmp_path, tmp_path / "model")
-    before, after = weights_of(checkpoint), weights_of(tmp_path / "model")
+    before, saved, after = weights_of(checkpoint), weights_of(tmp_path / "model"), masters_in(tmp_path)
     adapters = load_file(tmp_path / ADAPTERS / "adapter_model.safetensors")
-    assert after.keys() == before.keys()
+    assert saved.keys() == before.keys()
     moved, lost = 0, 0
     for name, weight in before.items():
         layer = name.removesuffix(".weight")
         down, up = (
             next((v for key, v in adapters.items() if f".{layer}.lora_{side}.weight" in key), None) for side in "AB"
         )
-        change = torch.zeros(()) if up is None else ALPHA / RANK * (up @ down)
-        assert torch.equal(after[name], weight + change), name
+        if up is None:
+            assert name not in after
+            assert torch.equal(saved[name], weight if is_added(name) else weight.bfloat16().float()), name
+            continue
+        assert torch.equal(after[name], weight + ALPHA / RANK * (up @ down)), name
+        assert torch.equal(saved[name], after[name].bfloat16().float()), name
         moved += (after[name] != weight).sum()
         lost += (after[name] != weight).logical_and(after[name].bfloat16() == weight.bfloat16()).sum()
     # Most changes are too small for bfloat16: later rounds add to them.
     assert lost > 0.5 * moved > 0
 
 
-def test_a_frozen_vision_tower_is_saved_as_it_came(checkpoint, rows, tmp_path):
+def test_a_second_rounds_adapters_are_added_to_what_the_first_ones_came_to(checkpoint, rows, tmp_path):
+    first = trainer(opened(checkpoint, "none"), learning_rate=1e-4, **ADAPTED)
+    first.step(rows, SupervisedLoss())
+    first.save(tmp_path / "first", tmp_path / "first" / "model")
+    second = trainer(opened(tmp_path / "first", "none"), learning_rate=1e-30, **ADAPTED)
+    second.step(rows, SupervisedLoss())
+    second.save(tmp_path / "second", tmp_path / "second" / "model")
+    before, after = masters_in(tmp_path / "first"), masters_in(tmp_path / "second")
+    assert after.keys() == before.keys()
+    for name, weight in before.items():
+        torch.testing.assert_close(after[name], weight, rtol=0, atol=1e-12)
+
+
+def test_a_frozen_vision_tower_is_saved_as_it_came_but_for_the_rounding_of_its_uses(checkpoint, rows, tmp_path):
     own = trainer(opened(checkpoint, "text"), freeze_vision=True)
     own.step(rows, SupervisedLoss())
-    own.save_weights(tmp_path / "model")
+    own.save(tmp_path, tmp_path / "model")
     before, after = weights_of(checkpoint), weights_of(tmp_path / "model")
-    assert after.keys() == before.keys()
-    assert {n for n in before if torch.equal(before[n], after[n])} == {n for n in before if n.startswith(VISION)}
+    came = {n: weight if is_added(n) else weight.bfloat16().float() for n, weight in before.items()}
+    assert {n for n in before if torch.equal(came[n], after[n])} == {n for n in before if n.startswith(VISION)}
+    assert not any(name.startswith(VISION) for name in masters_in(tmp_path))
+
+
+@pytest.mark.parametrize(("trained", "machine"), [("all", {}), ("text", {"freeze_vision": True}), ("none", ADAPTED)])
+def test_every_reader_finds_the_weights_that_the_trainer_had(checkpoint, rows, trained, machine, tmp_path):
+    """The next trainer in float32, scorer and reference as autocast rounds them, the sampler in bfloat16."""
+    own = trainer(opened(checkpoint, trained), **machine)
+    own.step(rows, SupervisedLoss())
+    own.save(tmp_path, tmp_path / "model")
+    again, scorer = (opened(tmp_path, which) for which in (trained, "none"))
+    if trained != "none":
+        for name, weight in own.vlm.model.named_parameters():
+            assert torch.equal(dict(again.model.named_parameters())[name], weight), name
+    with torch.no_grad():
+        trained_logprobs = read(LogprobReader(again), rows)
+        assert torch.equal(read(LogprobReader(scorer), rows), trained_logprobs)
+    sampler = dict(opened(tmp_path, None).model.named_parameters())
+    for name, weight in again.model.named_parameters():
+        assert torch.equal(sampler[name], weight.bfloat16()), name
 
 
 @pytest.mark.parametrize(("trained", "machine"), [("none", ADAPTED), ("text", {"freeze_vision": True})])
-def test_what_is_saved_says_of_itself_what_it_did(checkpoint, trained, machine, tmp_path):
+def test_what_is_saved_loads_in_bfloat16(checkpoint, trained, machine, tmp_path):
+    """As anyone else loads it. Files hold float32 of what enters sums, so that a scorer finds it as it was trained."""
     trainer(opened(checkpoint, trained), **machine).save_weights(tmp_path / "model")
-    opened(checkpoint, "all").save(tmp_path / "whole")
-    saved, whole = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("model", "whole"))
-    assert saved == whole
-    assert saved["dtype"] == saved["text_config"]["dtype"] == "float32"
-    assert {w.dtype for w in load_file(tmp_path / "model" / "model.safetensors").values()} == {torch.float32}
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["dtype"] == config["text_config"]["dtype"] == "bfloat16"
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
+    assert {weight.dtype for weight in loaded.parameters()} == {torch.bfloat16}
+    with safe_open(tmp_path / "model" / "model.safetensors", "pt") as file:
+        types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    assert types == {name: "F32" if is_added(name) else "BF16" for name in types}
 
 
 def test_files_that_are_gone_are_named(checkpoint, tmp_path):
@@ -206,5 +265,5 @@ def test_an_interrupted_run_goes_on_to_the_byte(checkpoint, rows, tmp_path):
     for one, folder in ((whole, "whole"), (second, "second")):
         one.step([replace(row, ids=row.ids[1:]) for row in rows], SupervisedLoss())
         one.save(tmp_path / folder, tmp_path / folder / "model")
-    for file in ("model/model.safetensors", f"{ADAPTERS}/adapter_model.safetensors"):
+    for file in ("model/model.safetensors", OPTIMIZER_STATE, f"{ADAPTERS}/adapter_model.safetensors"):
         assert (tmp_path / "second" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
