@@ -27,11 +27,15 @@ between would be wrong.
 WRITTEN_FROM = 1 << 20
 """Smallest file, in bytes, whose digest is written to the run's file; to hash a smaller one again is as fast."""
 
+RESTED_FROM = 1 << 32
+"""Smallest file, in bytes, that is let rest so long before it is hashed: to hash it a second time takes longer."""
+
 
 def file_sha256(path: Path) -> str:
     """Hex SHA-256 of a file."""
-    began = time.time_ns()
     with path.open("rb") as file:
+        _let_rest(os.fstat(file.fileno()))
+        began = time.time_ns()
         found = os.fstat(file.fileno())
         key = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
         known = _known(os.environ.get(DIGESTS))
@@ -49,6 +53,12 @@ def files_sha256(paths: Iterable[Path]) -> list[str]:
     """The same of several files at once: hashing lets go of the interpreter."""
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         return list(threads.map(file_sha256, paths))
+
+
+def _let_rest(found: os.stat_result) -> None:
+    if found.st_size >= RESTED_FROM:
+        left = max(found.st_mtime_ns, found.st_ctime_ns) + SETTLED_NS - time.time_ns()
+        time.sleep(max(0, min(left, SETTLED_NS)) / 10**9)  # a file server's clock may be ahead
 
 
 Key = tuple[int, ...]

@@ -58,6 +58,14 @@ def test_a_file_that_has_just_been_written_is_read_again(hashed, monkeypatch, tm
     assert len(hashed) == 3
 
 
+def test_a_large_file_rests_before_it_is_read_and_is_read_once(hashed, monkeypatch, tmp_path):
+    monkeypatch.setattr(digests, "SETTLED_NS", 10**8)
+    monkeypatch.setattr(digests, "RESTED_FROM", len(LARGE))
+    (tmp_path / "a").write_bytes(LARGE)
+    assert [file_sha256(tmp_path / "a") for _ in range(3)] == [sha256(LARGE)] * 3
+    assert len(hashed) == 1
+
+
 def test_what_one_command_of_a_run_has_hashed_others_know(hashed, monkeypatch, tmp_path):
     monkeypatch.setenv(DIGESTS, str(tmp_path / "digests.jsonl"))
     (tmp_path / "large").write_bytes(LARGE)
