@@ -129,6 +129,7 @@ def final_scores(run: Path, rounds: int) -> Path:
 
 
 _COMMANDS = {SFT: "sft-repair", RL: "rl-repair"}
+_ROUND = re.compile(r"round-([1-9]\d*)")
 
 
 def training_place(step: Path) -> tuple[Path, str] | None:
@@ -139,8 +140,14 @@ def training_place(step: Path) -> tuple[Path, str] | None:
     step = step.absolute()
     if step.name in _COMMANDS:
         return step.parent, _COMMANDS[step.name]
-    in_round = step.name in (TRAIN, RL_AGAIN) and re.fullmatch(r"round-[1-9]\d*", step.parent.name)
+    in_round = step.name in (TRAIN, RL_AGAIN) and _ROUND.fullmatch(step.parent.name)
     return (step.parent.parent, step.name) if in_round else None
+
+
+def round_number(step: Path) -> int:
+    """Number of the round that a step's folder lies in; 1 where it lies in none."""
+    found = _ROUND.fullmatch(step.absolute().parent.name)
+    return int(found[1]) if found else 1
 
 
 def trained_before(step: Path) -> list[Path]:

@@ -39,6 +39,7 @@ from stages.training.losses import PolicyObjective, check_objective, mismatch_me
 from stages.training.metrics import MetricsLog
 from stages.training.preferences import PreferenceObjective
 from stages.training.prime import PRM, ProcessRewards, prm_folder
+from stages.training.sample_table import sample_table
 from stages.training.tracking import check_trackers, open_trackers
 from stages.training.trainer import Loss, Trainer
 from stages.untrusted.printable import counted
@@ -118,6 +119,8 @@ class TrainPolicy:
                     checkpoints.advance()
                     advance(source.rows_read - advanced)
                     advanced = source.rows_read
+            if trackers.shows_samples:
+                trackers.show_samples(sample_table(self.groups, self.usable, trainer.vlm))
         self._check_trained(step, log)
         checkpoints.finish()
         with step.ledger.phase("save"):

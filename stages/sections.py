@@ -703,6 +703,11 @@ class TrackingSection(Section):
         description="They write under `tracking/` of the run's folder, or of a step's that lies in no run; trackio in "
         "its own. All but `jsonl` need the pip extra so named.",
     )
+    samples_every: Positive | None = Field(
+        None,
+        description="Rounds from one table of samples to the next, in wandb and trackio, from the first round on: "
+        "pictures, errors and repairs with their marks, rewards. None if null.",
+    )
     project: str = Field("difference-feedback", pattern=r"^[^/\\#?%:]+$", description="Project in wandb and trackio.")
 
 

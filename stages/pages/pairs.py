@@ -24,6 +24,7 @@ from stages.model.codec import Codec
 from stages.pages.state import Manifest, RunState
 from stages.recipe import Recipe
 from stages.repair.hard_masks import hard_masks
+from stages.repair.marked_pairs import marked_runs
 from stages.sections import MasksSection
 
 MOST = 1000
@@ -140,14 +141,8 @@ def _by_token(
             repair_mask = members[*one.error, "repair"][1]
         else:
             error_mask, repair_mask = hard_masks(section, codec, error_ids, row["ids"])
-        error, repair = _marked(codec, error_ids, error_mask), _marked(codec, row["ids"], repair_mask)
+        error, repair = marked_runs(codec, error_ids, error_mask), marked_runs(codec, row["ids"], repair_mask)
         yield one, (error, repair, row["evidence"])
-
-
-def _marked(codec: Codec, ids: Sequence[int], mask: Iterable[bool]) -> list[MarkedToken]:
-    """Runs of marked and of unmarked tokens, each decoded whole: a letter may be several tokens."""
-    runs = groupby(zip(map(bool, mask), ids, strict=True), key=lambda token: token[0])
-    return [MarkedToken(codec.tokenizer.decode([token for _, token in run]), marked) for marked, run in runs]
 
 
 def _by_word(folder: Path, wanted: Sequence[Candidate]) -> Iterator[tuple[Candidate, Texts]]:

@@ -7,7 +7,7 @@ import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, pairwise, tee
+from itertools import groupby, tee
 from typing import TypeAlias
 
 import numpy as np
@@ -25,6 +25,7 @@ from stages.recipe import Recipe
 from stages.repair.answering import Answerer
 from stages.repair.hard_masks import hard_masks
 from stages.repair.image_removal import without_image
+from stages.repair.marked_pairs import pair_of_each_problem
 from stages.repair.references import References
 from stages.repair.repairs import Attempt, Draft, DraftBatch, Repairer, Sibling, right_responses, sibling_repairs
 from stages.reward.lost_answers import Response, count_lost
@@ -126,10 +127,7 @@ class GroupBuilder:
 
     def page(self, groups: Sequence[GroupRow]) -> str:
         """A pair of each of the first problems that have one, to be looked at."""
-        pairs = {
-            repair["problem_id"]: (error, repair) for error, repair in pairwise(groups) if repair["role"] == "repair"
-        }
-        return overlay_page([self._view(*pair) for pair in list(pairs.values())[:PAGE_PROBLEMS]])
+        return overlay_page([self._view(*pair) for pair in pair_of_each_problem(groups)[:PAGE_PROBLEMS]])
 
     def _view(self, error: GroupRow, repair: GroupRow) -> PairView:
         problem = self.problems[error["problem_id"]]

@@ -1,4 +1,4 @@
-"""Training metrics while they come: JSON lines, TensorBoard, Weights & Biases, trackio.
+"""Training metrics while they come, and samples: JSON lines, TensorBoard, Weights & Biases, trackio.
 
 The training steps of a run, in the folders of `make all` or of a loop, are one run there: their metrics have the
 command's name before their own, and optimizer steps are counted through. Any other training step is a run of its own.
@@ -6,6 +6,7 @@ command's name before their own, and optimizer steps are counted through. Any ot
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import shutil
@@ -16,11 +17,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
+from PIL import Image
 
 from stages.artifacts.writing import write_text, writing
+from stages.chain import round_number
 from stages.errors import RecipeError
 from stages.runtime import processes
 from stages.sections import TrackingSection
+from stages.training.sample_table import Cell
 from stages.training.tracked_run import NO_RUN, NOTE, TrackedRun, known, tracked_run
 
 ELSEWHERE = ("wandb", "trackio")
@@ -74,9 +78,20 @@ class _Trackio(TrackioTracker):  # type: ignore[misc]
 
 
 class Trackers:
-    """The trackers of one training step; those elsewhere know its run up to the optimizer step `told`."""
+    """The trackers of one training step; those elsewhere know its run up to the optimizer step `told`.
 
-    def __init__(self, trackers: Sequence[GeneralTracker] = (), run: TrackedRun = NO_RUN, told: int = 0) -> None:
+    `shows_samples` tells whether they are to have a table of samples of this step.
+    """
+
+    def __init__(
+        self,
+        trackers: Sequence[GeneralTracker] = (),
+        run: TrackedRun = NO_RUN,
+        told: int = 0,
+        *,
+        shows_samples: bool = False,
+    ) -> None:
+        self.shows_samples = shows_samples
         self._trackers = trackers
         self._run = run
         self._told = told
@@ -94,6 +109,22 @@ class Trackers:
             for tracker in self._trackers:
                 if number > self._told or tracker.name not in ELSEWHERE:
                     tracker.log(values, step=number)
+
+    def show_samples(self, rows: Sequence[Mapping[str, Cell]]) -> None:
+        """Give trackers elsewhere a table, rows by column, at the last optimizer step, if that is news to them."""
+        if not rows or self.last <= self._told:
+            return
+        with writing(self._run.folder):
+            for tracker in self._trackers:
+                if tracker.name in ELSEWHERE:
+                    tracker.log({f"{self._run.prefix}samples": _table(tracker.name, rows)}, step=self.last)
+
+
+def _table(tracker: str, rows: Sequence[Mapping[str, Cell]]) -> Any:
+    """wandb and trackio call their tables and pictures alike."""
+    package = importlib.import_module(tracker)
+    data = [[package.Image(cell) if isinstance(cell, Image.Image) else cell for cell in row.values()] for row in rows]
+    return package.Table(columns=list(rows[0]), data=data)
 
 
 def check_trackers(section: TrackingSection) -> None:
@@ -133,7 +164,7 @@ def open_trackers(section: TrackingSection, out: Path, config: Mapping[str, Any]
         trackers = [_start(name, section, run, elsewhere.id) for name in names]
         for tracker in trackers:
             tracker.store_init_configuration(_flat(config))
-    opened = Trackers(trackers, run, elsewhere.told)
+    opened = Trackers(trackers, run, elsewhere.told, shows_samples=_shows_samples(section, out))
     try:
         yield opened
     finally:
@@ -143,6 +174,13 @@ def open_trackers(section: TrackingSection, out: Path, config: Mapping[str, Any]
             if not names.keys().isdisjoint(ELSEWHERE):
                 elsewhere.told = opened.last
                 elsewhere.write(run)
+
+
+def _shows_samples(section: TrackingSection, out: Path) -> bool:
+    every = section.samples_every
+    return (
+        every is not None and not set(section.trackers).isdisjoint(ELSEWHERE) and (round_number(out) - 1) % every == 0
+    )
 
 
 def _clear(run: TrackedRun) -> None:

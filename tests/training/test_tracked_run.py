@@ -2,8 +2,10 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from stages.artifacts.columns import METRICS
 from stages.artifacts.step import Plan, Step
@@ -155,3 +157,54 @@ def test_a_command_alone_is_a_run_of_its_own(tmp_path):
     with open_trackers(TrackingSection(trackers=["jsonl"]), step.out, {}) as opened:
         opened.log(7, {"loss": 0.5})
     assert read_json_lines(step.out) == [(7, "loss", 0.5)]
+
+
+SAMPLES = [
+    {"pictures": Image.new("RGB", (9, 7), "red"), "error": "It is [-3-].", "error reward": 0.0},
+    {"pictures": None, "error": "A text alone", "error reward": 0.5},
+]
+
+
+def show_samples(run, number, tracker, every):
+    """One optimizer step of a round, with a table where it is due."""
+    section = TrackingSection(trackers=[tracker], samples_every=every)
+    step = begun(run, f"round-{number}/train-policy")
+    with open_trackers(section, step.out, {}) as opened:
+        log = MetricsLog(opened)
+        log.add(number, {"loss": 0.5})
+        if opened.shows_samples:
+            opened.show_samples(SAMPLES)
+    step.write_table(METRICS, log.rows)
+    step.finish()
+
+
+@pytest.mark.usefixtures("offline_wandb")
+def test_wandb_has_a_table_of_samples_every_so_many_rounds(run):
+    for number in (1, 2, 3):
+        show_samples(run, number, "wandb", every=2)
+    files = sorted((run / "tracking").glob("wandb/offline-run-*/files"))
+    tables = [list(folder.glob("media/table/train-policy/*.json")) for folder in files]
+    assert [len(found) for found in tables] == [1, 0, 1]
+    table = json.loads(tables[0][0].read_text())
+    assert table["columns"] == ["pictures", "error", "error reward"]
+    assert table["data"] == [["Image", "It is [-3-].", 0.0], [None, "A text alone", 0.5]]
+    staged = Path(os.environ["WANDB_DATA_DIR"]).glob("artifacts/staging/*")  # where wandb keeps a table's pictures
+    pictures = [Image.open(file) for file in staged if file.read_bytes().startswith(b"\x89PNG")]
+    assert [(picture.size, picture.getpixel((0, 0))) for picture in pictures] == [((9, 7), (255, 0, 0))] * 2
+
+
+def test_trackio_has_a_table_of_samples(trackio, run):
+    from trackio.sqlite_storage import SQLiteStorage
+    from trackio.utils import MEDIA_DIR
+
+    run = run.with_name("samples")
+    show_samples(run, 1, "trackio", every=5)
+    show_samples(run, 2, "trackio", every=5)
+    (name,) = [known.name for known in trackio.Api().runs(PROJECT) if known.name.startswith("samples-")]
+    rows = SQLiteStorage.get_logs(PROJECT, name)
+    (table,) = [row["train-policy/samples"]["_value"] for row in rows if "train-policy/samples" in row]
+    assert [list(row) for row in table] == [["pictures", "error", "error reward"]] * 2
+    assert [(row["error"], row["error reward"]) for row in table] == [("It is [-3-].", 0.0), ("A text alone", 0.5)]
+    with Image.open(MEDIA_DIR / table[0]["pictures"]["file_path"]) as shown:
+        assert shown.size == (9, 7)
+    assert table[1]["pictures"] is None
