@@ -26,7 +26,7 @@ from stages.chain import RL_AGAIN, TRAIN, VALIDATION, Chain, round_folder
 from stages.errors import ArtifactError
 from stages.estimate import loop_disk
 from stages.evaluate import Evaluate
-from stages.measures.accuracy import Measure
+from stages.measures.accuracy import Measure, is_better
 from stages.recipe import Recipe
 from stages.runtime import processes
 from stages.runtime.interruption import Requests, Stopped
@@ -178,7 +178,7 @@ class _Rounds:
         if not accuracy:
             return False
         value = accuracy[self.section.best_by].value
-        if self.best is not None and not value > self.best[1]:
+        if self.best is not None and not is_better(value, self.best[1]):
             return False
         self.best = number, value
         if number:

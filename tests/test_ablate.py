@@ -26,7 +26,7 @@ from stages.artifacts.store import iterate_rows, write_rows
 from stages.errors import DataError, ModelError, RecipeError
 from stages.recipe import RECIPES, load_recipe
 from stages.runtime.interruption import Stopped
-from stages.study.ablation import Ablation, to_evaluate
+from stages.study.ablation import Ablation, best_rate, to_evaluate
 from stages.study.curves import Point, Run, at, line, read_runs, repairs_of, rows_of, values_of
 from stages.study.results import result_rows
 from stages.study.spending import Policy
@@ -389,6 +389,15 @@ def test_the_learning_rate_is_tuned_on_validation_problems(tuned):
     assert [point.round for point in tested.points] == sorted({point.round for point in tested.points})
     assert tested.points[0].device_seconds < 2.0 <= tested.points[-1].device_seconds
     assert tested.points[-1].rollouts == 16 * 8 * tested.points[-1].round
+
+
+def test_of_learning_rates_that_are_equally_good_the_lowest_is_taken():
+    """1 + 1 + 1/3 and 1/3 + 1 + 1 differ in the last digit."""
+    low, high = float(np.mean([1 / 3, 1, 1])), float(np.mean([1, 1, 1 / 3]))
+    assert low < high
+    assert best_rate({3e-4: high, 1e-4: low}) == 1e-4
+    assert best_rate({3e-4: high, 1e-4: 0.7}) == 3e-4
+    assert best_rate({1e-4: math.nan, 3e-4: 0.0}) == 3e-4
 
 
 @pytest.mark.slow

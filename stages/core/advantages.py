@@ -16,8 +16,8 @@ def group_advantages(
 ) -> Tensor:
     """`(R - mean) / (std + 1e-4)` over one group, unbiased std; float32 of shape (G,), on the CPU.
 
-    `none` leaves `R - mean` (Dr. GRPO). A group of one gets 0. Gates multiply the result, never the rewards.
-    Raises ValueError on a null or non-finite reward, on a nested group, or on an unknown scale.
+    `none` leaves `R - mean` (Dr. GRPO). Equal rewards, and a group of one, get exactly 0. Gates multiply the result,
+    never the rewards. Raises ValueError on a null or non-finite reward, on a nested group, or on an unknown scale.
     """
     if scale not in ("std", "none"):
         raise ValueError(f"scale is {scale!r}; use std or none")
@@ -28,8 +28,10 @@ def group_advantages(
     if not rewards.isfinite().all():
         place = int(rewards.isfinite().int().argmin())
         raise ValueError(f"rewards_G[{place}] is {rewards[place]}; leave unscored responses out of the group")
+    if (rewards == rewards[:1]).all():  # their mean, rounded, may be another number
+        return torch.zeros(len(rewards))
     centred = rewards - rewards.mean()
-    if scale == "std" and len(rewards) > 1:
+    if scale == "std":
         centred = centred / (rewards.std(correction=1) + STD_FLOOR)
     return centred.float()
 

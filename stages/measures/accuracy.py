@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ from scipy import stats
 
 RESAMPLES = 9999
 CONFIDENCE = 0.95
+ROUNDING = 1e-9
+"""Means of the same values differ by less: 1 + 1 + 1/3 and 1/3 + 1 + 1 do in their last digit."""
 
 
 class Measure(NamedTuple):
@@ -63,6 +66,11 @@ def mean_over_seeds_and_problems(section: str, measure: str, values_SP: ArrayLik
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Measure(section, measure, float(values.mean()), float(low), float(high), problems)
+
+
+def is_better(accuracy: float, than: float) -> bool:
+    """Whether it is higher by more than `ROUNDING`; any is better than NaN, where nothing could be scored."""
+    return accuracy - than > ROUNDING or (math.isnan(than) and not math.isnan(accuracy))
 
 
 def accuracy_at(correct_PK: Sequence[Sequence[bool]], k: int) -> list[float]:

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from stages.artifacts.stage import planned
 from stages.artifacts.store import write_rows
 from stages.chain import Chain
 from stages.errors import DifferenceFeedbackError, RecipeError, StepError
+from stages.measures.accuracy import is_better
 from stages.recipe import Recipe, read_values, recipe_file, recipe_with
 from stages.runtime.interruption import Requests
 from stages.sections import VariantSection
@@ -149,7 +150,7 @@ class Runs:
             yield from done.values()
 
     def _best_rate(self, name: str, variant: VariantSection) -> float | None:
-        """Of sampled accuracy; the lowest of those that are equally good. None where there is nothing to tune."""
+        """`best_rate` on the validation problems. None where there is nothing to tune."""
         if not self.section.learning_rates:
             return None
         seed = self.section.tuning_seed
@@ -157,7 +158,7 @@ class Runs:
             rate: self._run(name, variant, seed, VALIDATION, rate, {}) for rate in sorted(self.section.learning_rates)
         }
         accuracy = {rate: float(np.nanmean(run.result.values["sampled"])) for rate, run in runs.items()}
-        best = max(accuracy, key=lambda rate: accuracy[rate])
+        best = best_rate(accuracy)
         logger.info("%s: learning rate %g of %s", name, best, accuracy)
         return best
 
@@ -248,6 +249,11 @@ class Runs:
         problems = self.of.test if name == TEST else self.of.validation
         assert problems is not None
         return problems
+
+
+def best_rate(accuracy: Mapping[float, float]) -> float:
+    """The learning rate of the highest accuracy; of those that are equally good the lowest."""
+    return reduce(lambda best, rate: rate if is_better(accuracy[rate], accuracy[best]) else best, sorted(accuracy))
 
 
 def to_evaluate(policies: Sequence[Policy], budget: float | None, evaluations: int) -> list[Policy]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stages.measures import accuracy
-from stages.measures.accuracy import accuracy_at, mean_over_problems, share
+from stages.measures.accuracy import accuracy_at, is_better, mean_over_problems, share
 from stages.measures.scores import correct_by_problem, summarize_by_kind, summarize_scores
 
 
@@ -35,6 +35,17 @@ def test_accuracy_at_all_draws_is_whether_any_is_correct():
 def test_accuracy_at_more_draws_than_there_are_is_refused():
     with pytest.raises(ValueError, match="fewer than 2 draws"):
         accuracy_at([[False, True], [False]], 2)
+
+
+def test_better_is_by_more_than_the_order_of_a_sum():
+    one, other = (mean_over_problems("", "", values).value for values in ([1, 1, 1 / 3], [1 / 3, 1, 1]))
+    assert one != other
+    assert not is_better(one, other)
+    assert not is_better(other, one)
+    assert is_better(other + 1 / 3000, one)
+    assert is_better(0.0, math.nan)
+    assert not is_better(math.nan, math.nan)
+    assert not is_better(math.nan, 0.0)
 
 
 def test_bootstrap_interval_covers_the_mean(monkeypatch):
