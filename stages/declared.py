@@ -13,7 +13,7 @@ from stages.artifacts.columns import EPISODES, ERRORS, GROUPS, PREFERENCES, PROB
 from stages.artifacts.manifests import MODEL, OPTIMIZER_STATE
 from stages.artifacts.plan import Input, Plan
 from stages.recipe import Recipe
-from stages.sections import MARK_FIELDS, MASK_OPTIONS, SAMPLING_FIELDS, Algorithm
+from stages.sections import MARK_FIELDS, MASK_OPTIONS, SAMPLING_FIELDS
 
 Inputs = dict[str, Path | Input]
 PromptKind = Literal["repair", "policy"]
@@ -70,10 +70,11 @@ def declare_rl_repair(
         sft={"heldout_share"},
         **marks,
     )
+    critic = _critic(recipe.repair_rl.objective.algorithm == "ppo")
     inputs = {
         "problems": table_input(problems, PROBLEMS),
         "policy": Input(policy, WEIGHTS),
-        "repair_model": Input(repair_model, WEIGHTS + _masters(recipe) + _critic(recipe.repair_rl.objective.algorithm)),
+        "repair_model": Input(repair_model, WEIGHTS + _masters(recipe) + critic),
     }
     if repair_set is not None:
         inputs["repair_set"] = table_input(repair_set, REPAIR_SET)
@@ -126,7 +127,7 @@ def declare_train_policy(
     inputs = {
         "groups": table_input(groups, GROUPS),
         "problems": Input(problems, table_input(problems, PROBLEMS).reads + table_input(problems, PREFERENCES).reads),
-        "policy": Input(policy, WEIGHTS + optimizer + prm + _critic(recipe.train.objective.algorithm)),
+        "policy": Input(policy, WEIGHTS + optimizer + prm + _critic(recipe.train.has_critic)),
     }
     anchor = train_anchor(recipe, policy, reference)
     if anchor not in (None, policy):
@@ -201,5 +202,5 @@ def _masters(recipe: Recipe) -> tuple[str, ...]:
     return () if recipe.model.dtype == "float32" else (OPTIMIZER_STATE,)
 
 
-def _critic(algorithm: Algorithm) -> tuple[str, ...]:
-    return ("critic/*",) if algorithm == "ppo" else ()
+def _critic(is_read: bool) -> tuple[str, ...]:
+    return ("critic/*",) if is_read else ()

@@ -19,7 +19,6 @@ from stages.artifacts.problems import PROBLEMS_AT_ONCE, ProblemSet
 from stages.artifacts.step import Step
 from stages.artifacts.store import count_rows, parquet_files, read_tables
 from stages.checks.problem_check import ProblemCheck
-from stages.core.objectives import has_critic
 from stages.core.values import CriticSettings
 from stages.declared import declare_train_policy, train_anchor
 from stages.engines.loading import open_model, open_reference
@@ -81,7 +80,8 @@ class TrainPolicy:
 
     def plan(self) -> Plan:
         parquet_files(self.groups, GROUPS)
-        check_objective(self.recipe.train.objective, self.recipe.rollout)
+        section = self.recipe.train
+        check_objective(section.objective, self.recipe.rollout, with_critic=section.advantage != "prime")
         check_trackers(self.recipe.tracking)
         bad = self.usable.bad
         self._check_scores()
@@ -95,7 +95,7 @@ class TrainPolicy:
             objective = self._objective()
             prime = self._process_rewards(step) if section.advantage == "prime" else None
             source = self.source(trainer.vlm, step)
-            if has_critic(section.objective.algorithm):
+            if section.has_critic:
                 trainer.start_critic(source.rewards())
             first = source.read_old(trainer, objective)
             log, advanced = MetricsLog(trackers), 0
@@ -112,7 +112,7 @@ class TrainPolicy:
                     with step.ledger.phase("train"):
                         judged, learned = (batch, {}) if prime is None else prime.with_advantages(batch)
                         rows, totals = rows_to_work_on(judged, section.objective)
-                        rows = with_token_advantages(rows, section.objective)
+                        rows = with_token_advantages(rows, section.objective) if section.has_critic else rows
                         metrics = trainer.step(rows, objective, totals) | learned | mismatch_metrics(batch)
                     log.add(trainer.steps_done, metrics | first)
                     first = {}
@@ -141,7 +141,7 @@ class TrainPolicy:
         return (
             PreferenceObjective(section)
             if section.algorithm == "dpo"
-            else PolicyObjective(section, self.recipe.rollout)
+            else PolicyObjective(section, self.recipe.rollout, with_critic=self.recipe.train.has_critic)
         )
 
     def _trainer(self, step: Step) -> Trainer:
@@ -159,7 +159,7 @@ class TrainPolicy:
                     machine=recipe.trainer,
                     reference=reference,
                     resume_from=self.policy,
-                    critic_from=self.policy if has_critic(section.objective.algorithm) else None,
+                    critic_from=self.policy if section.has_critic else None,
                     critic_rate=CriticSettings(**section.objective.critic()).critic_rate,
                     seed=recipe.seed,
                 ),

@@ -502,7 +502,7 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _has_one_advantage(self) -> TrainSection:
-        """What gives each token an advantage takes the place of a gate, of pairs and of a critic."""
+        """What gives each token an advantage takes the place of a gate and of pairs; PRIME's, of PPO's critic too."""
         advantage, algorithm = self.advantage, self.objective.algorithm
         if advantage == "group":
             return self
@@ -510,13 +510,18 @@ class TrainSection(Section):
             raise ValueError(
                 f"advantage is {advantage}, but gate is {self.gate}: it takes the whole rollout group; set gate=none"
             )
-        if algorithm in ("dpo", "ppo"):
+        if algorithm == "dpo" or (algorithm == "ppo" and advantage != "prime"):
             raise ValueError(
                 f"advantage is {advantage}, which {algorithm} has no use for; set objective.algorithm=grpo"
             )
         if advantage == "prime" and self.objective.overlong_buffer:
             raise ValueError("advantage is prime, which takes the bare outcomes; leave objective.overlong_buffer out")
         return self
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether a critic makes the advantages: PPO's, unless process rewards do."""
+        return self.objective.algorithm == "ppo" and self.advantage != "prime"
 
     @property
     def scores(self) -> ScoreColumn | None:

@@ -26,10 +26,12 @@ from stages.artifacts.store import iterate_rows, write_rows
 from stages.errors import DataError, ModelError, RecipeError
 from stages.recipe import RECIPES, load_recipe
 from stages.runtime.interruption import Stopped
+from stages.s4_build_masks.stage import check_options
 from stages.study.ablation import Ablation, best_rate, to_evaluate
 from stages.study.curves import Point, Run, at, line, read_runs, repairs_of, rows_of, values_of
 from stages.study.results import result_rows
 from stages.study.spending import Policy
+from stages.training.losses import check_objective
 
 SMALL = {
     "sft": {"epochs": 1},
@@ -455,6 +457,16 @@ def test_the_papers_variants_are_recipes_that_differ_from_the_baseline(name):
         or name == "difference"
     )
     assert (variant.repair_model == "none") == ("masks.repairer=sibling" in variant.set)
+
+
+@pytest.mark.parametrize("name", load_recipe("digits").ablate.variants)
+@pytest.mark.parametrize("settings", [[], ["train.objective.algorithm=ppo"]])
+def test_the_papers_variants_run_where_problems_without_a_correct_rollout_are_repaired(name, settings):
+    settings = ["masks.on_no_correct=repair", *settings]
+    variant = load_recipe("digits", settings).ablate.variants[name]
+    recipe = load_recipe("digits", [*settings, *variant.set])
+    check_options(recipe, None if variant.repair_model == "none" else Path("repair-model"))
+    check_objective(recipe.train.objective, recipe.rollout, with_critic=recipe.train.has_critic)
 
 
 @pytest.mark.parametrize(

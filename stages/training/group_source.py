@@ -14,7 +14,6 @@ from stages.artifacts.columns import GROUPS, OLD_LOGPROBS, VALUES, Row, TableSpe
 from stages.artifacts.problems import ProblemSet
 from stages.artifacts.step import Step
 from stages.artifacts.store import iterate_rows, parquet_files
-from stages.core.objectives import has_critic
 from stages.errors import DataError
 from stages.model.batches import encode_prompt
 from stages.model.loading import VisionLanguageModel
@@ -75,9 +74,9 @@ class GroupSource:
         A pass in which no group has a contrast of rewards is the last one: nothing would ever be learned from it, but
         for a critic's values, or PRIME's, whose model tells groups apart.
         """
-        critic = has_critic(self.recipe.train.objective.algorithm)
+        every_group_teaches = self.recipe.train.has_critic or self.recipe.train.advantage == "prime"
         for epoch in count() if self.endless else range(self.recipe.train.epochs):
-            contrast = critic or self.recipe.train.advantage == "prime"
+            contrast = every_group_teaches
             for groups in batched(self._epoch(epoch), self.recipe.train.problems_per_step):
                 contrast = contrast or any(t.advantage != 0 for group in groups for t in group)
                 yield groups
@@ -154,8 +153,7 @@ class GroupSource:
     def _tables(self, trainer: Trainer) -> list[TableSpec[Any]]:
         """What `read_old` writes."""
         rounds = trainer.vlm.autocast_dtype is not None
-        critic = has_critic(self.recipe.train.objective.algorithm)
-        return [VALUES] * critic + [OLD_LOGPROBS] * rounds
+        return [VALUES] * self.recipe.train.has_critic + [OLD_LOGPROBS] * rounds
 
     def _read(
         self, groups: Sequence[Group], trainer: Trainer, loss_function: Loss

@@ -52,8 +52,10 @@ class SupervisedLoss:
         return loss, {"entropy": Metric(logprobs.entropy_BT.sum().item() / tokens, tokens)}
 
 
-def check_objective(section: ObjectiveSection, rollout: RolloutSection) -> None:
+def check_objective(section: ObjectiveSection, rollout: RolloutSection, *, with_critic: bool = True) -> None:
     """Refuse a hyper-parameter that the recipe's algorithm does not take, or one out of bounds.
+
+    Without `with_critic` not even PPO has a critic: something else makes its advantages.
 
     Raises:
         RecipeError: names it and what the algorithm takes.
@@ -67,8 +69,9 @@ def check_objective(section: ObjectiveSection, rollout: RolloutSection) -> None:
     for name in section.hyper():
         if name not in takes:
             raise RecipeError(f"objective.{name} is set, but {section.algorithm} takes only {', '.join(takes)}")
-    if section.critic() and not has_critic(section.algorithm):
-        raise RecipeError(f"objective.{next(iter(section.critic()))} is set, but {section.algorithm} has no critic")
+    if section.critic() and not (with_critic and has_critic(section.algorithm)):
+        told = f"objective.{next(iter(section.critic()))} is set, but {section.algorithm} has no critic"
+        raise RecipeError(told if with_critic else f"{told} beside train.advantage=prime")
     if section.algorithm == "dpo" and section.overlong_buffer:
         raise RecipeError("objective.overlong_buffer is set, but dpo has no reward to take it from; leave it out")
     if section.algorithm == "dpo" and section.importance_cap is not None:
@@ -89,16 +92,17 @@ class PolicyObjective:
     """The recipe's objective, with metrics for each role (error, repair, correct) on its own.
 
     Dr.GRPO's length budget is the longest response that can be sampled, unless the recipe sets another. PPO's critic
-    learns beside it, from every token.
+    learns beside it, from every token, unless it is left out: something else then makes the advantages.
     """
 
-    def __init__(self, section: ObjectiveSection, rollout: RolloutSection) -> None:
+    def __init__(self, section: ObjectiveSection, rollout: RolloutSection, *, with_critic: bool = True) -> None:
         self.algorithm = section.algorithm
         self.hyper = section.hyper()
         if self.algorithm == "dr_grpo":
             self.hyper.setdefault("max_response_length", rollout.max_new_tokens)
         self.has_kl = section.kl_coef > 0
-        self.critic = CriticSettings(**section.critic()) if has_critic(self.algorithm) else None
+        learns = with_critic and has_critic(self.algorithm)
+        self.critic = CriticSettings(**section.critic()) if learns else None
         self.importance_cap = section.importance_cap
         self.reads_every_token = reads_every_token(self.algorithm, kl_coef=section.kl_coef)
 

@@ -24,6 +24,12 @@ from stages.training.trainer import MACHINE_METRICS, OPTIMIZER_STATE, Trainer, T
 
 TEMPERATURE = 0.7
 RIGHT, WRONG = 20, 21
+PRIME = (
+    "train.advantage=prime",
+    "train.gate=none",
+    "train.problems_per_step=2",
+    "train.prime.optimizer.learning_rate=1e-4",
+)
 
 
 def own_logprobs(vlm, prompt, ids):
@@ -108,24 +114,33 @@ def test_advantages_are_of_the_model_after_its_update(tiny_vlm, copy_of, rows):
     assert told["prm_loss"] == pytest.approx(np.log(2), abs=1e-5)
 
 
-def test_token_advantages_are_what_the_policy_s_step_takes(tiny_vlm, copy_of, rows, recipe):
-    """At a ratio of 1 the gradient is that of the tokens' log-probs, each times its own advantage."""
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_token_advantages_are_what_the_policy_s_step_takes(tiny_vlm, copy_of, rows, algorithm):
+    """At a ratio of 1 the gradient is that of the tokens' log-probs, each times its own advantage.
+
+    GRPO means over a response's tokens, then over responses, PPO over all tokens.
+    """
+    recipe = load_recipe("digits", [*PRIME, f"train.objective.algorithm={algorithm}"])
     advantages = [np.random.default_rng(i).normal(size=len(row.ids)).tolist() for i, row in enumerate(rows)]
     judged = [replace(row, advantage_T=own) for row, own in zip(rows, advantages, strict=True)]
     working, totals = rows_to_work_on(judged, recipe.train.objective)
     assert working == judged
     found, plain = copy_of(tiny_vlm), copy_of(tiny_vlm)
     trainer(found, 100, max_grad_norm=1e9).step(
-        working, PolicyObjective(recipe.train.objective, recipe.rollout), totals
+        working, PolicyObjective(recipe.train.objective, recipe.rollout, with_critic=False), totals
     )
     loss = 0.0
     for row in judged:
         batch = response_batch(plain, [row.prompt], [row.ids])
         logprobs_T = plain_logprobs(plain, batch, temperature=TEMPERATURE)[0]
-        loss = loss - (logprobs_T * torch.tensor(row.advantage_T)).mean() / len(judged)
+        tokens = len(row.ids) * len(judged) if algorithm == "grpo" else sum(len(one.ids) for one in judged)
+        loss = loss - (logprobs_T * torch.tensor(row.advantage_T)).sum() / tokens
     loss.backward()
     for own, expected in zip(found.model.parameters(), plain.model.parameters(), strict=True):
         assert (own.grad - expected.grad).norm() <= 1e-4 * expected.grad.norm() > 0
+
+
+def test_a_row_without_an_advantage_is_not_worked_on(rows, recipe):
     silent = [replace(row, advantage=1.0, advantage_T=[0.0] * len(row.ids)) for row in rows[:2]]
     assert rows_to_work_on(silent, recipe.train.objective)[0] == []
 
@@ -158,14 +173,6 @@ def groups(tmp_path_factory, base_vlm, repair_problems, recipe):
     return folder
 
 
-PRIME = (
-    "train.advantage=prime",
-    "train.gate=none",
-    "train.problems_per_step=2",
-    "train.prime.optimizer.learning_rate=1e-4",
-)
-
-
 def train(groups, digits, policy, out, *settings):
     recipe = load_recipe("digits", [*PRIME, *settings])
     execute(TrainPolicy(recipe, groups, digits / "repair_set.parquet", policy), out)
@@ -194,6 +201,20 @@ def test_train_policy_carries_the_reward_model_over_the_rounds(groups, digits, b
     assert again["prm_learning_rate"][3] == pytest.approx(1e-4)
 
 
+def test_under_ppo_it_takes_the_critic_s_place(groups, digits, base_dir, tmp_path):
+    told = train(groups, digits, base_dir, tmp_path / "ppo", "train.objective.algorithm=ppo")
+    assert told["grad_norm"][1] > 0
+    assert told["prm_loss"].keys() == told["loss"].keys() == {1, 2}
+    assert "value_loss" not in told
+    assert (tmp_path / "ppo" / PRM / OPTIMIZER_STATE).is_file()
+    assert not (tmp_path / "ppo" / "critic").exists()
+    assert not list((tmp_path / "ppo").glob("values-*"))
+    with pytest.raises(
+        RecipeError, match=r"objective\.gamma is set, but ppo has no critic beside train\.advantage=prime"
+    ):
+        train(groups, digits, base_dir, tmp_path / "set", "train.objective={algorithm: ppo, gamma: 0.9}")
+
+
 def test_beta_gamma_and_the_learning_rate_reach_the_step(groups, digits, base_dir, tmp_path):
     def of(name, *settings):
         told = train(groups, digits, base_dir, tmp_path / name, *settings)
@@ -215,7 +236,6 @@ def test_beta_gamma_and_the_learning_rate_reach_the_step(groups, digits, base_di
         ("train.gate=difference", "advantage is prime, but gate is difference: .*set gate=none"),
         ("train.gate=entropy", "advantage is prime, but gate is entropy"),
         ("train.objective.algorithm=dpo", "which dpo has no use for"),
-        ("train.objective.algorithm=ppo", "which ppo has no use for"),
         ("train.objective.overlong_buffer=4", "leave objective.overlong_buffer out"),
     ],
 )
