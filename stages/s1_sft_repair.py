@@ -40,6 +40,7 @@ from stages.training.heldout import (
     Split,
     annotated_draft,
     annotated_reference,
+    apart,
     repair_heldout,
     split_repair_set,
     with_end,
@@ -70,6 +71,11 @@ class SftRepair:
         return check.usable(rows, rows.ids, self.on_bad_row)
 
     @cached_property
+    def split(self) -> Split:
+        """What is trained on shows nothing that a held-out error shows."""
+        return apart(self.usable, split_repair_set(self.usable, self.recipe.sft.heldout_share))
+
+    @cached_property
     def declared(self) -> Plan:
         return declare_sft_repair(self.recipe, self.repair_set, self.model, self.prompt)
 
@@ -82,23 +88,26 @@ class SftRepair:
         if self.prompt == "repair":
             check_auditor(self.recipe.audit)
         check_trackers(self.recipe.tracking)
-        if not split_repair_set(self.usable, self.recipe.sft.heldout_share).train:
+        if not self.split.train:
             raise DataError(
                 f"{self.repair_set}: nothing to train on, all {len(self.usable)} of its pairs are held out with "
-                f"sft.heldout_share {self.recipe.sft.heldout_share}; lower it, or annotate more errors"
+                f"sft.heldout_share {self.recipe.sft.heldout_share}, or show what these show; lower it, or annotate "
+                "more errors"
             )
         return replace(self.declared, dropped=self.usable.bad)
 
     def run(self, step: Step) -> None:
         recipe, ledger = self.recipe, step.ledger
         repair_set = self.usable
-        split = split_repair_set(repair_set, recipe.sft.heldout_share)
+        split = self.split
         with open_trackers(recipe.tracking, step.out, step.plan["recipe"]) as trackers:
             with ledger.phase("load"):
                 vlm = open_model(self.model, recipe, master_weights=True)
                 trainer = Trainer(vlm, recipe.sft.optimizer, temperature=1.0, machine=recipe.trainer, seed=recipe.seed)
             log = MetricsLog(trackers)
             step.count_anew()  # the data are read from the start
+            for name in split.shown:
+                step.drop(name, "shows_what_is_held_out", "what a held-out error shows measures the model")
             checkpoints = Checkpoints(step, {MODEL: trainer}, log, every=SAVE_EVERY)
             with open_reward(recipe.reward) as reward:
                 repairer = Repairer(embedded_engine(vlm, recipe), recipe.prompt, reward, ledger)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from stages.artifacts.columns import SAMPLES, SUMMARY
 from stages.artifacts.ledger import EVALUATION
-from stages.artifacts.problems import Problem, ProblemSet
+from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
 from stages.artifacts.rows import SampleRow
 from stages.artifacts.step import Step
 from stages.audit.auditor import AuditCase, Auditor
@@ -20,6 +20,7 @@ from stages.model.codec import Codec
 from stages.recipe import Recipe
 from stages.repair.references import References
 from stages.repair.repairs import Draft, Repairer, right_responses
+from stages.runtime.batching import batched
 from stages.seeds import Purpose
 
 ATTEMPTS = 8
@@ -27,8 +28,12 @@ ATTEMPTS = 8
 
 
 class Split(NamedTuple):
+    """Ids of a repair set."""
+
     train: list[str]
     heldout: list[str]
+    shown: Sequence[str] = ()
+    """Neither: they show what a held-out one shows."""
 
 
 def split_repair_set(repair_set: ProblemSet, heldout_share: float) -> Split:
@@ -39,6 +44,15 @@ def split_repair_set(repair_set: ProblemSet, heldout_share: float) -> Split:
     count = share_of(len(repair_set), heldout_share)
     ids = list(repair_set.ids)
     return Split(ids[: len(ids) - count], ids[len(ids) - count :])
+
+
+def apart(repair_set: ProblemSet, split: Split) -> Split:
+    """The split without those to train on that show what a held-out one shows."""
+    held_out = HeldOut(repair_set.many(split.heldout))
+    shown = {
+        name for names in batched(split.train, PROBLEMS_AT_ONCE) for name in held_out.among(repair_set.many(names))
+    }
+    return Split([name for name in split.train if name not in shown], split.heldout, sorted(shown))
 
 
 class HeldOut:

@@ -1,11 +1,13 @@
 """`df sft-repair --prompt policy`: a policy that has learned the repairs as answers, to start from."""
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from data.strips.tiny_model import plain_logprobs
-from stages.artifacts.columns import METRICS, REPAIR_SET, SUMMARY
+from stages.artifacts.columns import DROPPED, METRICS, REPAIR_SET, SUMMARY
+from stages.artifacts.manifests import read_manifest
 from stages.artifacts.problems import ProblemSet
 from stages.artifacts.stage import execute
 from stages.artifacts.store import iterate_rows
@@ -28,8 +30,12 @@ RECIPE = load_recipe("digits", SETTINGS)
 
 @pytest.fixture(scope="module")
 def repair_set(tmp_path_factory, digits):
+    """Eighty pairs, of which the second shows the picture of the last, which is held out."""
     path = tmp_path_factory.mktemp("pairs") / "repair_set.parquet"
-    pq.write_table(pq.read_table(digits / "repair_set.parquet").slice(0, 80), path)
+    table = pq.read_table(digits / "repair_set.parquet").slice(0, 80)
+    rows = table.to_pylist()
+    rows[1]["images"] = rows[-1]["images"]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
     return path
 
 
@@ -58,6 +64,14 @@ def test_the_held_out_loss_is_that_of_repairs_as_answers_and_falls(taught, repai
     assert measure["value"] == pytest.approx(sum(found) / 8, abs=1e-4)
     assert measure["low"] < measure["value"] < measure["high"]
     assert sum(found) < sum(loss_of(base_vlm, problem) for problem in heldout)
+
+
+def test_nothing_is_trained_on_that_shows_what_is_held_out(taught, repair_set):
+    manifest = read_manifest(taught)
+    assert (manifest["rows_in"], manifest["rows_out"]) == (80, 71)
+    assert manifest["dropped"] == {"held_out": 8, "shows_what_is_held_out": 1}
+    (dropped,) = iterate_rows(taught / "dropped.parquet", DROPPED)
+    assert dropped["problem_id"] == ProblemSet(repair_set, REPAIR_SET).ids[1]
 
 
 def test_it_is_another_step_than_the_repair_model_s(taught, repair_set, base_dir):
