@@ -237,7 +237,9 @@ class GroupSource:
 
         def found(row: TrainedRow) -> TrainedRow:
             key = row["problem_id"], row["sample"]
-            old: TrainedRow = {**row, "old_logprobs": logprobs.get((*key, row["role"]), row["old_logprobs"])}
+            stored = row["old_logprobs"]
+            read = logprobs.get((*key, row["role"]), stored)
+            old: TrainedRow = {**row, "old_logprobs": read, "stored_logprobs": stored}
             if row["role"] != "repair" and key in values:
                 old["values"] = values[key]
             return old

@@ -28,6 +28,8 @@ class TrainedRow(GroupRow):
     """A row of `groups`, with those of the critic's `values` that are its own."""
 
     values: NotRequired[list[float]]
+    stored_logprobs: NotRequired[list[float]]
+    """Those of `groups`, where `old_logprobs` were read again: what is believed does not change with their rounding."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ def supported(rows: Sequence[TrainedRow], support: float) -> list[TrainedRow]:
     unsupported = {
         row["sample"]
         for row in rows
-        if row["role"] == "repair" and _least_probability(row["old_logprobs"], row["mask"]) < support
+        if row["role"] == "repair"
+        and _least_probability(row.get("stored_logprobs", row["old_logprobs"]), row["mask"]) < support
     }
     return [
         row if row["sample"] not in unsupported else {**row, "in_pair": False, "mask": [False] * len(row["mask"])}

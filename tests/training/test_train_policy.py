@@ -501,6 +501,24 @@ def test_a_stopped_run_goes_on_with_the_old_log_probs_that_it_has(stage_of, traj
     assert metrics_of(tmp_path / "again", "ratio_first_step") == metrics_of(tmp_path / "out", "ratio_first_step")
 
 
+def test_what_is_believed_stays_so_when_old_log_probs_are_read_again(source_of, trajectories):
+    """The repair's tokens have a probability of 0.05, by the trainer's own passes one of 0.03, and support is 0.04."""
+
+    def likely(probability):
+        return [
+            [row | {"old_logprobs": [math.log(probability)] * len(row["ids"])} for row in pair(t)]
+            for t in trajectories[:2]
+        ]
+
+    source = source_of([likely(0.05)], "train.support=0.04")
+    read = [row for rows in likely(0.03) for row in rows]
+    names = [column.name for column in OLD_LOGPROBS.columns]
+    source.step.write_shards(0, {OLD_LOGPROBS: [{name: row[name] for name in names} for row in read]})
+    (groups,) = source.batches()
+    assert [[t.row["role"] for t in group] for group in groups] == [["error", "repair"]] * 2
+    assert all(t.row["old_logprobs"] == pytest.approx([math.log(0.03)] * len(t.gate_T)) for g in groups for t in g)
+
+
 def test_in_float32_the_groups_old_log_probs_are_trained_on(stage_of, trajectories, tmp_path, caplog):
     execute(stage_of([[pair(t) for t in trajectories[:4]]]), tmp_path / "out")
     assert not list((tmp_path / "out").glob("old_logprobs-*"))
