@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,6 +18,7 @@ from stages.artifacts.rows import ScoreRow
 from stages.artifacts.step import Step
 from stages.artifacts.store import iterate_rows
 from stages.checks.problem_check import ProblemCheck
+from stages.core.selection import is_correct
 from stages.declared import declare_evaluate
 from stages.engines.loading import with_engine
 from stages.engines.models import Models
@@ -25,6 +27,7 @@ from stages.measures.scores import summarize_by_kind, summarize_scores
 from stages.recipe import Recipe
 from stages.repair.answering import Answer, Answerer, Shard
 from stages.repair.image_removal import without_image
+from stages.reward.lost_answers import Response, count_lost, warn_of_none_right
 from stages.reward.opening import check_reward, open_reward
 from stages.runtime.batching import batched
 from stages.runtime.progress import Advance, track
@@ -85,14 +88,24 @@ class Evaluate:
             answerer = Answerer(engine, recipe.prompt, reward, step.ledger)
             for shard, groups in answerer.answer_each(self._shards(step, parts, advance)):
                 mode, _ = parts[shard.index]
-                step.write_shards(shard.index, {SCORES: _rows(shard.problems, groups, mode, step)})
+                rows = _rows(shard.problems, groups, mode, step)
+                if not mode.blank_image:
+                    self._count(groups, step.tally.counts)
+                step.write_shards(shard.index, {SCORES: rows})
                 advance(len(shard.problems) * mode.draws)
         scores = list(iterate_rows(step.out, SCORES))
         threshold = recipe.reward.threshold
         measures = summarize_scores("overall", scores, threshold) + summarize_by_kind("by kind", scores, threshold)
         step.write_table(SUMMARY, [measure._asdict() for measure in measures])
         step.tally.rows_in = len(self.usable)
+        warn_of_none_right(self.problems, step.tally.counts, recipe)
         step.finish()
+
+    def _count(self, groups: Sequence[Sequence[Answer]], counts: Counter[str]) -> None:
+        """Answers with the image, right ones and what tells why there are none."""
+        answers = [answer for group in groups for answer in group]
+        count_lost(counts, self.recipe, (Response(a.text, a.completion.finish_reason) for a in answers))
+        counts["correct"] += sum(is_correct(answer.reward, self.recipe.reward.threshold) for answer in answers)
 
     def _modes(self) -> Iterator[Mode]:
         yield Mode("greedy", 1, 0.0)

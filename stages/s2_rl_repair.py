@@ -41,6 +41,7 @@ from stages.repair.image_removal import without_image
 from stages.repair.references import References
 from stages.repair.repairs import Draft, Repairer
 from stages.repair.wrong_answers import draft_row, read_drafts, wrong_answers
+from stages.reward.lost_answers import warn_of_none_right
 from stages.reward.opening import check_reward, open_reward
 from stages.runtime.batching import batched
 from stages.runtime.progress import track
@@ -198,6 +199,7 @@ class ErrorSource:
                 if not self.step.has_shard(DRAFTS, part):
                     self.step.write_shards(part, {DRAFTS: self._rows(problems.many(names), part)})
                 advance(len(names))
+        warn_of_none_right(problems.path, self.step.tally.counts, self.recipe)
         return read_drafts(self.step.out, problems)
 
     def _rows(self, problems: Sequence[Problem], part: int) -> list[DraftRow]:

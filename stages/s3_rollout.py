@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,13 +23,11 @@ from stages.errors import DataError
 from stages.model.codec import Codec
 from stages.recipe import Recipe
 from stages.repair.answering import Answer, Answerer, Shard
-from stages.reward.lost_answers import Response, count_lost, why_none_is_right
+from stages.reward.lost_answers import Response, count_lost, warn_of_none_right
 from stages.reward.opening import check_reward, open_reward
 from stages.runtime.batching import batched
 from stages.runtime.progress import Advance, track
 from stages.seeds import Purpose, derive_seed
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,8 +79,7 @@ class Rollout:
                 advance(len(shard.problems) * section.samples_per_problem)
         if not step.tally.rows_out:
             raise DataError(f"{self.problems}: no rows left; {self._no_room('every')}")
-        if recipe.reward.name != "none" and not step.tally.counts["correct"]:
-            logger.warning("%s: %s", self.problems, why_none_is_right(step.tally.counts, recipe))
+        warn_of_none_right(self.problems, step.tally.counts, recipe)
         step.finish()
 
     def _shards(self, step: Step, advance: Advance) -> Iterator[Shard]:

@@ -39,9 +39,19 @@ def test_stages_call_the_same_responses_correct(scaled, base_dir, tmp_path):
     assert masks["counts"]["errors_repaired"] > 0
 
 
+def test_an_evaluation_without_a_right_answer_names_the_field_to_look_at(digits, base_dir, tmp_path, caplog):
+    pq.write_table(pq.read_table(digits / "problems_test.parquet").slice(0, 4), tmp_path / "problems.parquet")
+    recipe = load_recipe("digits", ["rollout.max_new_tokens=4", "evaluate.draws=1"])
+    execute(Evaluate(recipe, tmp_path / "problems.parquet", base_dir), tmp_path / "scores")
+    assert "of 8, 8 were cut at the length limit" in caplog.text
+    assert "raise rollout.max_new_tokens (4)" in caplog.text
+
+
 def test_evaluation_counts_what_was_scored(scaled, base_dir, tmp_path):
-    execute(Evaluate(scaled, tmp_path / "problems.parquet", base_dir), tmp_path / "scores")
-    rows = [row for row in iterate_rows(tmp_path / "scores", SCORES) if row["mode"] == "greedy"]
+    counts = execute(Evaluate(scaled, tmp_path / "problems.parquet", base_dir), tmp_path / "scores").manifest["counts"]
+    every = [row for row in iterate_rows(tmp_path / "scores", SCORES) if row["mode"] != "image_removed"]
+    assert (counts["responses"], counts["correct"]) == (36, sum(row["reward"] > 0.8 for row in every))
+    rows = [row for row in every if row["mode"] == "greedy"]
     right = sum(row["reward"] > 0.8 for row in rows)
     assert right > 0
     summary = iterate_rows(tmp_path / "scores" / "summary.parquet", SUMMARY)

@@ -40,7 +40,8 @@ def wrong_answers(
 ) -> list[WrongAnswer]:
     """The wrong ones of `n` answers to each problem, problem by problem.
 
-    Counts `drafts`, lost answers, and as dropped `unscored` answers and problems of which the `prompt_too_long`.
+    Counts `drafts`, the `correct` ones, lost answers, and as dropped `unscored` answers and problems of which the
+    `prompt_too_long`.
     """
     threshold = recipe.reward.threshold
     wrong: list[WrongAnswer] = []
@@ -49,6 +50,7 @@ def wrong_answers(
         count_lost(tally.counts, recipe, (Response(a.text, a.completion.finish_reason) for a in group))
         tally.dropped["prompt_too_long"] += not group
         tally.dropped["unscored"] += sum(answer.reward is None for answer in group)
+        tally.counts["correct"] += sum(is_correct(answer.reward, threshold) for answer in group)
         correct = [
             answer.text
             for answer in group

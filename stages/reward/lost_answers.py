@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from stages.recipe import Recipe
 from stages.reward.extraction import final_answer
+
+logger = logging.getLogger(__name__)
 
 MOST = 0.5
 """Share of the responses past which a cause is the likely one."""
@@ -27,6 +30,15 @@ def count_lost(counts: Counter[str], recipe: Recipe, responses: Iterable[Respons
         counts["responses"] += 1
         counts["responses_cut"] += response.finish_reason == "length"
         counts["responses_without_final_answer"] += rules and final_answer(response.text) is None
+
+
+def warn_of_none_right(place: object, counts: Mapping[str, int], recipe: Recipe) -> None:
+    """Tell where no response is right; `place` is what they answer.
+
+    `counts` has what `count_lost` counted, and how many of those responses are `correct`.
+    """
+    if recipe.reward.name != "none" and counts.get("responses") and not counts.get("correct"):
+        logger.warning("%s: %s", place, why_none_is_right(counts, recipe))
 
 
 def why_none_is_right(counts: Mapping[str, int], recipe: Recipe) -> str:

@@ -253,6 +253,12 @@ def test_no_picture_is_looked_at_where_nothing_is_held_out(problems):
     assert HeldOut([]).among([unreadable]) == set()
 
 
+def test_errors_alone_are_told_with_the_field_to_look_at(base_vlm, step, text_only_problems, caplog):
+    found_errors(base_vlm, ByTurns(0.0), step, text_only_problems, "rollout.max_new_tokens=4")
+    assert "no response is right" in caplog.text
+    assert "raise rollout.max_new_tokens (4)" in caplog.text
+
+
 @pytest.mark.parametrize("miss", [0.0, None])
 def test_one_miss_without_the_image_keeps_a_problem(base_vlm, step, text_only_problems, miss):
     reward = ByTurns(1.0, 1.0, miss, 1.0)
