@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from stages.artifacts.columns import SAMPLES, SCORES, SUMMARY
 from stages.artifacts.ledger import EVALUATION, training_cost
 from stages.artifacts.manifests import read_manifest
+from stages.artifacts.plan import differences
 from stages.artifacts.rows import ScoreRow
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.chain import BASE, MASKS, RL, ROLLOUT, SFT, final_scores, round_folder
+from stages.errors import ArtifactError
 from stages.measures.accuracy import Measure, mean_over_problems, share
 from stages.measures.repairs import summarize_samples
 from stages.measures.scores import correct_by_problem, summarize_scores
 from stages.run_folder import SUMMARY_FILE, all_steps, has_repair_model, note_summary
 
 Scores = list[ScoreRow]
+MEASURED_WITH = {
+    "model": ("dtype", "min_pixels", "max_pixels"),
+    "prompt": ("instruction",),
+    "reward": ("name", "judge", "threshold"),
+    "rollout": ("temperature", "max_new_tokens"),
+    "evaluate": ("draws",),
+}
+"""Fields of the recipe that an accuracy depends on."""
 
 
 def summarize_run(run: Path, rounds: int) -> list[Measure]:
@@ -87,6 +98,7 @@ def measure_round(number: int, folder: Path) -> list[Measure]:
 
 
 def _policies(base: Path, final: Path, threshold: float) -> list[Measure]:
+    check_alike(base, final)
     before, after = read_scores(base), read_scores(final)
     return [
         *summarize_scores("base policy", before, threshold),
@@ -103,6 +115,28 @@ def measure_gains(before: Scores, after: Scores, threshold: float) -> list[Measu
         gains = [_mean(final[problem]) - _mean(base[problem]) for problem in base if problem in final]
         measures.append(mean_over_problems("gain, final over base", f"{mode} accuracy", gains))
     return measures
+
+
+def check_alike(base: Path, final: Path) -> None:
+    """Refuse two evaluations that differ in more than the policy: ids of other problems may be the same.
+
+    Raises:
+        ArtifactError: one is not complete, or names what differs.
+    """
+    different = differences(*(_measured_with(read_manifest(folder)) for folder in (base, final)))
+    if different:
+        raise ArtifactError(
+            f"{final}: evaluated with other {', '.join(different)} than {base}, so that a gain would not be the "
+            "policy's; run df evaluate for both alike, with --overwrite"
+        )
+
+
+def _measured_with(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    recipe = {
+        section: {name: manifest["recipe"].get(section, {}).get(name) for name in names}
+        for section, names in MEASURED_WITH.items()
+    }
+    return {"recipe": recipe, "inputs": {name: of for name, of in manifest["inputs"].items() if name != "model"}}
 
 
 def read_scores(folder: Path) -> Scores:

@@ -18,6 +18,7 @@ from stages.pages.lines import PANELS, Line, lines_of
 from stages.pages.state import RunState
 from stages.summary import (
     Scores,
+    check_alike,
     measure_costs,
     measure_gains,
     measure_gates,
@@ -49,6 +50,7 @@ class RunResult:
         if 0 not in self._scores or self.last == 0:
             return []
         before, after = (self._scores[number] for number in (0, self.last))
+        check_alike(before[0], after[0])
         return measure_gains(before[1], after[1], self._threshold(after[0].name))
 
     @property
