@@ -5,6 +5,7 @@ A stage completes this with what it finds in its inputs; `df` and `make` compare
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,8 @@ from stages.sections import MARK_FIELDS, MASK_OPTIONS, SAMPLING_FIELDS
 
 Inputs = dict[str, Path | Input]
 PromptKind = Literal["repair", "policy"]
+ANSWER_PROMPT = {"instruction"}
+"""Fields of `prompt` that a prompt for an answer is made of; the others are of repair prompts."""
 WEIGHTS = (f"{MODEL}/*",)
 """What sampling and scoring read of a training step's output."""
 
@@ -25,33 +28,34 @@ def declare_repair_sheet(recipe: Recipe, problems: Path, policy: Path, count: in
     sections = recipe.subset(
         "model",
         "engine",
-        "prompt",
         "reward",
+        prompt=ANSWER_PROMPT,
         rollout=SAMPLING_FIELDS,
         repair_set={"samples_per_problem", "errors_per_problem"},
     )
     inputs = {"problems": table_input(problems, PROBLEMS), "policy": Input(policy, WEIGHTS)}
-    return Plan("repair-set sheet", sections | {"count": count}, recipe.seed, inputs)
+    return Plan("repair-set sheet", sections | {"count": count}, recipe.seed, inputs | own_reward(recipe))
 
 
 def declare_repair_set(recipe: Recipe, sheet: Path, annotated: Path, policy: Path) -> Plan:
     sections = recipe.subset("reward", repair_set={"max_edit_cost"}, sft={"heldout_share"})
     policy_read = Input(policy, WEIGHTS)
     inputs: Inputs = {"sheet": table_input(sheet, ERRORS), "annotated": annotated, "policy": policy_read}
-    return Plan("repair-set read", sections, recipe.seed, inputs)
+    return Plan("repair-set read", sections, recipe.seed, inputs | own_reward(recipe))
 
 
 def declare_sft_repair(recipe: Recipe, repair_set: Path, model: Path, prompt: PromptKind = "repair") -> Plan:
     if prompt == "policy":
-        sections = recipe.subset("model", "prompt", "reward", "sft", "trainer") | {"prompts_of": "policy"}
+        sections = recipe.subset("model", "sft", "trainer", prompt=ANSWER_PROMPT) | {"prompts_of": "policy"}
     else:
         # Its held-out repairs come from the weights in training, whatever the recipe's engine.
         batches = {"rows_per_batch", "tokens_per_batch"}
         sections = recipe.subset(
             "model", "prompt", "reward", "audit", "sft", "trainer", engine=batches, rollout=SAMPLING_FIELDS
         )
-    inputs = {"repair_set": table_input(repair_set, REPAIR_SET), "model": Input(model, WEIGHTS + _masters(recipe))}
-    return Plan("sft-repair", sections, recipe.seed, inputs)
+    start = Input(model, WEIGHTS + _masters(recipe))
+    inputs: Inputs = {"repair_set": table_input(repair_set, REPAIR_SET), "model": start}
+    return Plan("sft-repair", sections, recipe.seed, inputs | ({} if prompt == "policy" else own_reward(recipe)))
 
 
 def declare_rl_repair(
@@ -78,19 +82,22 @@ def declare_rl_repair(
     }
     if repair_set is not None:
         inputs["repair_set"] = table_input(repair_set, REPAIR_SET)
-    return Plan("rl-repair", sections, recipe.seed, inputs)
+    return Plan("rl-repair", sections, recipe.seed, inputs | own_reward(recipe))
 
 
 def declare_rollout(recipe: Recipe, problems: Path, policy: Path) -> Plan:
-    sections = recipe.subset("model", "engine", "prompt", "reward", "rollout")
+    sections = recipe.subset("model", "engine", "reward", "rollout", prompt=ANSWER_PROMPT)
     inputs = {"problems": table_input(problems, PROBLEMS), "policy": Input(policy, WEIGHTS)}
-    return Plan("rollout", sections, recipe.seed, inputs)
+    return Plan("rollout", sections, recipe.seed, inputs | own_reward(recipe))
 
 
 def declare_build_masks(recipe: Recipe, repair_model: Path | None, policy: Path, **data: Path) -> Plan:
     """Plan of `df build-masks`; `data` names its input tables: `rollouts` and `problems`, or `preferences` alone."""
     specs: dict[str, TableSpec[Any]] = {"rollouts": ROLLOUTS, "problems": PROBLEMS, "preferences": PREFERENCES}
-    sections = recipe.subset("model", "engine", "prompt", "reward", "audit", "masks", rollout=SAMPLING_FIELDS)
+    prompt = ANSWER_PROMPT | ({"reference_instruction"} if recipe.train.scores == "answer_gaps" else set())
+    sections = recipe.subset("model", "engine", "reward", "masks", prompt=prompt, rollout=SAMPLING_FIELDS)
+    if recipe.masks.repairer == "model":
+        sections |= recipe.subset("prompt", "audit")
     if recipe.masks.repair_when == "always":
         sections = _without(sections, "masks", {"repair_when", "worthwhile_share", "worthwhile_after"})
     if recipe.train.scores is not None:
@@ -99,7 +106,8 @@ def declare_build_masks(recipe: Recipe, repair_model: Path | None, policy: Path,
         sections |= recipe.subset(repair_rl={"blank"})
     inputs = {name: table_input(path, specs[name]) for name, path in data.items()}
     inputs |= {} if repair_model is None else {"repair_model": Input(repair_model, WEIGHTS)}
-    return Plan("build-masks", sections, recipe.seed, inputs | {"policy": Input(policy, WEIGHTS)})
+    inputs |= {"policy": Input(policy, WEIGHTS)}
+    return Plan("build-masks", sections, recipe.seed, inputs | own_reward(recipe))
 
 
 def declare_realigned_pairs(recipe: Recipe, pairs: Path) -> Plan:
@@ -114,19 +122,20 @@ def declare_train_policy(
     reference: Path | None = None,
     budget_device_seconds: float | None = None,
 ) -> Plan:
-    sections = recipe.subset("model", "prompt", "train", "trainer", rollout=SAMPLING_FIELDS)
+    sections = recipe.subset("model", "train", "trainer", prompt=ANSWER_PROMPT, rollout=SAMPLING_FIELDS)
     section = recipe.train
     off = {name for name in ("leak", "evenness", "support") if getattr(section, name) == 0}
     off |= {"kl_reference"} if section.objective.kl_coef == 0 else set()
-    sections = _without(
-        sections, "train", off | ({"answer_gap_weight"} if section.advantage != "answer_gap" else set())
-    )
+    off |= {"half_life"} if section.gate != "soft" else set()
+    off |= {"answer_gap_weight"} if section.advantage != "answer_gap" else set()
+    off |= {"prime"} if section.advantage != "prime" else set()
+    sections = _without(sections, "train", off)
     budget = {"budget_device_seconds": budget_device_seconds}
     optimizer = (OPTIMIZER_STATE,) if recipe.trainer.lora is None else _masters(recipe)
     prm = ("prm/*",) if recipe.train.advantage == "prime" else ()
     inputs = {
         "groups": table_input(groups, GROUPS),
-        "problems": Input(problems, table_input(problems, PROBLEMS).reads + table_input(problems, PREFERENCES).reads),
+        "problems": problems_or_preferences(problems),
         "policy": Input(policy, WEIGHTS + optimizer + prm + _critic(recipe.train.has_critic)),
     }
     anchor = train_anchor(recipe, policy, reference)
@@ -150,11 +159,12 @@ def train_anchor(recipe: Recipe, policy: Path, reference: Path | None) -> Path |
 
 
 def declare_evaluate(recipe: Recipe, problems: Path, model: Path) -> Plan:
+    blank = {"repair_rl": {"blank"}} if recipe.evaluate.image_removed else {}
     sections = recipe.subset(
-        "model", "engine", "prompt", "reward", "evaluate", rollout=SAMPLING_FIELDS, repair_rl={"blank"}
+        "model", "engine", "reward", "evaluate", prompt=ANSWER_PROMPT, rollout=SAMPLING_FIELDS, **blank
     )
     inputs = {"problems": table_input(problems, PROBLEMS), "model": Input(model, WEIGHTS)}
-    return Plan("evaluate", sections, recipe.seed, inputs)
+    return Plan("evaluate", sections, recipe.seed, inputs | own_reward(recipe))
 
 
 def declare(step: str, recipe: Recipe, given: Mapping[str, Any]) -> Plan | None:
@@ -187,6 +197,19 @@ def episodes_read(episodes: Path) -> Input:
     return table_input(episodes, EPISODES)
 
 
+def own_reward(recipe: Recipe) -> Inputs:
+    """The file of a reward function of the user's, as an input: with other code it gives other rewards.
+
+    Empty where the recipe names none, or Python finds no such file.
+    """
+    module, colon, _ = recipe.reward.name.partition(":")
+    try:
+        found = importlib.util.find_spec(module) if colon else None
+    except (ImportError, ValueError):  # a stage that is about to run tells why
+        return {}
+    return {"reward": Path(found.origin)} if found is not None and found.has_location and found.origin else {}
+
+
 def _without(sections: dict[str, Any], section: str, off: set[str]) -> dict[str, Any]:
     """Without options that are off: outputs from before there were any stay up to date."""
     return sections | {section: {name: value for name, value in sections[section].items() if name not in off}}
@@ -200,6 +223,11 @@ def table_input(path: Path, spec: TableSpec[Any]) -> Input:
 def _masters(recipe: Recipe) -> tuple[str, ...]:
     """Where float32 weights lie that the checkpoint of a step has rounded."""
     return () if recipe.model.dtype == "float32" else (OPTIMIZER_STATE,)
+
+
+def problems_or_preferences(path: Path) -> Input:
+    """What groups were made from."""
+    return Input(path, table_input(path, PROBLEMS).reads + table_input(path, PREFERENCES).reads)
 
 
 def _critic(is_read: bool) -> tuple[str, ...]:

@@ -12,7 +12,14 @@ from stages.artifacts.manifests import MANIFEST
 from stages.artifacts.plan import Input, Plan, reads_of
 from stages.artifacts.step import Step
 from stages.artifacts.up_to_date import holds_work, standing
-from stages.declared import WEIGHTS, declare_rl_repair, declare_rollout, declare_sft_repair, declare_train_policy
+from stages.declared import (
+    DECLARED,
+    WEIGHTS,
+    declare_rl_repair,
+    declare_rollout,
+    declare_sft_repair,
+    declare_train_policy,
+)
 from stages.errors import ArtifactError
 from stages.recipe import load_recipe
 from stages.training.critic import CRITIC
@@ -154,6 +161,71 @@ def test_bad_rows_that_were_dropped_are_no_secret_to_who_drops_none(trained, tmp
     out = finish(tmp_path / "out", replace(plan(trained), dropped=[BadRow("p", "null_answer", "why")]))
     assert standing(out, plan(trained), "drop").manifest is not None
     assert standing(out, plan(trained), "fail").manifest is None
+
+
+GIVEN = {
+    "repair-set sheet": {"problems": Path("problems"), "policy": Path("policy"), "count": 3},
+    "repair-set read": {"sheet": Path("sheet"), "annotated": Path("labels.csv"), "policy": Path("policy")},
+    "sft-repair": {"repair_set": Path("set"), "model": Path("policy")},
+    "rl-repair": {"problems": Path("problems"), "policy": Path("policy"), "repair_model": Path("sft")},
+    "rollout": {"problems": Path("problems"), "policy": Path("policy")},
+    "build-masks": {"rollouts": Path("rollouts"), "repair_model": Path("rl"), "policy": Path("policy")},
+    "train-policy": {"groups": Path("groups"), "problems": Path("problems"), "policy": Path("policy")},
+    "evaluate": {"problems": Path("problems"), "model": Path("policy")},
+}
+REPAIRS = {"sft-repair", "rl-repair", "build-masks"}
+READ_BY = {
+    "prompt.instruction=Answer.": GIVEN.keys() - {"repair-set read"},
+    "prompt.repair_instruction=Mend it.": REPAIRS,
+    "prompt.references=[answer, preferred]": REPAIRS,
+    "audit.rewrite_share=0.4": REPAIRS,
+    "repair_rl.blank=noise": {"rl-repair", "evaluate"},
+    "train.optimizer.learning_rate=1": {"train-policy"},
+    "train.half_life=3": set(),
+    "train.prime.beta=0.1": set(),
+}
+
+
+def declared(command, *settings):
+    return DECLARED[command](load_recipe("digits", settings), **GIVEN[command])
+
+
+@pytest.mark.parametrize("setting", READ_BY)
+def test_a_step_depends_on_the_fields_that_it_reads_and_on_no_others(setting):
+    assert GIVEN.keys() == DECLARED.keys()
+    changed = {command for command in GIVEN if declared(command).recipe != declared(command, setting).recipe}
+    assert changed == READ_BY[setting]
+
+
+def test_what_is_off_is_not_read():
+    assert "repair_rl" not in declared("evaluate", "evaluate.image_removed=false").recipe
+    siblings = declared("build-masks", "masks.repairer=sibling").recipe
+    assert siblings["prompt"].keys() == {"instruction"}
+    assert "audit" not in siblings
+    assert declared("train-policy", "train.gate=soft", "train.half_life=3").recipe["train"]["half_life"] == 3
+    prime = declared("train-policy", "train.gate=none", "train.advantage=prime", "train.prime.beta=0.1").recipe
+    assert prime["train"]["prime"]["beta"] == 0.1
+
+
+def test_the_code_of_ones_own_reward_is_an_input(trained, tmp_path, monkeypatch):
+    """With other code the same responses have other rewards."""
+    monkeypatch.syspath_prepend(tmp_path)
+    code, own = tmp_path / "reward_of_mine.py", "reward.name=reward_of_mine:own"
+    code.write_text("def own(response, problem):\n    return 1.0\n")
+    assert {command for command in GIVEN if declared(command, own).inputs.get("reward") == code} == GIVEN.keys() - {
+        "train-policy"
+    }
+
+    made = declare_rollout(load_recipe("digits", [own]), trained, trained)
+    out = finish(tmp_path / "out", made)
+    assert standing(out, replace(made)).manifest is not None
+    code.write_text("def own(response, problem):\n    return 0.5\n")
+    assert standing(out, replace(made)).changed == ["inputs.reward"]
+
+
+def test_a_reward_function_that_is_not_there_is_no_input():
+    assert "reward" not in declared("rollout", "reward.name=no_such_package.no_such_module:own").inputs
+    assert "reward" not in declared("rollout").inputs
 
 
 def test_the_plan_of_a_stage_is_what_was_declared(base_dir, digits):

@@ -139,7 +139,8 @@ def test_the_plan_names_what_decides_the_scores_and_no_more(rollouts, digits, ba
     plain = sections("train.gate=difference")
     assert sections("train.gate=none") == sections("train.gate=soft", "repair_rl.blank=noise") == plain
     assert sections("train.gate=entropy", "repair_rl.blank=noise") == plain | {"scores": "entropies"}
-    assert sections(*RIVALS["answer_gap"]) == plain | {"scores": "answer_gaps"}
+    shown = {"reference_instruction": load_recipe("digits").prompt.reference_instruction}
+    assert sections(*RIVALS["answer_gap"]) == plain | {"scores": "answer_gaps", "prompt": plain["prompt"] | shown}
     assert sections("train.gate=perception", "repair_rl.blank=noise") == plain | {
         "scores": "image_kls", "repair_rl": {"blank": "noise"}
     }  # fmt: skip
