@@ -159,7 +159,8 @@ class Runs:
         }
         accuracy = {rate: float(np.nanmean(run.result.values["sampled"])) for rate, run in runs.items()}
         best = best_rate(accuracy)
-        logger.info("%s: learning rate %g of %s", name, best, accuracy)
+        tried = ", ".join(f"{rate:g} with sampled accuracy {found:.3f}" for rate, found in accuracy.items())
+        logger.info("%s: learning rate %g of %s", name, best, tried)
         return best
 
     def _run(
