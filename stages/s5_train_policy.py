@@ -20,9 +20,9 @@ from stages.artifacts.step import Step
 from stages.artifacts.store import count_rows, parquet_files, read_tables
 from stages.checks.problem_check import ProblemCheck
 from stages.core.values import CriticSettings
-from stages.declared import declare_train_policy, train_anchor
-from stages.engines.loading import open_model, open_reference
-from stages.engines.maker import check_maker, maker
+from stages.declared import declare_train_policy, problems_or_preferences, train_anchor
+from stages.engines.loading import check_same_tokens, open_model, open_reference
+from stages.engines.maker import check_maker, maker, warn_of_other_problems
 from stages.engines.models import Models
 from stages.errors import DataError
 from stages.model.loading import VisionLanguageModel
@@ -66,6 +66,10 @@ class TrainPolicy:
         codec = self.models.codec(self.policy, self.recipe)
         own = maker(self.policy, codec, self.recipe)
         check_maker(self.groups, self.policy, own, self.recipe, remake="df build-masks")
+        warn_of_other_problems(self.groups, problems_or_preferences(self.problems), remake="df build-masks")
+        anchor = train_anchor(self.recipe, self.policy, self.reference)
+        if anchor not in (None, self.policy):
+            check_same_tokens(self.policy, codec, anchor, self.models.codec(anchor, self.recipe))
         return ProblemCheck(self.recipe, codec).usable_of(self.groups, GROUPS, problems, self.on_bad_row)
 
     @cached_property

@@ -172,6 +172,14 @@ def test_a_repair_model_of_another_tokenizer_is_refused(clean, rollouts, base_di
         RlRepair(RECIPE, clean, base_dir, stranger).plan()
 
 
+def test_a_reference_of_another_tokenizer_is_refused(clean, rollouts, base_dir, stranger, tmp_path):
+    """A KL term would compare with its log-probs of other words."""
+    recipe = load_recipe("digits", ["masks.repairer=sibling", "train.objective.kl_coef=0.1"])
+    execute(BuildMasks(recipe, rollouts, clean, None, base_dir), tmp_path / "groups")
+    with pytest.raises(ModelError, match=rf"{stranger}: its tokenizer \(\w{{12}}\) is not that of {base_dir}"):
+        TrainPolicy(recipe, tmp_path / "groups", clean, base_dir, reference=stranger).plan()
+
+
 def encoded(image, image_format, **options):
     buffer = io.BytesIO()
     image.save(buffer, image_format, **options)

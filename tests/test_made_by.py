@@ -208,6 +208,21 @@ def test_a_hub_name_is_compared_with_hub_names_alone(groups, base_dir, tmp_path)
     assert read_manifest(made)["recipe"]["policy"] == own["policy"]
 
 
+def test_other_problems_under_the_same_ids_are_told(rollouts, groups, problems, base_dir, tmp_path, caplog):
+    """As where a wrong reference answer was put right: the rollouts keep the rewards of the wrong one."""
+    mask(rollouts, problems, base_dir)
+    train(groups, shutil.copy(problems, tmp_path / "moved.parquet"), base_dir)
+    assert not caplog.records
+    rows = pq.read_table(problems).to_pylist()
+    rows[0]["answer"] = "12345"
+    righted = tmp_path / "righted.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, schema=PROBLEMS.schema()), righted)
+    mask(rollouts, righted, base_dir)
+    train(groups, righted, base_dir)
+    assert [message.partition(": ")[0] for message in caplog.messages] == [str(rollouts), str(groups)]
+    assert all(f"made from {problems} as it was then, which is not {righted}: " in told for told in caplog.messages)
+
+
 def test_groups_without_a_manifest_are_taken(groups, problems, other_weights, tmp_path):
     for file in groups.glob("groups-*.parquet"):
         shutil.copy(file, tmp_path)

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from stages.artifacts.manifests import MAKER_SETTINGS, read_manifest, recorded_maker
+from stages.artifacts.fingerprint import fingerprint
+from stages.artifacts.manifests import MAKER_SETTINGS, is_step, read_manifest, recorded_maker
+from stages.artifacts.plan import Input
 from stages.artifacts.problems import Problem
 from stages.artifacts.weights import are_digests, weights_fingerprint
 from stages.errors import DataError, ModelError
@@ -22,6 +25,8 @@ from stages.model.codec import Codec
 from stages.model.prompts import policy_prompt
 from stages.recipe import Recipe
 from stages.runtime import processes
+
+logger = logging.getLogger(__name__)
 
 _IMAGES: Sequence[Sequence[tuple[int, int]]] = ([], [(64, 64)], [(640, 480)])
 """Sizes of the images of a prompt each, by whose token ids one way to make prompts is told from another."""
@@ -59,6 +64,21 @@ def check_maker(made: Path, policy: Path, own: Mapping[str, Any], recipe: Recipe
         raise DataError(
             f"{made}: its log-probs are not those of this policy under this recipe: {'; '.join(different)}. Give what "
             f"they were made with, or run {remake} with what is given here"
+        )
+
+
+def warn_of_other_problems(made: Path, given: Input, *, remake: str) -> None:
+    """Tell where an artifact was made from other problems than are given, as far as its manifest tells."""
+    recorded = read_manifest(made)["inputs"] if is_step(made) else {}
+    source = recorded.get("problems", recorded.get("preferences"))
+    if source is not None and source["sha256"] != fingerprint(given.path, given.reads):
+        logger.warning(
+            "%s: made from %s as it was then, which is not %s: of a problem that is another one there, rewards and "
+            "log-probs are not those of this one; run %s again, unless problems were only added or left out",
+            made,
+            source["path"],
+            given.path,
+            remake,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import zlib
 from collections import Counter
@@ -20,6 +21,7 @@ from stages.audit.auditor import AuditCase, Auditor, Verdict, count_verdicts, is
 from stages.core.selection import Selection, is_correct, is_worthwhile, select_repair
 from stages.engines.protocol import Completion, Sampling, ScoreRequest, TokenScores
 from stages.errors import DataError, ModelError
+from stages.model.loading import DTYPES
 from stages.model.prompts import Prompt, answer_prompt, can_be_reference
 from stages.recipe import Recipe
 from stages.repair.answering import Answerer
@@ -30,6 +32,9 @@ from stages.repair.references import References
 from stages.repair.repairs import Attempt, Draft, DraftBatch, Repairer, Sibling, right_responses, sibling_repairs
 from stages.reward.lost_answers import Response, count_lost
 from stages.seeds import Purpose, derive_seed
+from stages.training.losses import FIRST_STEP_TOLERANCE, root_mean_square
+
+logger = logging.getLogger(__name__)
 
 Trajectory: TypeAlias = tuple[str, tuple[int, ...]]
 """A problem's id and the token ids of a response to it."""
@@ -82,6 +87,7 @@ class GroupBuilder:
         self.policy = policy
         self.auditor = auditor
         self.step = step
+        self._told_of_sampler = False
 
     def build(self, rollouts: Sequence[RolloutRow], sampling: Sampling) -> Built:
         """`build_each` of one shard."""
@@ -122,6 +128,7 @@ class GroupBuilder:
                 chosen[best.draft.problem.problem_id, best.draft.sample] = best
         repaired = {(draft.problem.problem_id, draft.sample) for draft in drafts}
         group_rows = self._scored([row for rows in groups for row in self._group(rows, chosen, repaired)])
+        self._check_sampler(group_rows)
         tally.rows_out += len(group_rows)
         return Built(wanted.shard.index, repair_rows, group_rows)
 
@@ -434,6 +441,25 @@ class GroupBuilder:
         with self.step.ledger.phase("score"):
             scores = self.policy.engine.score(requests, temperature=self.recipe.rollout.temperature)
         return dict(zip(trajectories, scores, strict=True))
+
+    def _check_sampler(self, rows: Sequence[GroupRow]) -> None:
+        """Say once aloud where the policy's log-probs of its rollouts are not those that they were sampled with."""
+        differences = [
+            old - sampled
+            for row in rows
+            if row["role"] != "repair" and row["sampler_logprobs"] is not None
+            for old, sampled in zip(row["old_logprobs"], row["sampler_logprobs"], strict=True)
+        ]
+        apart, at_most = root_mean_square(differences), FIRST_STEP_TOLERANCE[DTYPES[self.recipe.model.dtype]]
+        if not (apart <= at_most or self._told_of_sampler):
+            self._told_of_sampler = True
+            logger.warning(
+                "the policy's log-probs of its rollouts are %.3g nats (root mean square) from those that they were "
+                "sampled with, and %.3g at most where numerics alone differ: another policy, temperature, prompt or "
+                "picture made them; run df rollout with this policy, these problems and this recipe",
+                apart,
+                at_most,
+            )
 
     def _check_finite(self, row: GroupRow) -> None:
         """Raises DataError where the row has a token that is never sampled, ModelError where the policy overflows."""

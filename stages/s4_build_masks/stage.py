@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from stages.artifacts.bad_rows import OnBadRow
-from stages.artifacts.columns import GROUPS, PREFERENCES, REPAIRS, ROLLOUTS
-from stages.artifacts.plan import Input, Plan
+from stages.artifacts.columns import GROUPS, PREFERENCES, PROBLEMS, REPAIRS, ROLLOUTS
+from stages.artifacts.fingerprint import fingerprint
+from stages.artifacts.manifests import is_step, read_manifest
+from stages.artifacts.plan import Input, Plan, path_of
 from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
 from stages.artifacts.rows import RolloutRow
 from stages.artifacts.step import Step
@@ -21,18 +23,18 @@ from stages.audit.auditor import NoAuditor, warn_of_flags
 from stages.audit.opening import check_auditor, open_auditor
 from stages.checks.problem_check import ProblemCheck
 from stages.core.selection import is_correct
-from stages.declared import declare_build_masks
+from stages.declared import declare_build_masks, own_reward, table_input
 from stages.engines.loading import check_same_tokens, engine_name, recipe_sampling, with_engine
-from stages.engines.maker import check_maker, maker
+from stages.engines.maker import check_maker, maker, warn_of_other_problems
 from stages.engines.models import Models
 from stages.engines.protocol import Sampling
-from stages.errors import RecipeError
+from stages.errors import DataError, RecipeError
 from stages.model.codec import Codec
 from stages.recipe import Recipe
 from stages.repair.answering import Answerer
 from stages.repair.repairs import Repairer
 from stages.reward.opening import check_reward, open_reward
-from stages.reward.rewards import score_all
+from stages.reward.rewards import NONE, score_all
 from stages.runtime import processes
 from stages.runtime.batching import batched
 from stages.runtime.progress import Advance, track
@@ -61,6 +63,9 @@ class BuildMasks:
         """The problems of the rollouts, and these, each looked at."""
         problems = ProblemSet(self.problems, on_bad_row=self.on_bad_row)
         check_maker(self.rollouts, self.policy, self.made_by, self.recipe, remake="df rollout")
+        warn_of_other_problems(self.rollouts, table_input(self.problems, PROBLEMS), remake="df rollout")
+        if self.repair_model is not None:
+            check_rewards(self.rollouts, self.recipe)
         check = ProblemCheck(self.recipe, self.codec, repairs=self.repair_model is not None)
         return check.usable_of(self.rollouts, ROLLOUTS, problems, self.on_bad_row)
 
@@ -161,6 +166,30 @@ class BuildMasksFromPreferences:
                 advance(len(ids))
         warn_of_flags(step.tally.counts, "candidates")
         step.finish()
+
+
+def check_rewards(rollouts: Path, recipe: Recipe) -> None:
+    """Refuse rollouts that were scored otherwise than their repairs will be, as far as their manifest tells.
+
+    The rewards of a group are compared with each other. What `reward.name: none` left open was filled in elsewhere.
+
+    Raises:
+        DataError: names what differs.
+    """
+    if not is_step(rollouts):
+        return
+    manifest, own = read_manifest(rollouts), recipe.model_dump(include={"reward"})["reward"]
+    made = manifest["recipe"].get("reward", own)
+    different = [f"reward.{name}" for name in ("name", "judge") if made.get(name) != own[name]]
+    function = own_reward(recipe).get("reward")
+    if not different and function is not None:
+        scored_by = manifest["inputs"].get("reward", {}).get("sha256")
+        different = [] if scored_by == fingerprint(path_of(function)) else [str(path_of(function))]
+    if different and made.get("name") != NONE:
+        raise DataError(
+            f"{rollouts}: scored with other {', '.join(different)} than the repairs would be; run df rollout with "
+            "this recipe, or give the recipe that scored them"
+        )
 
 
 def preference_rollouts(problems: Sequence[Problem], builder: GroupBuilder) -> list[RolloutRow]:

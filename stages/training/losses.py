@@ -211,12 +211,17 @@ def first_step_ratio(rows: Sequence[TrainingRow], read: Sequence[TrainingRow], l
     `rows` have the groups' old log-probs, `read` those of the trainer (`Trainer.with_old_logprobs`); over the tokens
     that the loss reads, None where it reads none.
     """
-    squares = [
-        (new.old_logprobs_T[token] - row.old_logprobs_T[token]) ** 2
+    differences = [
+        new.old_logprobs_T[token] - row.old_logprobs_T[token]
         for row, new in zip(rows, read, strict=True)
         for token in loss_function.reading(row).tokens_read
     ]
-    return float(np.exp(np.sqrt(np.mean(squares)))) if squares else None
+    return math.exp(root_mean_square(differences)) if differences else None
+
+
+def root_mean_square(values: Sequence[float]) -> float:
+    """0 of none."""
+    return float(np.sqrt(np.mean(np.square(values)))) if len(values) else 0.0
 
 
 def check_first_step(ratio: float, groups: Path, dtype: torch.dtype) -> None:

@@ -99,6 +99,18 @@ def test_a_problem_whose_rollouts_are_all_unscored_is_counted(build, rollouts_of
     assert tally.rows_in == 8
 
 
+def test_rollouts_that_the_policy_did_not_sample_are_told_once_aloud(build, rollouts_of, repair_problems, caplog):
+    """As rollouts in a folder without a manifest may be: nothing else knows who sampled them."""
+    rollouts = [row for problem in repair_problems[:2] for row in rollouts_of(problem, repair=[1.0, 1.0])]
+    _, groups, _ = build(rollouts)
+    own = [row | {"sampler_logprobs": of["old_logprobs"]} for row, of in zip(rollouts, groups, strict=True)]
+    build(own)
+    assert not caplog.records
+    build([row | {"sampler_logprobs": [value - 0.5 for value in row["sampler_logprobs"]]} for row in own])
+    (told,) = caplog.messages
+    assert "are 0.5 nats (root mean square) from those that they were sampled with, and 0.001 at most" in told
+
+
 def test_a_token_that_the_policy_never_samples_is_named(build, rollouts_of, repair_problems, base_vlm):
     """Its log-prob is minus infinity, which nothing can be trained on."""
     problem = repair_problems[0]
