@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from stages.artifacts.audit_labels import write_labels
-from stages.artifacts.columns import AUDIT_SAMPLE
+from stages.artifacts.columns import AUDIT_SAMPLE, PROBLEMS
 from stages.artifacts.overlay import PairView
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.problems import Problem, ProblemSet
@@ -23,7 +23,8 @@ from stages.artifacts.word_difference import difference_text, marked_words
 from stages.artifacts.writing import writing
 from stages.audit.episodes import Audit, AuditedRepair, read_audit
 from stages.audit.label_page import label_page
-from stages.declared import episodes_read
+from stages.declared import episodes_read, table_input
+from stages.engines.maker import warn_of_other_problems
 from stages.errors import DataError
 from stages.runtime import processes
 from stages.seeds import Purpose, derive_seed
@@ -63,6 +64,7 @@ class AuditSample:
         return {"episodes": episodes_read(self.episodes), "problems": self.problems}
 
     def plan(self) -> Plan:
+        warn_of_other_problems(self.episodes, table_input(self.problems, PROBLEMS), remake="df rl-repair")
         ProblemSet(self.problems).many([drawn.problem_id for drawn in self.draw().values()])
         options = {"count": self.count, "per_stratum": self.per_stratum, "format": self.file_format}
         return Plan("audit-sample", options, self.seed, self.inputs)

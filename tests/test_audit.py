@@ -283,6 +283,17 @@ def test_missing_files_and_null_ids_are_named(episodes, tmp_path):
         AuditAgreement(episodes, labels).plan()
 
 
+def test_other_problems_under_the_same_ids_are_told(problems, tmp_path, caplog):
+    """A person would label repairs beside pictures that they are not of."""
+    made = rl_repair(tmp_path / "rl", [episode("p00"), episode("p01")], problems=problems)
+    AuditSample(made, problems, 1, False, 0).plan()
+    assert not caplog.records
+    others = write_problems(tmp_path / "others.parquet", [f"p{number:02d}" for number in reversed(range(43))])
+    AuditSample(made, others, 1, False, 0).plan()
+    assert f"made from {problems} as it was then, which is not {others}: " in caplog.text
+    assert "run df rl-repair again" in caplog.text
+
+
 def test_many_bad_rows_are_counted_and_the_first_named(episodes, tmp_path):
     labels = labels_file(tmp_path / "labels.csv", {f"0/q{place}/1/2": CLEAN for place in range(25)})
     with pytest.raises(DataError, match=r"25 unknown_episode: .*row 9 \(0/q9/1/2\); and 15 more$"):

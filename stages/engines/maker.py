@@ -73,8 +73,8 @@ def warn_of_other_problems(made: Path, given: Input, *, remake: str) -> None:
     source = recorded.get("problems", recorded.get("preferences"))
     if source is not None and source["sha256"] != fingerprint(given.path, given.reads):
         logger.warning(
-            "%s: made from %s as it was then, which is not %s: of a problem that is another one there, rewards and "
-            "log-probs are not those of this one; run %s again, unless problems were only added or left out",
+            "%s: made from %s as it was then, which is not %s: what was made of a problem that is another one there is "
+            "not of this one; run %s again, unless problems were only added or left out",
             made,
             source["path"],
             given.path,

@@ -184,7 +184,7 @@ def check_rewards(rollouts: Path, recipe: Recipe) -> None:
     function = own_reward(recipe).get("reward")
     if not different and function is not None:
         scored_by = manifest["inputs"].get("reward", {}).get("sha256")
-        different = [] if scored_by == fingerprint(path_of(function)) else [str(path_of(function))]
+        different = [] if scored_by in (None, fingerprint(path_of(function))) else [str(path_of(function))]
     if different and made.get("name") != NONE:
         raise DataError(
             f"{rollouts}: scored with other {', '.join(different)} than the repairs would be; run df rollout with "

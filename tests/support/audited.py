@@ -29,9 +29,9 @@ def episode(problem_id, verdict=CLEAN, **changes):
     } | changes
 
 
-def rl_repair(folder, episodes):
-    """What `df rl-repair` leaves, but for its model."""
-    step = Step.open(folder, Plan("rl-repair", {"reward": {"threshold": 1.0}}, 0, {}))
+def rl_repair(folder, episodes, **inputs):
+    """What `df rl-repair` leaves of these inputs, but for its model."""
+    step = Step.open(folder, Plan("rl-repair", {"reward": {"threshold": 1.0}}, 0, inputs))
     step.write_table(EPISODES, episodes)
     step.finish()
     return folder
