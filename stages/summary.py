@@ -136,6 +136,8 @@ def _measured_with(manifest: Mapping[str, Any]) -> dict[str, Any]:
         section: {name: manifest["recipe"].get(section, {}).get(name) for name in names}
         for section, names in MEASURED_WITH.items()
     }
+    if recipe["reward"]["name"] != "judge":
+        del recipe["reward"]["judge"]
     return {"recipe": recipe, "inputs": {name: of for name, of in manifest["inputs"].items() if name != "model"}}
 
 

@@ -29,7 +29,7 @@ def rollouts_by(tmp_path, digits):
     [
         ([], JUDGE, r"scored with other reward\.name, reward\.judge than the repairs would be; run df rollout"),
         (JUDGE, [*JUDGE, "reward.judge.model=large"], r"with other reward\.judge than"),
-        (JUDGE, [], r"with other reward\.name, reward\.judge than"),
+        (JUDGE, [], r"with other reward\.name than"),
     ],
 )
 def test_another_reward_is_refused(rollouts_by, scored, repaired, told):
@@ -54,6 +54,7 @@ def test_other_code_of_the_same_function_is_refused(rollouts_by, tmp_path, monke
         ([], ["reward.threshold=0.5", "reward.workers=1"]),
         (JUDGE, [*JUDGE, "reward.judge.base_url=http://elsewhere:1/v1"]),
         (["reward.name=none"], []),
+        ([], [JUDGE[1]]),
     ],
 )
 def test_what_changes_no_reward_and_what_was_filled_in_elsewhere_is_taken(rollouts_by, scored, repaired):

@@ -180,7 +180,8 @@ def check_rewards(rollouts: Path, recipe: Recipe) -> None:
         return
     manifest, own = read_manifest(rollouts), recipe.model_dump(include={"reward"})["reward"]
     made = manifest["recipe"].get("reward", own)
-    different = [f"reward.{name}" for name in ("name", "judge") if made.get(name) != own[name]]
+    decisive = ("name", "judge") if own["name"] == "judge" else ("name",)
+    different = [f"reward.{name}" for name in decisive if made.get(name) != own[name]]
     function = own_reward(recipe).get("reward")
     if not different and function is not None:
         scored_by = manifest["inputs"].get("reward", {}).get("sha256")
