@@ -13,6 +13,7 @@ DIGITS = ROOT / "data" / "digits"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import stages.model  # noqa: E402, F401 - torchvision imports behind it alone
+import terse_configurations  # noqa: E402, F401
 
 
 def decoded(problem):

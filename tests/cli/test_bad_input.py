@@ -18,6 +18,7 @@ from workspace import GROUP, OPTIONS, PAIR, PROBLEM, ROLLOUT, listing
 
 from stages.artifacts.columns import GROUPS, PREFERENCES, PROBLEMS, REPAIR_SET, ROLLOUTS
 from stages.artifacts.problems import encode_image
+from stages.model.loading import load_codec
 from stages.model.prompts import DRAFT_MARK
 
 LONG = "7 " * 600  # more than the digits policy's 1,024 tokens
@@ -435,6 +436,17 @@ def folder(workspace):
     return workspace
 
 
+@pytest.fixture(scope="module")
+def codec(base_dir):
+    return load_codec(base_dir)
+
+
+@pytest.fixture
+def opened(monkeypatch, codec):
+    """The policy's processor, opened once for all tests that leave it as it is: to open it takes half a command."""
+    monkeypatch.setattr("stages.engines.loading.load_codec", lambda *_given, **_settings: codec)
+
+
 def test_texts_and_log_probs_at_the_bounds_are_no_fault(folder, df):
     """Other special tokens break nothing in a question; log-softmax rounds to a little above 0."""
     write(folder, "problems", [PROBLEM | {"question": "What is <|im_start|> or <|vision_start|>?"}])
@@ -443,6 +455,7 @@ def test_texts_and_log_probs_at_the_bounds_are_no_fault(folder, df):
     assert df(line("build-masks", "--dry-run"))[0] == 0
 
 
+@pytest.mark.usefixtures("opened")
 @pytest.mark.parametrize("name", CASES)
 def test_a_bad_row_is_refused_or_dropped_and_counted(name, folder, df):
     case = CASES[name]
@@ -518,6 +531,7 @@ COLUMN_CASES = {
 }
 
 
+@pytest.mark.usefixtures("opened")
 @pytest.mark.parametrize("case", COLUMN_CASES, ids=" ".join)
 def test_a_missing_misnamed_or_mistyped_column_is_named(case, folder, df):
     command, artifact, _ = case
