@@ -76,6 +76,11 @@ def has_namespaces() -> bool:
     return not reason
 
 
+def first_rows(file: Path, count: int, folder: Path) -> Path:
+    pq.write_table(pq.read_table(file).slice(0, count), folder / file.name)
+    return folder / file.name
+
+
 @pytest.mark.timeout(600)
 def test_the_pipeline_asks_no_server_and_unpickles_nothing(cell, digits):
     local = cell.folder
@@ -85,10 +90,11 @@ def test_the_pipeline_asks_no_server_and_unpickles_nothing(cell, digits):
         (folder / "rows.jsonl").write_text(json.dumps({"q": "?", "a": "2", "i": "strip.png"}) + "\n")
         (folder / "rows.csv").write_text("q,a,i\n?,2,strip.png\n")
     (local / "mine" / "rows.csv").unlink()
-    test, repairs = local / "test.parquet", local / "repairs.parquet"
-    pq.write_table(pq.read_table(digits / "problems_test.parquet").slice(0, 8), test)
-    pq.write_table(pq.read_table(digits / "repair_set.parquet").slice(0, 40), repairs)
-    train, base = digits / "problems_train.parquet", digits / "base"
+    train, test, repairs = (
+        first_rows(digits / name, count, local)
+        for name, count in (("problems_train.parquet", 40), ("problems_test.parquet", 8), ("repair_set.parquet", 40))
+    )
+    base = digits / "base"
     settings = ["--recipe", "digits"] + [word for setting in SMALL for word in ("--set", setting)]
     columns = ["--question", "q", "--answer", "a", "--images", "i"]
     problems = ["--problems", train, "--policy", base]
