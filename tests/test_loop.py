@@ -6,7 +6,9 @@ import math
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from safetensors import safe_open
@@ -49,14 +51,22 @@ def validation(tmp_path_factory, digits):
     return file
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def loop_of(digits, base_dir, validation):
-    def make(out, *settings, rounds=2, repair_model=base_dir, **others):
+    def make(out, *settings, rounds=2, repair_model=base_dir, validation=validation, **others):
         recipe = load_recipe("digits", [*SMALL, *settings])
         problems = digits / "problems_train.parquet"
         return Loop(recipe, problems, base_dir, repair_model, out, rounds, validation, **others)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, loop_of):
+    """The output of two rounds that nothing stopped."""
+    loop = loop_of(tmp_path_factory.mktemp("whole") / "run")
+    list(loop.run())
+    return loop.out
 
 
 def by_commands(loop, out):
@@ -85,10 +95,16 @@ def contents(run):
     return found
 
 
+def test_a_loop_writes_what_the_commands_write(tmp_path, loop_of, whole):
+    by_commands(loop_of(tmp_path), tmp_path)
+    ours, theirs = contents(whole), contents(tmp_path)
+    assert len(theirs) == 9
+    assert ours == theirs
+
+
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param([], id="float32"),
         pytest.param(["model.dtype=bfloat16"], id="bfloat16: sampler, scorer and trainer compute in three ways"),
         pytest.param(["trainer.lora={rank: 2, alpha: 4}"], id="adapters", marks=pytest.mark.slow),
         pytest.param(PPO, id="critic", marks=pytest.mark.slow),
@@ -96,7 +112,7 @@ def contents(run):
         pytest.param(MOVING, id="moving reference", marks=pytest.mark.slow),
     ],
 )
-def test_a_loop_writes_what_the_commands_write(tmp_path, loop_of, settings, monkeypatch):
+def test_it_does_so_under_other_settings(tmp_path, loop_of, settings, monkeypatch):
     """In folders of one name: adapters note the model's path."""
     run, theirs_in = Path("run"), tmp_path / "commands"
     loop = loop_of(run, *settings, "loop.keep_rounds=9")
@@ -131,9 +147,8 @@ def test_the_commands_go_on_with_a_loop_and_the_loop_with_them(tmp_path, loop_of
     assert {file: file.stat().st_mtime_ns for file in out.rglob("manifest.json")} == written
 
 
-def test_stopped_in_a_round_it_goes_on_there(tmp_path, loop_of):
-    whole, stopped = loop_of(tmp_path / "whole"), loop_of(tmp_path / "stopped")
-    list(whole.run())
+def test_stopped_in_a_round_it_goes_on_there(tmp_path, loop_of, whole):
+    stopped = loop_of(tmp_path / "stopped")
 
     class AfterSomeSteps(Requests):
         """Asks to stop at the sixth look, which is inside the first round."""
@@ -151,10 +166,11 @@ def test_stopped_in_a_round_it_goes_on_there(tmp_path, loop_of):
     assert "validation-base" in complete
     assert "round-1/train-policy" not in complete
     list(stopped.run())
-    assert contents(stopped.out) == contents(whole.out)
+    assert contents(stopped.out) == contents(whole)
 
 
-def accuracies(monkeypatch, *values):
+@contextmanager
+def accuracies(*values):
     """Validations that find these sampled accuracies, one a policy."""
     from stages import loop as module
 
@@ -167,7 +183,8 @@ def accuracies(monkeypatch, *values):
             row | ({"value": value} if row["measure"] == "sampled accuracy" else {}) for row in measured(*arguments)
         ]
 
-    monkeypatch.setattr(module, "iterate_rows", rows)
+    with patch.object(module, "iterate_rows", rows):
+        yield
 
 
 def weights(out):
@@ -175,10 +192,16 @@ def weights(out):
     return sorted(str(file.parents[1].relative_to(out)) for file in out.rglob("model/*.safetensors"))
 
 
-def test_weights_of_the_last_rounds_and_of_the_best_are_kept(tmp_path, loop_of, monkeypatch):
-    accuracies(monkeypatch, 0.5, 0.6, 0.4, 0.4)
-    out = tmp_path / "run"
-    results = list(loop_of(out, "loop.keep_rounds=1", rounds=3).run())
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory, loop_of):
+    """What a loop told, and where it lies, that keeps one round and waits for two without a better policy."""
+    out = tmp_path_factory.mktemp("patient") / "run"
+    with accuracies(0.5, 0.6, math.nextafter(0.6, 1), 0.4):
+        return list(loop_of(out, "loop.keep_rounds=1", "loop.patience=2", rounds=9).run()), out
+
+
+def test_weights_of_the_last_rounds_and_of_the_best_are_kept(patient):
+    results, out = patient
     assert weights(out) == ["round-1/train-policy", "round-3/train-policy"]
     assert [result.is_best for result in results] == [True, True, False, False]
     assert (out / "best").readlink() == Path("round-1/train-policy")
@@ -191,16 +214,15 @@ def test_weights_of_the_last_rounds_and_of_the_best_are_kept(tmp_path, loop_of, 
     }
 
 
-def test_it_ends_when_nothing_was_better_for_so_long(tmp_path, loop_of, monkeypatch):
+def test_it_ends_when_nothing_was_better_for_so_long(patient):
     """What differs in its last digit is as good."""
-    accuracies(monkeypatch, 0.5, 0.6, math.nextafter(0.6, 1), 0.4)
-    results = list(loop_of(tmp_path, "loop.patience=2", rounds=9).run())
+    results, _ = patient
     assert [result.number for result in results] == [0, 1, 2, 3]
 
 
 def test_the_repair_model_is_trained_again(tmp_path, loop_of, base_dir):
     settings = ["repair_rl.problems=8", "repair_rl.iterations=1", "repair_rl.errors_per_iteration=4"]
-    list(loop_of(tmp_path, *settings, "loop.repair_rl_every=1").run())
+    list(loop_of(tmp_path, *settings, "loop.repair_rl_every=1", validation=None).run())
     trained = read_manifest(tmp_path / "round-1/rl-repair")["inputs"]
     assert trained["policy"]["path"] == str(tmp_path / "round-1/train-policy")
     assert trained["repair_model"]["path"] == str(base_dir)
@@ -219,10 +241,9 @@ def options_of(loop):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path, loop_of):
+def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path, loop_of, whole):
     """Each life is a little longer than what was left of the one before."""
-    whole, killed = loop_of(tmp_path / "whole"), loop_of(tmp_path / "killed")
-    list(whole.run())
+    killed = loop_of(tmp_path / "killed")
     command = [sys.executable, "-m", "df_cli", *options_of(killed)]
     deaths = 0
     for seconds in itertools.count(8.0, 2.5):
@@ -236,7 +257,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path, loop_of):
         assert life.returncode == 0, told[-3000:]
         break
     assert deaths >= 2
-    assert contents(killed.out) == contents(whole.out)
+    assert contents(killed.out) == contents(whole)
 
 
 @pytest.mark.slow
@@ -257,7 +278,7 @@ def test_two_processes_do_a_loop_together(tmp_path, loop_of):
 def test_a_kl_term_compares_with_the_policy_of_the_start(tmp_path, loop_of, anchor, is_far):
     """The second round's first step, at unchanged weights: the distance to this round's policy is nothing."""
     settings = [f"train.kl_reference={anchor}", "train.objective.kl_coef=0.1", "train.optimizer.learning_rate=1e-3"]
-    list(loop_of(tmp_path, *settings).run())
+    list(loop_of(tmp_path, *settings, validation=None).run())
     rows = iterate_rows(tmp_path / "round-2/train-policy/metrics.parquet", METRICS)
     first = next(row["value"] for row in rows if row["metric"] == "kl_ref")
     assert (first > 1e-3) == is_far
