@@ -9,6 +9,7 @@
 # make quick   formatting, lint, types, import layers and the tests of the pure parts
 # make test    every test but the slow ones, in WORKERS=2 processes
 # make test-slow  those: every stage killed, accelerate's launcher, whole ablations
+# make test-all  both at once, which share what they are made on
 # make test-vllm  what needs vLLM, on a CPU with AVX2, in an environment of its own
 # make test-verl  the plug-in for verl, beside verl, in an environment of its own
 # make test-lmms  lmms-eval, in an environment of its own, answers and scores as df evaluate does
@@ -129,7 +130,7 @@ told/all := $(if $(TO_DO),$(if $(REFUSAL),,$(told/all)))
 told/test := make test: about 17 minutes on two cores$(SETUP)
 $(if $(MAKE_RESTARTS),,$(foreach goal,$(GOALS),$(if $(told/$(goal)),$(info $(told/$(goal))))))
 
-.PHONY: all loop ablate study help quick test test-slow test-vllm test-verl test-lmms test-faults lint check lock bench test-gpu soak fuzz clean again ready refuse
+.PHONY: all loop ablate study help quick test test-slow test-all test-vllm test-verl test-lmms test-faults lint check lock bench test-gpu soak fuzz clean again ready refuse
 # One step at a time has the devices.
 .NOTPARALLEL:
 
@@ -171,6 +172,9 @@ test: .venv/installed-dev
 
 test-slow: .venv/installed-dev
 	$(SPREAD) -m slow
+
+test-all: .venv/installed-dev
+	$(SPREAD) -m 'not vllm and not verl and not lmms and not faults'
 
 # Compiling takes longer than what is compiled there. TRL would import vLLM before the engine has set its environment.
 test-vllm: .venv-vllm/installed
