@@ -31,7 +31,7 @@ def last_line(out):
     "stage",
     ["rollout", *(pytest.param(stage, marks=SLOW) for stage in ("repair-set sheet", "rl-repair", "train-policy"))],
 )
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=SLOW)])
 def test_a_stage_that_is_asked_to_stop_saves_and_goes_on(stage, number, exit_code, references, tmp_path):
     reference, out = references[stage], tmp_path / "out"
     process = reference.command.start(out)

@@ -52,11 +52,10 @@ def launch_deepspeed(*arguments):
     "mode",
     [
         "copies",
-        "copies-ppo",
         "fsdp2-kl",
         *(
             pytest.param(mode, marks=pytest.mark.slow)
-            for mode in ("copies-lora", "copies-dpo", "fsdp2-lora", "fsdp2-ppo")
+            for mode in ("copies-lora", "copies-dpo", "copies-ppo", "fsdp2-lora", "fsdp2-ppo")
         ),
         *(pytest.param(mode, marks=NEEDS_DEEPSPEED) for mode in ("zero3", "zero3-kl", "zero3-lora", "zero3-ppo")),
     ],
