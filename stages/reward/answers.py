@@ -5,13 +5,14 @@ Rules, in this order. ``extraction`` says what a final answer is; a response wit
 * An answer equal to the gold, character by character once cleaned, is right.
 * Gold a choice: A to J, or where ``choices`` are given the letter or the text of one. Right are its letter, its letter
   beside its own text, and its text alone where no other choice has it; two letters, or a letter beside another choice's
-  text, are wrong.
+  text, are wrong, also where a full stop parts them ("The answer is C. 45°.").
 * Gold a figure or a relation of figures: the same one, however it is named (an angle read backwards).
 * Gold an inequality or an interval: the same range of the same name. Gold several answers: all of them, in any order.
 * Gold a plain number (``quantities.number``): the response must be a plain number of exactly that value. 1/2 is
   0.5; 0.333 is not 1/3; 1+1 is not 2, nor 2^3 eight. No tolerance. A rounding behind an exact value is part of it;
   a gold with one takes either.
-* Names: what stands left of an equals sign (``x = 5``, ``\\angle ABC = 45``) must not differ, where both sides have it.
+* Names: what stands left of an equals sign (``x = 5``, ``\\angle ABC = 45``), or what a sentence is about ("The cat is
+  5"), must not differ, where both sides have it.
 * Units: two different ones contradict each other (12 cm is not 12 miles, nor 120 mm); one that only one side
   states does not (12 cm for 12, and 12 for 12 cm, are right). Percent is part of the value: on both sides or on
   neither. A sign right behind a box (``\\boxed{12}\\%``) is read where the gold has a unit; where it has none, the
@@ -42,7 +43,7 @@ from typing import Self
 from stages.reward.choice_extraction import announced_choice, final_choice
 from stages.reward.extraction import final_answer, final_answers, gold_answer
 from stages.reward.rules.choices import named_choice
-from stages.reward.rules.choosing import compare_choice, is_choice, names_no_choice
+from stages.reward.rules.choosing import compare_choice, is_choice, names_no_choice, with_text_behind
 from stages.reward.rules.equality import Comparison, Verdict, compare
 from stages.reward.rules.lists import several
 from stages.reward.rules.quantities import quantity
@@ -144,16 +145,17 @@ def _decide(response: str, answer: str, choices: Sequence[str] | None = None) ->
 
 
 def _decide_choice(response: str, gold: str, choices: Sequence[str] | None) -> Verdict | Comparison:
-    statement = final_choice(response)
-    if statement is None:
+    chosen = final_choice(response)
+    if chosen is None:
         return 0.0
-    verdict = compare_choice(statement, gold, choices)
-    if verdict == 1.0 or not choices or not names_no_choice(statement, choices):
+    verdict = compare_choice(with_text_behind(*chosen, choices), gold, choices)
+    if verdict == 1.0 or not choices or not names_no_choice(chosen.statement, choices):
         return verdict
     # A value in a box that is none of the choices was on the way to one, where a sentence names it.
     announced = announced_choice(response)
-    named = None if announced is None else named_choice(announced)
-    return verdict if announced is None or named is None else compare_choice(announced, gold, choices)
+    if announced is None or named_choice(announced.statement) is None:
+        return verdict
+    return compare_choice(with_text_behind(*announced, choices), gold, choices)
 
 
 class _Worker:

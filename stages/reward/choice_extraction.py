@@ -1,29 +1,31 @@
 """Where a response states the choice that it takes: boxes and tags, as ever, or the usual sentences about choices."""
 
 import re
+from typing import NamedTuple
 
-from stages.reward.extraction import MAX_ANSWER_CHARS, TAG_OPEN, TAGS, Said, announced, sentence, statement
+from stages.reward.extraction import MAX_ANSWER_CHARS, TAGS, Said, announced, first_sentence, sentence, statement
 from stages.reward.rules.typography import clean
 
 MAX_CHOICE_CHARS = 4000
 """So many characters at the end of a response are searched for a sentence about a choice."""
 
-_L = r"[(\[{<\"'“*$`]{0,6}(?:\\(?:text|textbf|mathrm|mathbf)\{)?[(\[]?[A-J](?:(?![\w'’])|(?=选?项))"
+_L = r"[(\[{<\"'“*$`]{0,6}(?:\\(?:text|textbf|mathrm|mathbf)\{)?[(\[]?[A-J](?:(?![\w'’])|(?=选?项|是?正确))"
 _LIKE = r"(?i:option |choice |letter |answer |the letter |the option )?"
-_VERB = r"(?i: is| would be| should be| must be| has to be)(?i: therefore| thus| clearly| indeed| then)?"
+_VERB = r"(?i: is| would be| should be| must be| has to be| will be)(?i: therefore| thus| clearly| indeed| then)?"
 _CHOICE_CUE = re.compile(
     rf"\b(?i:answer|ans)\b(?:[ *]?[:=→–—]|[ *]?-+>?|\*\*)?[\s*]{{1,4}}(?={_L}|\([a-j]\))"
-    rf"|\b(?i:answer|choice|option|letter|selection|one|statement)s?\b(?: [^.\n:]{{0,60}}?)?{_VERB}"
+    rf"|\b(?i:answer|choice|option|letter|selection|one|statement|solution)s?\b(?: [^.\n:]{{0,60}}?)?{_VERB}"
     rf"(?:[:,]\s{{0,3}}|[ *])[ *]{{0,3}}{_LIKE}(?={_L})"
     rf"|\b(?i:correct|right|best|final|my) (?i:option|choice|letter|selection|one)\**[:：][\s*]{{1,4}}{_LIKE}(?={_L})"
     rf"|\b(?i:choose|chose|chosen|pick|picked|select|selected|go with|going with|went with|opt for)[:,]? "
     rf"{_LIKE}(?={_L})"
     rf"|\bI(?: would|['’]d) say[:,]? {_LIKE}(?={_L})"
-    rf"|\b(?i:which|this|that|it) (?i:corresponds to|matches|is) (?i:the )?(?i:option|choice|answer) "
+    rf"|\b(?i:which|this|that|it|value|result) (?i:corresponds to|matches|is) (?i:the )?(?i:option|choice|answer) "
     rf"(?={_L}[^A-Za-z\n]{{0,6}}(?:\n|$))"
     rf"|(?<![^\s.])(?i:so|thus|therefore|hence|in conclusion|conclusion|it'?s|it is|it must be|that'?s|that is)[,:]? "
     rf"(?i:(?:it is|it'?s|it must be|the answer is|we have) )?{_LIKE}(?={_L}[^A-Za-z\n]{{0,6}}(?:\n|$))"
     rf"|(?:故|应|所以|因此)?选(?:项|择)?(?:是|为)?[:：]? ?(?={_L})|答案(?:应该|应)?(?:是|为|选)?[:：]? ?(?={_L})"
+    rf"|(?<![\u4e00-\u9fff])答[:：] ?(?={_L})"
 )
 _NOUNS = ("angle", "point", "points", "side", "line", "vertex", "node", "triangle", "circle", "or", "and", "neither")
 _CHOICE_JUDGED = re.compile(
@@ -39,20 +41,37 @@ _OPTION_LINE = re.compile(r"\n[\s>*-]{0,6}[(\[]?[A-J][)\].:]")
 _LAST_LINE = re.compile(rf"(?:^|\n)[\s>#*-]*({_L}[)\]}}>\"'”*$`.:]*)\s*$")
 
 
-def final_choice(response: str) -> str | None:
-    """The cleaned statement of a choice: a box or tag, or else the last sentence that announces one.
+class Chosen(NamedTuple):
+    """A cleaned statement of a choice, and the sentence behind it on its line, which may be the text of one."""
+
+    statement: str
+    behind: str = ""
+
+
+def final_choice(response: str) -> Chosen | None:
+    """The statement of a choice: a box or tag, or else the last sentence that announces one.
 
     Beside the cues of `final_answer`: "option B is correct", "I choose B", "so it is B", a first or last line that is a
     letter, a first paragraph that is a letter and its text where no other line begins with one, or a whole response of
     one line.
     """
-    said = _statement_of_choice(response)
-    return None if said is None else clean(said.text or "") or None
+    return _chosen(_statement_of_choice(response))
+
+
+def _chosen(said: Said | None) -> Chosen | None:
+    statement = clean(said.text or "") if said else ""
+    if said is None or not statement:
+        return None
+    behind = _NEXT_SENTENCE.match(said.rest)
+    return Chosen(statement, clean(sentence(said.rest[behind.end() :])) if behind else "")
+
+
+_NEXT_SENTENCE = re.compile(r"\.[*\"')]{0,3}[ \t]+")
 
 
 def _statement_of_choice(response: str) -> Said | None:
     said = statement(response)
-    if said is not None and (said.boxed or response.startswith(TAG_OPEN, said.start)):
+    if said is not None and said.marked:
         return said
     return _announced_choice(response)
 
@@ -63,10 +82,9 @@ def choice_start(response: str) -> int | None:
     return None if said is None else said.start
 
 
-def announced_choice(response: str) -> str | None:
+def announced_choice(response: str) -> Chosen | None:
     """As `final_choice`, boxes and tags left aside."""
-    said = _announced_choice(response)
-    return None if said is None else clean(said.text or "") or None
+    return _chosen(_announced_choice(response))
 
 
 def _announced_choice(response: str) -> Said | None:
@@ -83,14 +101,15 @@ def _announced_choice(response: str) -> Said | None:
 
 
 _TAKEN_BACK = re.compile(
-    r"\b(?:not|never|cannot|doubt|if|unless|whether|suppose|assume|assuming|incorrect|wrong|why|nor|than)\b|n['’]t\b",
+    r"\b(?:not|never|cannot|doubt|if|unless|whether|suppose|assume|assuming|incorrect|wrong|why|nor|than)\b|n['’]t\b"
+    r"|\bno $|[不非没]",
     re.IGNORECASE,
 )
 
 
 def _spoken_choice(text: str) -> Said | None:
     found = [
-        Said(cue.start(), sentence(TAGS.sub("", text[cue.end() :][:MAX_ANSWER_CHARS])))
+        first_sentence(cue.start(), TAGS.sub("", text[cue.end() :][:MAX_ANSWER_CHARS]))
         for cue in _CHOICE_CUE.finditer(text)
         if _is_meant(text, cue.start())
     ]
@@ -106,4 +125,4 @@ def _spoken_choice(text: str) -> Said | None:
 
 def _is_meant(text: str, start: int) -> bool:
     """Whether nothing before it in its clause takes a statement back: ``if B is correct``, ``I would not choose B``."""
-    return not _TAKEN_BACK.search(re.split(r"[.!?\n,;:]", text[max(0, start - 80) : start])[-1])
+    return not _TAKEN_BACK.search(re.split(r"[.!?\n,;:。，；：]", text[max(0, start - 80) : start])[-1])

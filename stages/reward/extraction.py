@@ -2,12 +2,14 @@
 
 A final answer is the last ``\\boxed{...}`` or ``<answer>...</answer>``; without either, what follows the last "answer
 is" or "Answer:" up to the end of its sentence or line, or the formula displayed there. A sentence that only comments on
-the answer ("This answer is consistent with the figure.") states none. There is no further way: a text without these has
-no final answer, and a text with two conflicting ones means the last. Only for a gold that is a choice do the usual
-sentences about choices count too ("Option B is correct.", "B" alone): see ``choice_extraction``.
+the answer ("This answer is consistent with the figure.") states none, nor does one that supposes it ("If the answer is
+42") or that the next takes back ("Wait, ..."). There is no further way: a text without these has no final answer, and
+a text with two conflicting ones means the last. Only for a gold that is a choice do the usual sentences about choices
+count too ("Option B is correct.", "B" alone): see ``choice_extraction``.
 """
 
 import re
+import sys
 from collections import deque
 from typing import NamedTuple
 
@@ -30,15 +32,15 @@ __all__ = (
 MAX_ANSWER_CHARS = 1000
 """A longer final answer is none."""
 
-_BOX = re.compile(r"\\boxed\s{0,3}\{")
-TAG_OPEN, _TAG_CLOSE = "<answer>", "</answer>"
+_BOX = re.compile(r"\\(?:boxed|fbox)\s{0,3}\{")
+_TAG_OPEN, _TAG_CLOSE = re.compile("<answer>", re.IGNORECASE), re.compile("</answer>", re.IGNORECASE)
 _CUE = re.compile(
     r"(?<!wrong )(?<!incorrect )\banswers?(?: to(?: [^\s.:,;]{1,30}){1,8})?"
-    r" (?:is|are|would be|should be|must be)\b\**[:：]?"
+    r" (?:is|are|would be|should be|must be|will be|equals)\b\**[:：]?"
     r"|\banswer(?: is)?\**[:：]\**[:：]?"
     r"|\banswer\s(?=\\[(\[]|\$)"
     r"|(?<![^\n])(?:#{1,6} ?|\*\*)(?:the |my )?(?:final |correct )?answer(?:\*\*)?[ \t]*(?=\n)"
-    r"|答案(?:应该|应)?(?:是|为|选)?[:：]?",
+    r"|答案(?:应该|应)?(?:是|为|选)?[:：]?|(?<![\u4e00-\u9fff])答[:：]",
     re.IGNORECASE,
 )
 _COMMENT = re.compile(
@@ -48,12 +50,18 @@ _COMMENT = re.compile(
     r"|(?:correct|right|valid)(?=\s{0,3}(?:[.,;!]|\Z|(?:because|since|as|and|by|for)\b)))",
     re.IGNORECASE,
 )
+_SUPPOSED = re.compile(
+    r"\b(?:if|whether|suppose|supposing|assume|assuming|guess|unless)(?: that)? (?:the|my|our) (?:final |correct )?$",
+    re.IGNORECASE,
+)
+_RETRACTION = re.compile(r"[.!?)*$ \t]*\s+(?:wait|oops|correction|actually|hm+)[,.:!]", re.IGNORECASE)
 _REFERRING = re.compile(r"\b(?:this|that|which)(?: final)? $", re.IGNORECASE)
 _REFERRING_COMMENT = re.compile(
     r"\**[:：]?\s{1,3}(?!not\b|wrong\b|incorrect\b|either\b|yes\b|no\b)[a-z]+ [a-z]", re.ASCII
 )
 _STOP = re.compile(
     r"(?P<maths>(?<!\\)\$\$.{1,1000}?\$\$|\\\[.{1,1000}?\\\]|\\\([^\n]{1,1000}?\\\)"
+    r"|\\begin\{(?P<env>(?:equation|displaymath|gather)\*?)\}.{1,1000}?\\end\{(?P=env)\}"
     r"|(?<!\\)\$(?! )(?:\\[^\n]|[^$\\\n]){1,300}?(?<! )\$)"
     r"|(?P<initial>(?<![A-Za-z])[A-Z]\. ?(?=[A-Z]\.))|(?P<end>\.(?=\s|$)|[\n。])",
     re.DOTALL,
@@ -66,7 +74,9 @@ TAGS = re.compile(
     r"</?(?:answer|final|final_answer|b|i|u|em|strong|p|br|span|div|think|s|code)\s{0,3}/?>|<\|[\w ]{1,30}\|>",
     re.IGNORECASE,
 )
-_ADVERB = re.compile(r"(?:(?:therefore|thus|hence|so|then|still|simply|clearly|definitely|indeed),? )+", re.IGNORECASE)
+_ADVERB = re.compile(
+    r"(?:, ?)?(?:(?:therefore|thus|hence|so|then|still|simply|clearly|definitely|indeed),? )+", re.IGNORECASE
+)
 _SIGN_BEHIND = re.compile(r"\s{0,3}\$?\s{0,3}(\\?%|percent\b|pct\b|\^\s?\{?\\circ\}?)")
 _ENDS_A_NUMBER = re.compile(r"[0-9]\s*\}?\s*\Z")
 _JOINER = re.compile(
@@ -125,35 +135,40 @@ def _closes(latex: str) -> bool:
 
 
 class Said(NamedTuple):
-    """Where a final answer is stated and its text, None where it never ends or is too long."""
+    """Where a final answer is stated and its text, None where it never ends or is too long.
+
+    marked: by a tag or a box, which is `boxed`, rather than announced by a sentence; `rest` stands behind that.
+    """
 
     start: int
     text: str | None
     boxed: bool = False
+    marked: bool = False
+    rest: str = ""
 
 
 def statement(response: str, *, bare: bool = False) -> Said | None:
     """The last box (a `bare` one without the sign behind it) or tag, or else what the last cue announces."""
     box = _last(_BOX, response)
-    close = response.rfind(_TAG_CLOSE)
-    tag = response.rfind(TAG_OPEN, 0, close) if close >= 0 else -1
-    if tag >= 0 and (box is None or box.start() < tag):
-        return _tagged(response, tag, close)
+    close = _last(_TAG_CLOSE, response)
+    tag = _last(_TAG_OPEN, response, close.start()) if close else None
+    if close and tag and (box is None or box.start() < tag.start()):
+        return _tagged(tag, response[tag.end() : close.start()])
     if box is not None:
         text = _boxed(response, box) if bare else _with_sign(response, box)
-        return Said(box.start(), text, boxed=True)
+        return Said(box.start(), text, boxed=True, marked=True)
     return announced(response)
 
 
-def _tagged(response: str, tag: int, close: int) -> Said:
-    content = response[tag + len(TAG_OPEN) : close]
+def _tagged(tag: re.Match[str], content: str) -> Said:
     inner = announced(content)
     text = content if inner is None else inner.text
-    return Said(tag, text if text is not None and len(text.strip()) <= MAX_ANSWER_CHARS else None)
+    short = text is not None and len(text.strip()) <= MAX_ANSWER_CHARS
+    return Said(tag.start(), text if short else None, marked=True)
 
 
-def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    return next(iter(deque(pattern.finditer(text), maxlen=1)), None)
+def _last(pattern: re.Pattern[str], text: str, end: int = sys.maxsize) -> re.Match[str] | None:
+    return next(iter(deque(pattern.finditer(text, 0, end), maxlen=1)), None)
 
 
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -202,9 +217,17 @@ def announced(text: str) -> Said | None:
     cue = _last_cue(text)
     if cue is None:
         return None
-    rest = text[cue.end() :][: 2 * MAX_ANSWER_CHARS].lstrip(" \t\r\n*")
-    said = _ADVERB.sub("", TAGS.sub(" ", sentence(TAGS.sub(_tag_as_end, rest))).strip(" *"), count=1)
-    return Said(cue.start(), said if len(said) <= MAX_ANSWER_CHARS else None)
+    announcement = TAGS.sub(_tag_as_end, text[cue.end() :][: 2 * MAX_ANSWER_CHARS].lstrip(" \t\r\n*"))
+    said = first_sentence(cue.start(), announcement)
+    answer = None if said.text is None else _ADVERB.sub("", TAGS.sub(" ", said.text).strip(" *"), count=1)
+    return said._replace(text=answer if answer is not None and len(answer) <= MAX_ANSWER_CHARS else None)
+
+
+def first_sentence(start: int, text: str) -> Said:
+    """The first sentence of a text as a statement; one that the next takes back ("Wait, ...") states nothing."""
+    first = sentence(text)
+    rest = text[len(first) :]
+    return Said(start, None if _RETRACTION.match(rest) else first, rest=rest)
 
 
 def _tag_as_end(tag: re.Match[str]) -> str:
@@ -216,6 +239,8 @@ def _last_cue(text: str) -> re.Match[str] | None:
     """The last cue that is no comment; the last of all, where every one is."""
     last = comment = None
     for cue in _CUE.finditer(text):
+        if _SUPPOSED.search(text, max(0, cue.start() - 40), cue.start()):
+            continue
         if _is_comment(text, cue):
             comment = cue
         else:

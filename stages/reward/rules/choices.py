@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from stages.reward.rules.quantities import number, quantity, units_agree
-from stages.reward.rules.typography import clean, normalised
+from stages.reward.rules.typography import ARTICLE, clean, normalised
 
 LETTERS = "ABCDEFGHIJ"
 
 _LETTER = re.compile(r"\(?([A-Ja-j])\)?")
 _LEAD = re.compile(
     r"(?:(?:is|therefore|thus|hence|so|then|still|clearly|definitely|indeed|simply|just|also|only|actually|certainly"
-    r"|the|correct|right|best|final|statement)[,:]? "
+    r"|the|correct|right|best|final|statement|that it|it)[,:]? "
     r"|(?:option|choice|answer|letter|item)s?[:,]? ?(?=[(\[{<\"'“‘]*[A-J](?![a-zA-Z]))"
     r"|选项?|故选|应选)",
     re.IGNORECASE,
 )
 _OPENING = re.compile(
     r"[{<\"'“‘*` ]{0,6}[(\[]?[\"'*]{0,2}(?:(?P<upper>[A-J])|(?P<lower>[a-j])(?=[)\]}>]|$))"
-    r"(?P<closing>[)\]}>\"'”’*` ]{0,6})(?:选?项)?(?P<stop>[.:,;)=-]{0,3})(?![\w'(^_])"
+    r"(?P<closing>[)\]}>\"'”’*` ]{0,6})(?:选?项)?(?:是?正确的?(?:答案|选项)?)?(?P<stop>[.:,;)=-]{0,3})(?![\w'(^_])"
 )
 _SAYS_RIGHT = re.compile(
     r"(?:is|would be|must be|should be)?,? ?(?:the |my |indeed |clearly )*(?:(?:most |best |final |only )*"
@@ -41,7 +41,6 @@ _DENIED = re.compile(
     re.IGNORECASE,
 )
 _OTHER_LETTER = re.compile(r"(?<![\w\\'^_{])[(\[]?([A-J])(?:[)\].:,]|(?= |$))(?![\w'])")
-_ARTICLE = re.compile(r"(?:the|a|an)\s+", re.IGNORECASE)
 _MATHS = re.compile(r"[0-9\\^+*/=<>√π]")
 _WORD = re.compile(r"[^\W\d_]{3,}")
 
@@ -121,7 +120,7 @@ def leaves_open(named: Named) -> bool:
 def label(text: str) -> str:
     """A choice's text as it is compared: apart from case, spaces, article and final punctuation."""
     bare = clean(text).strip(" .,;:")
-    return _ARTICLE.sub("", " ".join(bare.split()), count=1).casefold()
+    return ARTICLE.sub("", " ".join(bare.split()), count=1).casefold()
 
 
 def _named_in_full(text: str, choices: Sequence[str]) -> list[int]:

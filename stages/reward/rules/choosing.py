@@ -15,6 +15,7 @@ from stages.reward.rules.choices import (
     right_place,
 )
 from stages.reward.rules.equality import Comparison, Verdict, compare
+from stages.reward.rules.quantities import number, quantity
 from stages.reward.rules.typography import clean
 
 
@@ -63,3 +64,15 @@ def _without_last_letter(text: str, choices: Sequence[str]) -> str:
 def names_no_choice(text: str, choices: Sequence[str]) -> bool:
     """Whether a cleaned statement is a value on the way, which is none of the choices."""
     return is_maths(text) and named_choice(text) is None and not named_by_text(text, choices)
+
+
+def with_text_behind(statement: str, behind: str, choices: Sequence[str] | None) -> str:
+    """``C`` and the sentence behind it as one statement, where that sentence is a value or the text of a choice.
+
+    In ``The answer is C. 45°.`` the full stop belongs to the letter; ``The answer is C. Both sides agree.`` explains.
+    """
+    named = named_choice(statement)
+    if not choices or not behind or named is None or named.beside:
+        return statement
+    stated = named_by_text(behind, choices) or number(quantity(behind).body) is not None
+    return f"{statement}. {behind}" if stated else statement
