@@ -3,8 +3,8 @@
 Started by ``answers.AnswerScorer`` as ``python -m stages.reward.answer_worker MEMORY_MB ALARM_S``. The first line
 out, ``"ready"``, says that the imports are done. A request is an object of ``gold`` and ``response``, LaTeX both, and
 ``rounded``, a decimal to which the response must round, or nothing. Its reply is ``[verdict, spent]``: 1.0 (equal) or
-0.0 (not equal, or one of them does not parse: equal texts never come here), and whether more than half of the memory
-stays taken (by sympy's caches), so that another worker should go on.
+0.0 (not equal, or one of them does not parse or evaluate: equal texts never come here), and whether more than half of
+the memory stays taken (by sympy's caches), so that another worker should go on.
 
 Math-Verify compares to twelve decimal places. A pair that it finds equal is looked at again: of two numbers, however
 small, the ratio must be one.
@@ -69,8 +69,11 @@ def main(memory_mb: int, alarm_s: float) -> None:
         one, other = parse(gold), parse(response)
         if one is None or other is None:
             return 0.0
-        equal = verify(one, other, float_rounding=12, numeric_precision=50, timeout_seconds=None)
-        return float(equal and same_size(one, other) and (not rounded or rounds_to(other, rounded)))
+        try:
+            equal = verify(one, other, float_rounding=12, numeric_precision=50, timeout_seconds=None)
+            return float(equal and same_size(one, other) and (not rounded or rounds_to(other, rounded)))
+        except TypeError:  # sympy cannot order what it cannot evaluate
+            return 0.0
 
     print(json.dumps("ready"), file=replies)
     for line in sys.stdin:

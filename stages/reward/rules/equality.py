@@ -6,11 +6,11 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from stages.reward.rules.figures import figure, with_symbols
-from stages.reward.rules.lists import Several, items, several, tuple_of
+from stages.reward.rules.lists import Several, items, several, tuple_of, with_axes_in_order
 from stages.reward.rules.names import HEDGES, Stated, named, names_agree, stated
 from stages.reward.rules.quantities import number, quantity, units_agree
 from stages.reward.rules.ranges import Range, as_range
-from stages.reward.rules.typography import normalised
+from stages.reward.rules.typography import ARTICLE, normalised
 
 Verdict = float | None
 """1.0 right, 0.0 wrong, None cannot be scored: neither 0 nor 1, to be counted and left out of means."""
@@ -27,7 +27,9 @@ class Comparison(NamedTuple):
 def _left_to_worker(gold: str, response: str, rounded: str = "") -> Verdict | Comparison:
     if not rounded and normalised(gold) == normalised(response):
         return 1.0
-    one, other = with_symbols(gold, response)
+    if not _same_signs(gold, response):
+        return 0.0
+    one, other = with_symbols(gold.replace("°", r"^{\circ}"), response.replace("°", r"^{\circ}"))
     return Comparison(one, other, rounded)
 
 
@@ -37,8 +39,10 @@ def compare(text: str, gold: str) -> Verdict | Comparison:
         return 1.0
     if (key := figure(gold)) is not None:
         return float(figure(text) == key)
-    gold = _without_lead_in(gold)
-    text = _without_reason(_without_lead_in(text), gold)
+    if not _same_subject(text, gold):
+        return 0.0
+    gold = with_axes_in_order(_without_lead_in(gold))
+    text = with_axes_in_order(_without_reason(_without_lead_in(text), gold))
     wanted, found = as_range(gold), as_range(text, either=True)
     if wanted is not None and found is not None:
         return _compare_ranges(found, wanted)
@@ -49,9 +53,13 @@ def compare(text: str, gold: str) -> Verdict | Comparison:
     members, final_list = tuple_of(named(gold).value), several(text)
     if members is not None and final_list is not None and final_list.is_assignment:
         return _compare_members([value for _, value in final_list.in_order_of_names], members)
+    if final_list is not None and not (is_prose(gold) or _SET_SIGN.search(gold + text)):
+        return 0.0
     return _compare_one(text, gold)
 
 
+_SET_SIGN = re.compile(r"[(\[]|\\(?:\{|cup|cap|pm|mp|begin|setminus|mathbb|emptyset)")
+"""What may stand for several values, or for one with a comma in it."""
 _LEAD_IN = re.compile(
     r"(?:(?:therefore|thus|hence|so|then|answer)[,:]? |(?:we|i) (?:find|get|have|see|conclude|obtain)(?: that)? "
     r"|(?:the|our|my) (?:final |correct )?(?:answer|solution|result) is |it follows that )+",
@@ -60,25 +68,46 @@ _LEAD_IN = re.compile(
 _LEAD_OUT = re.compile(r",? is (?:the|our|my) (?:final |correct )?(?:answer|solution|result)$", re.IGNORECASE)
 _BECAUSE = re.compile(r",? (?:because|since) [A-Za-z ,']{1,200}$")
 _POINT = re.compile(r"(?:the )?(?:point|ordered pair|coordinates(?: are)?):? ?(?=\()", re.IGNORECASE)
-_SUBJECT = re.compile(r"([A-Za-z][^0-9=<>]{1,120}?)(?: is| are| equals|:) (?=[^A-Za-z]|(?!an? )[A-Za-z](?![a-z])|\\)")
+_SUBJECT = re.compile(
+    r"(\\?[A-Za-z][^0-9=<>]{1,120}?)(?: is| are| equals|:) (?=[^A-Za-z]|(?!an? )[A-Za-z](?![a-z])|\\)"
+)
 
 
 def _without_lead_in(text: str) -> str:
     """``Therefore x > 5 is the solution`` states ``x > 5``, and ``The largest value is 34`` states 34."""
     lead = _LEAD_IN.match(text)
     text = _POINT.sub("", _LEAD_OUT.sub("", text[lead.end() :] if lead else text), count=1).strip() or text
+    subject = _subject(text)
+    return (text[subject.end() :].strip() if subject else "") or text
+
+
+def _subject(text: str) -> re.Match[str] | None:
+    """What a sentence says its value of."""
     subject = _SUBJECT.match(text)
-    if subject is None or not (" " in subject[1] or len(subject[1]) < 3) or HEDGES & set(subject[1].lower().split()):
-        return text
-    return text[subject.end() :].strip() or text
+    if subject is None or HEDGES & set(subject[1].lower().split()):
+        return None
+    long = " " in subject[1] or len(subject[1]) < 3 or subject[0].rstrip().endswith(":")
+    return subject if long else None
 
 
-_OR = re.compile(r"\bor\b|或")
+def _same_subject(text: str, gold: str) -> bool:
+    """Whether both sentences, where both are some, are about one thing: the cat's age is not the dog's."""
+    subjects = _subject(text), _subject(gold)
+    return not all(subjects) or len({fold(subject[1]) for subject in subjects if subject}) == 1
+
+
+_OR = re.compile(r"\bor\b|或|\\lor(?![a-zA-Z])")
+_CONDITION = re.compile(r"[<>]|\\(?:le|ge|neq|land|lor)(?![a-zA-Z])")
+"""Where a comma, ``and`` and ``or`` do not mean the same."""
+
+
+def _says_or(text: str) -> bool:
+    return _OR.search(text) is not None
 
 
 def _words(text: str) -> tuple[bool, list[str]]:
     """The words of a list, in its order, and whether they are alternatives."""
-    return _OR.search(text) is not None, [fold(item) for item in items(text)]
+    return _says_or(text), [fold(item) for item in items(text)]
 
 
 def _without_reason(text: str, gold: str) -> str:
@@ -90,7 +119,7 @@ def _without_reason(text: str, gold: str) -> str:
 
 
 def _compare_ranges(found: Range, wanted: Range) -> Verdict | Comparison:
-    alike = found.intervals[0] == wanted.intervals[0] and found.intervals[-1] == wanted.intervals[-1]
+    alike = found.brackets == wanted.brackets
     named_alike = not found.name or not wanted.name or found.name == wanted.name
     return _left_to_worker(wanted.intervals, found.intervals) if alike and named_alike else 0.0
 
@@ -106,8 +135,11 @@ def _compare_lists(text: str, gold: str, wanted: Several) -> Verdict | Compariso
             return _compare_members(members, _by_name(wanted))
         unnamed = found is not None and not any(found.names)
         return _compare_members(found.values, wanted.values) if found is not None and unnamed else 0.0
+    if _says_or(text) != _says_or(gold) and (_CONDITION.search(text) or _CONDITION.search(gold)):
+        return 0.0
     if found is None:
-        return _compare_one(text, _joined(wanted) if not gold.startswith(r"\{") else gold)
+        bare = gold if gold.startswith(r"\{") else _joined(wanted.values)
+        return _compare_one(text, bare) if _SET_SIGN.search(text) else 0.0
     if not found.is_assignment and not names_agree(found.names[0], wanted.names[0]):
         return 0.0
     if found.is_assignment and any(wanted.names):
@@ -119,27 +151,43 @@ def _by_name(answers: Several) -> list[str]:
     return [value for _, value in answers.in_order_of_names]
 
 
-def _joined(answers: Several) -> str:
-    return ", ".join(quantity(value).body for value in answers.values)
+def _joined(values: list[str]) -> str:
+    return ", ".join(quantity(value).body for value in values)
 
 
 def _compare_in_any_order(found: Several, wanted: Several) -> Verdict | Comparison:
-    keys = [_keys(answers) for answers in (found, wanted)]
-    if keys[0] is not None and keys[1] is not None:
-        return float(_each_in(keys[0], keys[1]) and _each_in(keys[1], keys[0]))
-    units = {quantity(value).unit for value in found.values + wanted.values} - {""}
-    if len(units) > 1 or not _words_allowed(_joined(found), _joined(wanted)):
+    """Each as often, too: 45, 45 and 90 are not 45, 90 and 90. A point that is listed twice is one solution."""
+    left, rest = _points_once(wanted.values), []
+    for value in _points_once(found.values):
+        twin = next((other for other in left if _same_value(value, other)), None)
+        if twin is None:
+            rest.append(value)
+        else:
+            left.remove(twin)
+    if not rest and not left:
+        return 1.0
+    if len(rest) != len(left) or all(map(_key, rest + left)):
         return 0.0
-    return _left_to_worker(_joined(wanted), _joined(found))
+    if any(map(_is_equation, rest)) != any(map(_is_equation, left)):
+        return 0.0
+    units = {quantity(value).unit for value in found.values + wanted.values} - {""}
+    if len(units) > 1 or not _words_allowed(_joined(rest), _joined(wanted.values)):
+        return 0.0
+    return _left_to_worker(_joined(left), _joined(rest))
+
+
+def _points_once(values: list[str]) -> list[str]:
+    return list({normalised(v): v for v in values}.values()) if all(map(tuple_of, values)) else list(values)
+
+
+def _same_value(one: str, other: str) -> bool:
+    """By text, or as a number, figure or word with its unit."""
+    key, wanted = _key(one), _key(other)
+    return normalised(one) == normalised(other) or (key is not None and wanted is not None and _same_key(key, wanted))
 
 
 Key = tuple[Hashable, str]
 """Value, figure or word of an answer, and its unit."""
-
-
-def _keys(answers: Several) -> list[Key] | None:
-    found = [_key(value) for value in answers.values]
-    return [key for key in found if key is not None] if all(found) else None
 
 
 def _key(text: str) -> Key | None:
@@ -151,8 +199,8 @@ def _key(text: str) -> Key | None:
     return (fold(text), "") if is_text(text) else None
 
 
-def _each_in(ones: list[Key], others: list[Key]) -> bool:
-    return all(any(one[0] == other[0] and units_agree(one[1], other[1]) for other in others) for one in ones)
+def _same_key(one: Key, other: Key) -> bool:
+    return one[0] == other[0] and units_agree(one[1], other[1])
 
 
 def _compare_members(values: list[str], members: list[str]) -> Verdict | Comparison:
@@ -161,14 +209,15 @@ def _compare_members(values: list[str], members: list[str]) -> Verdict | Compari
         return 0.0
     keys = [(_key(value), _key(member)) for value, member in zip(values, members, strict=True)]
     if all(one is not None and other is not None for one, other in keys):
-        return float(all(one and other and _each_in([one], [other]) for one, other in keys))
+        return float(all(one and other and _same_key(one, other) for one, other in keys))
     point, wanted = (f"({', '.join(quantity(each).body for each in side)})" for side in (values, members))
     return _left_to_worker(wanted, point) if _words_allowed(point, wanted) else 0.0
 
 
 def _compare_one(text: str, gold: str) -> Verdict | Comparison:
     gold, text = _with_rounding_behind(gold), _with_rounding_behind(text)
-    wanted, final = stated(gold), stated(text)
+    wanted = stated(gold)
+    final = stated(_name_first(text, wanted.name))
     if r"\approx" in wanted.body:
         exact, _, rounded = gold.rpartition(r"\approx")
         nearly = _compare_one(text, wanted._replace(body=rounded.strip()).equation)
@@ -178,7 +227,7 @@ def _compare_one(text: str, gold: str) -> Verdict | Comparison:
         return _compare_rounded(final, quantity(exact.strip()).body, rounded.strip(), wanted)
     wanted, final = (part._replace(body=_without_brackets(part.body)) for part in (wanted, final))
     gold_value, value = _one_value(gold, wanted.body), number(final.body)
-    if gold_value is not None:
+    if gold_value is not None and (value is not None or not _POWER.match(wanted.body)):
         right = value == gold_value or _chain(text) == {gold_value}
         return float(right and names_agree(final.name, wanted.name) and units_agree(final.unit, wanted.unit))
     if is_text(wanted.body):
@@ -189,6 +238,12 @@ def _compare_one(text: str, gold: str) -> Verdict | Comparison:
     if not _words_allowed(final.body, wanted.body):
         return 0.0
     return _by_worker(final, value, wanted)
+
+
+def _name_first(text: str, name: str) -> str:
+    """``7 = x`` as ``x = 7`` beside a gold that names x."""
+    value, _, last = text.rpartition("=")
+    return f"{name} = {value.strip()}" if name and value and normalised(last) == normalised(name) else text
 
 
 def _with_rounding_behind(text: str) -> str:
@@ -252,6 +307,10 @@ def _without_brackets(body: str) -> str:
     return inside
 
 
+_POWER = re.compile(r"-?10 ?\^")
+"""A gold that is a number, and a formula too: \\frac{1}{100} is 10^{-2}."""
+
+
 def _one_value(text: str, body: str) -> Fraction | None:
     """The value of a plain number, stated once or as equal ones: ``\\frac{3}{2} = 1.5``."""
     value, chain = number(body), _chain(text)
@@ -267,7 +326,7 @@ def _chain(text: str) -> set[Fraction | None]:
 
 
 _CHOICE = re.compile(r"\(?([A-Ja-j])\)?")
-_CODE = re.compile(r"[0-9]+(?:(?:[-/ ]| to | ?: ?)[0-9]+)+")
+_CODE = re.compile(r"[0-9]+(?:(?:[-/ ]| to | ?: ?)[0-9]+)+(?: [ap]m)?|[0-9]+ [ap]m")
 _LETTERS = re.compile(r"[^\W\d_]{2,}")
 _MATH_SIGNS = re.compile(r"[0-9+*/^=<>()\[\]{}|_]")
 _FUNCTIONS = {"sqrt", "pi", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "infinity", "inf"}
@@ -290,9 +349,9 @@ def is_prose(gold: str) -> bool:
 
 
 def fold(text: str) -> str:
-    """A text as texts are compared: apart from case, and from spaces that part no words."""
+    """A text as texts are compared: apart from case, an article before it, and spaces that part no words."""
     choice = _CHOICE.fullmatch(text)
-    return (choice[1] if choice else normalised(" ".join(text.split()))).casefold()
+    return choice[1].casefold() if choice else ARTICLE.sub("", normalised(" ".join(text.split())).casefold(), count=1)
 
 
 _TO = re.compile(r"(?<=[0-9]) to (?=[0-9])")
@@ -320,13 +379,17 @@ _DEFERRED = re.compile(
 _ORDERED = re.compile(r"[(\[][^,]*,.*[)\]]")
 
 
-_PRIMED = re.compile(r"[A-Za-z0-9)] ?(?:'+|\^ ?\{? ?(?:\\prime ?)+\}?)")
+_PRIMED = re.compile(r"[A-Za-z0-9)}] ?(?:'+|\^ ?\{? ?(?:\\prime ?)+\}?)")
+
+
+def _same_signs(gold: str, final: str) -> bool:
+    """Whether no operation is left to do, and no prime drops out or comes in: a worker would not see it."""
+    deferred = set(_DEFERRED.findall(final)) - set(_DEFERRED.findall(gold))
+    return not deferred and bool(_PRIMED.search(final)) == bool(_PRIMED.search(gold))
 
 
 def _same_form(gold: str, final: str) -> bool:
-    if bool(_PRIMED.search(final)) != bool(_PRIMED.search(gold)):
-        return False
-    if set(_DEFERRED.findall(final)) - set(_DEFERRED.findall(gold)):
+    if not _same_signs(gold, final):
         return False
     if gold.startswith(r"\{") and _ORDERED.fullmatch(final):
         return False

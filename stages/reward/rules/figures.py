@@ -38,6 +38,7 @@ _FIGURE = re.compile(
     rf"(?:\{{ ?(?P<braced>{_POINTS}) ?\}}|(?P<plain>{_POINTS}|[0-9](?![0-9])))",
     re.IGNORECASE,
 )
+_LINE = re.compile(r"\\ell|[a-z](?:_[0-9])?")
 _FROWN = re.compile(r"\\overset ?\{ ?\\(?:frown|smile) ?\}")
 _NUMBERED_OR_LOWER = re.compile(r"\\angle ?(?:\{ ?(?P<braced>[a-z0-9]) ?\}|(?P<plain>[a-z0-9]))")
 _LETTERS = re.compile(rf"\|?({_POINTS})\|?")
@@ -52,21 +53,26 @@ def figure(text: str) -> Hashable | None:
     """
     text = _FROWN.sub(r"\\overset\\frown", text).strip()
     for sign in _RELATIONS:
-        sides = [side.strip() for side in re.split(rf"\\{sign}(?![a-zA-Z])", text)]
+        sides = [side.strip() for side in re.split(rf"{re.escape(sign)}(?![a-z])", text)]
         if len(sides) == 2:
             return _relation(sign, *sides)
     return _named(text)
 
 
-_RELATIONS = ("parallel", "perp", "sim", "cong", "cup", "cap")
-_MATCHED = ("sim", "cong")
+_RELATIONS = (r"\parallel", r"\perp", r"\sim", r"\cong", r"\cup", r"\cap", r"=")
+_MATCHED = (r"\sim", r"\cong")
 
 
 def _relation(sign: str, left: str, right: str) -> Hashable | None:
     if sign in _MATCHED and (pairs := _correspondence(left, right)):
         return sign, pairs
-    sides = [_named(side) or _letters(side) for side in (left, right)]
+    sides = [(segment if sign == "=" else _side)(side) for side in (left, right)]
     return (sign, frozenset(sides)) if all(sides) else None
+
+
+def _side(text: str) -> Hashable | None:
+    """A figure, letters alone, or a line named by a small letter."""
+    return _named(text) or _letters(text) or (text if _LINE.fullmatch(text) else None)
 
 
 def _correspondence(left: str, right: str) -> Hashable | None:

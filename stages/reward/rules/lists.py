@@ -105,6 +105,20 @@ def several(text: str) -> Several | None:
     return Several([part.name.strip() for part in each], [part.value for part in each])
 
 
+_COORDINATES = re.compile(r"\( ?([xyz]) ?, ?([xyz])(?: ?, ?([xyz]))? ?\)")
+
+
+def with_axes_in_order(text: str) -> str:
+    """``(y, x) = (3, 4)`` as ``(x, y) = (4, 3)``; other names have no order of their own."""
+    name, value = named(text)
+    axes, members = _COORDINATES.fullmatch(name), tuple_of(value)
+    names = [axis for axis in axes.groups() if axis] if axes else []
+    if members is None or len(names) != len(members) or names == sorted(names):
+        return text
+    each = sorted(zip(names, members, strict=True))
+    return f"({', '.join(axis for axis, _ in each)}) = ({', '.join(member for _, member in each)})"
+
+
 def tuple_of(text: str) -> list[str] | None:
     """The members of ``(a, b)``, None for anything else."""
     inside = _TUPLE_OF_NAMES.fullmatch(text)

@@ -21,7 +21,8 @@ _NUMBER = re.compile(
             \s*(?P<brace>\{{)?(?P<ten>{_EXPONENT})(?(brace)\}}) )?
       | (?P<before>[0-9]*\.[0-9]*) (?:\\overline|\\bar|\\dot)\s*\{{(?P<repeated>[0-9]+)\}}
       | (?:(?P<whole>[0-9]+)\s*)? {_FRACTION}
-      | (?P<over>{_INTEGER})\s*/\s*(?P<below>{_INTEGER})
+      | (?P<over>{_INTEGER})\s*/\s*(?P<below>[+-]?{_INTEGER})
+      | (?:10|\{{10\}})\^\s*(?P<bare>\{{)?(?P<power>{_EXPONENT})(?(bare)\}})
     )""",
     re.VERBOSE,
 )
@@ -31,8 +32,8 @@ def number(text: str) -> Fraction | None:
     """The exact value of a plain number, or None.
 
     Plain: an integer, decimal (``0.\\overline{3}`` too), simple fraction (``a/b``, ``\\frac{a}{b}``) or mixed number
-    (``1\\frac{1}{2}``, whose fraction is below one), signed, with thousands commas or in scientific notation. ``1+1``,
-    ``2^3``, ``3!``, ``1/0`` and a list are not.
+    (``1\\frac{1}{2}``, whose fraction is below one), signed, with thousands commas or in scientific notation, a power
+    of ten alone included. ``1+1``, ``2^3``, ``3!``, ``1/0`` and a list are not.
     """
     match = _NUMBER.fullmatch(text)
     if not match:
@@ -41,6 +42,8 @@ def number(text: str) -> Fraction | None:
     sign = -1 if part.get("sign") == "-" else 1
     if "decimal" in part:
         return sign * Fraction(part["decimal"]) * Fraction(10) ** int(part.get("e") or part.get("ten") or 0)
+    if "power" in part:
+        return sign * Fraction(10) ** int(part["power"])
     if "repeated" in part:
         return sign * _repeating(part["before"], part["repeated"])
     top = int(part.get("top") or part.get("digit") or part["over"])
@@ -85,6 +88,7 @@ _UNITS = {
         ml mL milliliter milliliters millilitre millilitres 毫升
         l L liter liters litre litres 升
         gal gallon gallons
+        floz
         qt quart quarts
         pt pint pints
         cup cups
@@ -120,15 +124,22 @@ _UNITS = {
         kV kilovolt kilovolts
         A ampere amperes amp amps
         mA milliampere milliamperes
-        coulomb coulombs
-        farad farads
-        tesla teslas
+        C coulomb coulombs
+        F farad farads
+        T tesla teslas
+        Wb weber webers
+        H henry henries
         Ω ohm ohms
         kΩ kiloohm kiloohms kilohm kilohms
         MΩ megaohm megaohms
         μF microfarad microfarads
         lm lumen lumens
         lx lux
+        cd candela candelas
+        Bq becquerel becquerels
+        Gy gray grays
+        Sv sievert sieverts
+        AU
         dB decibel decibels
         mol mole moles
         mmol millimole millimoles
@@ -156,6 +167,7 @@ _UNITS = {
         yuan RMB CNY 元
         unit units
         mi/h mph
+        mi/gal mpg
         km/h kmh kph
         knot knots
         bit bits
@@ -193,6 +205,8 @@ _UNIT_REWRITES = [
         (r"(?<=\})(?=(?:[munkcd]?m|ft|in|kg)(?:\^|$))", " "),
         (r"\\frac ?\{ ?([a-zA-Z^0-9]+) ?\} ?\{ ?([a-zA-Z^0-9]+) ?\}$", r" \1/\2"),
         (r" ?\bper ", "/"),
+        (r"\b(?:fl\.? ?oz|fluid ounces?)$", " floz"),
+        (r"/ ?\( ?([a-zA-Z]+) ?(?:\\cdot|[·*]| ) ?([a-zA-Z]+) ?\)$", r"/\1/\2"),
         (r"(?: |^)(?:square|sq\.?) ([a-zA-Z]+)", r" \1^2"),
         (r"(?: |^)(?:cubic|cu\.?) ([a-zA-Z]+)", r" \1^3"),
         (r"(?<![a-zA-Z])([a-zA-Z]+) squared$", r" \1^2"),
@@ -226,7 +240,8 @@ def unit(text: str) -> str | None:
     stated_factors = [len(product.split("·")) for product in text.split("/")]
     if [len(product) for product in products] != stated_factors:
         return None
-    return "/".join("·".join(product) for product in products)
+    above, *below = ("·".join(product) for product in products)
+    return "/".join([above, *sorted(below)])
 
 
 def _factor(text: str) -> str | None:
@@ -246,7 +261,12 @@ class Quantity(NamedTuple):
 
 
 def quantity(text: str) -> Quantity:
-    """Take the unit off a cleaned answer; only a listed one counts, so ``5 million`` keeps its million."""
+    """Take the unit off a cleaned answer; only a listed one counts, so ``5 million`` keeps its million.
+
+    Degrees and minutes are degrees: ``30° 15'`` is ``\\frac{121}{4}``.
+    """
+    if angle := _SEXAGESIMAL.fullmatch(text):
+        return Quantity(_in_degrees(angle), "°")
     spaced = _BASE_WORD.sub(lambda base: str(_BASES[base[1]]), text)
     for pattern, replacement in _UNIT_REWRITES:
         spaced = pattern.sub(replacement, spaced)
@@ -256,6 +276,20 @@ def quantity(text: str) -> Quantity:
         if (found := unit(" ".join(words[-count:]))) is not None and not _NO_QUANTITY.search(body):
             return Quantity(unwrapped(body), found)
     return Quantity(text, "")
+
+
+_DEGREE = r"(?:°|\^ ?(?:\\circ|\{ ?\\circ ?\})|\\degree)"
+_SEXAGESIMAL = re.compile(
+    rf"(?P<sign>-?) ?(?P<whole>[0-9]+) ?{_DEGREE} ?(?P<minutes>[0-9]+(?:\.[0-9]+)?) ?'"
+    r"(?: ?(?P<seconds>[0-9]+(?:\.[0-9]+)?) ?\\?\")?"
+)
+
+
+def _in_degrees(angle: re.Match[str]) -> str:
+    """Degrees, minutes and seconds of an angle as a fraction of degrees."""
+    whole, minutes, seconds = (Fraction(angle[part] or 0) for part in ("whole", "minutes", "seconds"))
+    degrees = whole + minutes / 60 + seconds / 3600
+    return f"{angle['sign']}\\frac{{{degrees.numerator}}}{{{degrees.denominator}}}"
 
 
 def units_agree(one: str, other: str) -> bool:

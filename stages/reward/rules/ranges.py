@@ -10,8 +10,10 @@ _VARIABLE = r"(?:[a-zA-Z](?:_\w|_\{\w+\})?(?:\([a-z]\))?|\\(?!infty|pi(?![a-z]))
 _IS_VARIABLE = re.compile(_VARIABLE)
 _SIGN = re.compile(r" ?(\\le(?![a-zA-Z])|\\ge(?![a-zA-Z])|\\neq(?![a-zA-Z])|<|>) ?")
 _BUILDER = re.compile(rf"\\\{{ ?({_VARIABLE}) ?(?:\\in ?(?:\\mathbb ?\{{ ?R ?\}}|R) ?)?[:|] ?(.+?) ?\\\}}")
+_NAME = re.compile(rf"(?<![a-zA-Z\\]){_VARIABLE}(?![a-zA-Z])")
 _BRACKETS = re.compile(r"[(\[].*[)\]]")
 _REALS_BUT = re.compile(r"\\mathbb ?\{ ?R ?\} ?(?:\\setminus|\\backslash|-) ?\\\{([^,;{}]+)\\\}")
+_REALS = re.compile(r"\\mathbb ?\{ ?R ?\}")
 _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", r"\neq": r"\neq"}
 _AND = re.compile(r" and | ?\\(?:land|wedge)(?![a-zA-Z]) ?")
 _UNION = re.compile(r" ?\\cup(?![a-zA-Z]) ?| or | ?\\(?:lor|vee)(?![a-zA-Z]) ?")
@@ -22,6 +24,11 @@ class Range(NamedTuple):
 
     name: str
     intervals: str
+
+    @property
+    def brackets(self) -> list[str]:
+        """Those of each interval, in an order that does not depend on theirs."""
+        return sorted(interval[0] + interval[-1] for interval in self.intervals.split(r" \cup "))
 
 
 def as_range(text: str, *, either: bool = False) -> Range | None:
@@ -40,8 +47,10 @@ def as_range(text: str, *, either: bool = False) -> Range | None:
 
 
 def _condition(text: str) -> str:
+    """What ``\\{x \\mid x > 2\\}`` says of x; the whole text where it says it of another name."""
     built = _BUILDER.fullmatch(text)
-    return built[2] if built else text
+    names = set(_NAME.findall(built[2])) if built else set()
+    return built[2] if built and built[1] in names else text
 
 
 def _both(parts: list[str], either: bool) -> Named | None:
@@ -58,6 +67,8 @@ def _one(text: str, either: bool) -> Named | None:
     if len(conditions := _AND.split(text)) > 1:
         return _both(conditions, either)
     name, value = named(text)
+    if _REALS.fullmatch(value):
+        return Named(name, r"(-\infty, \infty)")
     if left_out := _REALS_BUT.fullmatch(value):
         return Named(name, _all_but(left_out[1]))
     if _BRACKETS.fullmatch(value) and len(items(value[1:-1])) == 2:

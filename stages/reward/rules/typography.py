@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-_WORDS = r"[A-Za-zÀ-ɏΩ°%\u4e00-\u9fff .,;:'()&/-]*"
+_WORDS = r"[A-Za-zÀ-ɏΩ°%\u4e00-\u9fff~ .,;:'()&/-]*"
 _FONTS = r"text|textbf|textrm|textit|textnormal|textsf|texttt|mathrm|mathbf|mathit|mathsf|boldsymbol|bm|mbox|emph"
 _DOUBLED = "[dt]?frac|left|right|leq?|geq?|sqrt|pi|text|mathrm|cdot|times|infty|angle|circ|pm|begin|end"
 """Commands whose backslash data sets escape twice; two backslashes before a letter are otherwise a new row."""
@@ -21,6 +21,7 @@ _REWRITES = [
         (r"(?<!\\)\{\s*\{?([^{}\\]+)\}?\s*\\over(?![a-zA-Z])\s*\{?([^{}\\]+)\}?\s*\}", r"\\frac{\1}{\2}"),
         (r"(?<=\\\\)\s*\[[0-9.]+ ?(?:mm|cm|pt|em|ex)\]", ""),
         (r"\\(?:left|right|displaystyle|limits|[bB]igg?[lr]?)(?![a-zA-Z])", ""),
+        (r"\\(?:begin|end)\{(?:equation|displaymath|gather)\*?\}", " "),
         (r"\\begin\{array\}\s*\{[lcr|\s]*\}", r"\\begin{array}"),
         (r"[\[(]\s*\\begin\{array\}(.*?)\\end\{array\}\s*[\])]", r"\\begin{pmatrix}\1\\end{pmatrix}"),
         (r"\\(begin|end)\{(?:array|smallmatrix)\}", r"\\\1{pmatrix}"),
@@ -31,7 +32,10 @@ _REWRITES = [
         (r"(?<!\\)\${1,2}((?:\\.|[^$\\])+)\${1,2}", r" \1 "),
         (r"(?<!\\)\\[(\[](.+?)(?<!\\)\\[)\]]", r" \1 "),
         (r"(?<![\w)\]}])\*\*|\*\*(?![\w(\[{\\])", ""),
-        (r"[−–]", "-"),
+        (r"[−–]|(?<=[0-9]) ?— ?(?=[0-9])", "-"),
+        (r"(?<=[0-9])(?: ?\^ ?\{ ?\\prime ?\\prime ?\}|″|''|′′|’’)", '"'),
+        (r"(?<=[0-9])(?: ?\^ ?(?:\{ ?\\prime ?\}|\\prime)|’)|′", "'"),
+        (r"″", "''"),
         (r"≤|<=|⩽|\\leq(?:slant)?(?![a-zA-Z])", r"\\le "),
         (r"≥|>=|⩾|\\geq(?:slant)?(?![a-zA-Z])", r"\\ge "),
         (r"≠|!=|\\neq?(?![a-zA-Z])|\\not ?=", r"\\neq "),
@@ -39,6 +43,12 @@ _REWRITES = [
         (r"\\gt(?![a-zA-Z])", ">"),
         (r"≈|≃|\\(?:(?:thick)?approx|simeq|doteq)(?![a-zA-Z])", r"\\approx "),
         (r"\\colon(?![a-zA-Z])|∶", ":"),
+        (r"→|\\(?:long)?rightarrow(?![a-zA-Z])", r"\\to "),
+        (r"¬|\\lnot(?![a-zA-Z])", r"\\neg "),
+        (r"∧|\\wedge(?![a-zA-Z])", r"\\land "),
+        (r"∨|\\vee(?![a-zA-Z])", r"\\lor "),
+        (r"\\pmod ?([0-9a-z])(?![0-9a-z])", r"\\pmod{\1}"),
+        (r"\\log ?_ ?([0-9]) (?=[0-9])", r"\\log_{\1}"),
         (r"\\[lr]vert(?![a-zA-Z])|\\mid(?![a-zA-Z])|∣", "|"),
         (r"\\(?:dots|ldots|cdots)(?![a-zA-Z])|…", "..."),
         (r"π|(?<=[0-9]) ?pi(?![a-zA-Z])", r"\\pi "),
@@ -54,24 +64,31 @@ _REWRITES = [
         (r"⊥", r"\\perp "),
         (r"≅", r"\\cong "),
         (r"∼|∽", r"\\sim "),
+        (r"⊙", r"\\odot "),
         (r"∅|\\varnothing(?![a-zA-Z])", r"\\emptyset "),
         (r"√\{", r"\\sqrt{"),
         (r"(?<![\\a-zA-Z])sqrt ?\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"√\(?(\w+)\)?", r"\\sqrt{\1}"),
         (r"^ ?[Aa]ll real(?:s| numbers) ?$", r"\\mathbb{R}"),
         (r"\s+", " "),
+        (r"^ ?([0-9]{1,2}(?::[0-9]{2})?) ?[aA]\.? ?[mM][. ]*$", r"\1 am"),
+        (r"^ ?([0-9]{1,2}(?::[0-9]{2})?) ?[pP]\.? ?[mM][. ]*$", r"\1 pm"),
         (r"(?:(?<![\w.,:/-])|^(-)) ?([0-9]+) ([0-9]+)/([0-9]+)(?![\w.,:/-])", r"\1\2\\frac{\3}{\4}"),
     ]
 ]
+_GREEK = "alpha beta gamma delta varepsilon theta lambda rho sigma tau varphi omega"
 _SPACED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?![0-9])")
 _TYPESET = str.maketrans(
     {chr(wide): chr(wide - 0xFEE0) for wide in range(0xFF01, 0xFF5F)}
     | {"。": ".", "、": ",", "⁄": "/", "µ": "μ", "℃": "°C", "℉": "°F"}
+    | {letter: f"\\{name} " for letter, name in zip("αβγδεθλρστφω", _GREEK.split(), strict=True)}
     | dict.fromkeys("\u200b\u200c\u200d\u200e\u200f\u2060\ufeff", "")
 )
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "「": "」", "«": "»"}
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
+ARTICLE = re.compile(r"(?:the|an?) +(?=[^\W\d_]\S)", re.IGNORECASE)
+"""Before a word, where it says nothing; ``a + b`` begins with a letter."""
 
 
 def clean(answer: str) -> str:
@@ -127,6 +144,7 @@ def is_balanced(text: str) -> bool:
     return depth == 0
 
 
+DEGREE = re.compile(r" ?\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})|\\degree(?![a-zA-Z])")
 _IDLE_SPACE = re.compile(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])")
 _ONE_BRACED = re.compile(r"\{([0-9A-Za-z])\}")
 _PREFIXES = re.compile(r"\\(?=(?:sin|cos|tan|cot|sec|csc|log|ln|exp|min|max|gcd|lcm)(?![a-zA-Z]))")
@@ -138,6 +156,6 @@ def normalised(text: str) -> str:
 
     ``\\sin{A}``, ``\\sin (A)`` and ``sin A`` are the same; so are ``\\{x: x>2\\}`` and ``\\{ x | x > 2 \\}``.
     """
-    text = _ONE_BRACED.sub(r"\1", _PREFIXES.sub("", text))
+    text = _ONE_BRACED.sub(r"\1", _PREFIXES.sub("", DEGREE.sub("°", text)))
     text = _ARGUMENT.sub(r" \1", _IDLE_SPACE.sub("", text))
     return re.sub(r"(?<=^\\\{[A-Za-z]):", "|", text)
