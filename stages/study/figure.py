@@ -45,7 +45,7 @@ def draw(runs: Sequence[Run], file: Path) -> None:
 
 
 def _panel(panel: Axes, by_variant: Mapping[str, Sequence[Run]], mode: str, cost: str) -> None:
-    colors = mpl.color_sequences["tab20"]
+    colors = mpl.color_sequences["tab10" if len(by_variant) <= 10 else "tab20"]
     for number, (variant, runs) in enumerate(by_variant.items()):
         grid, values_SX = line(runs, mode, cost)
         mean = values_SX.mean(axis=0)
