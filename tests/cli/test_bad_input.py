@@ -255,7 +255,10 @@ PAIR_CASES = {
         "sft-repair",
         "repair_set",
         [PAIR],
-        ["repair_set.parquet: nothing to train on, all 1 of its pairs are held out with sft.heldout_share 0.9; lower"],
+        [
+            "repair_set.parquet: nothing to train on, all 1 of its pairs are held out with sft.heldout_share 0.9, or "
+            "show what these show; lower"
+        ],
         settings="--set sft.heldout_share=0.9",
     ),
     "null repair": bad_pair(["repair_set.parquet row 2: repair is ", NULL], "null_repair", repair=None),

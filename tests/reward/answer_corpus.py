@@ -1013,6 +1013,9 @@ SEVERAL = [
         ["90, 45, 45", r"45°, 90°, 45°"],
         ["45, 90", "45, 90, 90", "45, 45, 90, 90"],
     ),
+    *in_boxes("several answers", r"\{2, 7\}", ["2, 7, 2", r"\{7, 2, 2\}"], ["2, 2", r"\{2, 7, 1\}"]),
+    *in_boxes("several answers", "-3", ["-3, -3", "x = -3"], ["-3, 3", "-3, -3, 3"]),
+    *in_boxes("several answers", "(5, 5)", ["(5, 5)", "x = 5, y = 5"], ["5", "(5, 6)"]),
     *in_boxes(
         "several answers",
         r"5, 5, 5\sqrt{2}",
@@ -1026,7 +1029,7 @@ SEVERAL = [
         [r"\sqrt{3}, 0.5"],
         [r"\sqrt{3}!, \frac{1}{2}", r"3 = \frac{1}{2}, \sqrt{3}"],
     ),
-    *in_boxes("several answers", r"\sqrt{6}", [r"\sqrt{6}"], [r"\sqrt{6}, \sqrt{6}", r"\sqrt{6}, 0"]),
+    *in_boxes("several answers", r"\sqrt{6}", [r"\sqrt{6}, \sqrt{6}"], [r"\sqrt{6}, 0"]),
     *in_boxes("several answers", "(1, 2), (3, 4)", ["(3, 4), (1, 2), (3, 4)"], ["(1, 2), (1, 2)"]),
     *in_boxes("several answers", r"\pm 3", ["3, -3", r"-3 \text{ or } 3", r"x = \pm 3"], ["3", "-3", r"\pm 4"]),
     *in_boxes(

@@ -181,7 +181,7 @@ SEVERAL_ANSWERS_AND_NONE = [
     (r"\boxed{5} \boxed{", "5", 0.0),  # cut short: no final answer
     (r"\boxed{5}\boxed", "5", 1.0),  # without a brace it is no box
     (r"\boxed5", "5", 0.0),
-    (r"\fbox{5}", "5", 0.0),
+    (r"\fbox{5}", "5", 1.0),  # a box by another name
     (r"\boxed{\boxed{5}}", "5", 1.0),
     (r"\boxed{\boxed{3} \boxed{5}}", "5", 1.0),
     (r"\boxed{5} The answer is 7.", "7", 0.0),
@@ -513,7 +513,7 @@ SYMPY = in_boxes(
         ("∅", r"\emptyset", 1.0),
         (r"\varnothing", r"\emptyset", 1.0),
         (r"\{\}", r"\emptyset", 1.0),
-        (r"\mathbb{R}", r"(-\infty,\infty)", 0.0),  # another form than the ordered gold
+        (r"\mathbb{R}", r"(-\infty,\infty)", 1.0),  # the same range
         (r"x \in (1,2)", "(1,2)", 1.0),
         ("(1,2)", r"x \in (1,2)", 1.0),
         ("(1,3)", r"x \in (1,2)", 0.0),

@@ -46,6 +46,8 @@ def compare(text: str, gold: str) -> Verdict | Comparison:
     wanted, found = as_range(gold), as_range(text, either=True)
     if wanted is not None and found is not None:
         return _compare_ranges(found, wanted)
+    if not any(tuple_of(named(side).value) for side in (gold, text)):
+        gold, text = _said_once(gold), _said_once(text)
     gold_list = several(gold)
     if gold_list is not None:
         in_words = is_prose(gold_list.values[0])
@@ -56,6 +58,12 @@ def compare(text: str, gold: str) -> Verdict | Comparison:
     if final_list is not None and not (is_prose(gold) or _SET_SIGN.search(gold + text)):
         return 0.0
     return _compare_one(text, gold)
+
+
+def _said_once(text: str) -> str:
+    """One answer that is said several times, once."""
+    parts = items(text)
+    return parts[0] if len(parts) > 1 and len(set(map(normalised, parts))) == 1 else text
 
 
 _SET_SIGN = re.compile(r"[(\[]|\\(?:\{|cup|cap|pm|mp|begin|setminus|mathbb|emptyset)")
@@ -156,9 +164,12 @@ def _joined(values: list[str]) -> str:
 
 
 def _compare_in_any_order(found: Several, wanted: Several) -> Verdict | Comparison:
-    """Each as often, too: 45, 45 and 90 are not 45, 90 and 90. A point that is listed twice is one solution."""
-    left, rest = _points_once(wanted.values), []
-    for value in _points_once(found.values):
+    """Each as often, too: 45, 45 and 90 are not 45, 90 and 90. A point that is listed twice is one solution, and a set
+    has each once.
+    """
+    once = _distinct if found.in_braces or wanted.in_braces else _points_once
+    left, rest = once(wanted.values), []
+    for value in once(found.values):
         twin = next((other for other in left if _same_value(value, other)), None)
         if twin is None:
             rest.append(value)
@@ -178,6 +189,14 @@ def _compare_in_any_order(found: Several, wanted: Several) -> Verdict | Comparis
 
 def _points_once(values: list[str]) -> list[str]:
     return list({normalised(v): v for v in values}.values()) if all(map(tuple_of, values)) else list(values)
+
+
+def _distinct(values: list[str]) -> list[str]:
+    kept: list[str] = []
+    for value in values:
+        if not any(_same_value(value, other) for other in kept):
+            kept.append(value)
+    return kept
 
 
 def _same_value(one: str, other: str) -> bool:

@@ -34,6 +34,7 @@ class Several(NamedTuple):
 
     names: list[str]
     values: list[str]
+    in_braces: bool = False
 
     @property
     def is_assignment(self) -> bool:
@@ -102,7 +103,7 @@ def several(text: str) -> Several | None:
         each = [Named(whole.name, part) for part in parts]
     elif each[0].name and not any(part.name for part in each[1:]):
         each = [Named(each[0].name, part.value) for part in each]
-    return Several([part.name.strip() for part in each], [part.value for part in each])
+    return Several([part.name.strip() for part in each], [part.value for part in each], in_braces=inside != text)
 
 
 _COORDINATES = re.compile(r"\( ?([xyz]) ?, ?([xyz])(?: ?, ?([xyz]))? ?\)")
