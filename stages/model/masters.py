@@ -21,6 +21,13 @@ def master_entries(masters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]
     return ((f"{name}/{MASTER}", weight) for name, weight in masters.items())
 
 
+def entries_of(file: Any) -> Iterator[tuple[str, str, str]]:
+    """Each key of an open optimizer's state, with the weight that it is of and the entry that it is."""
+    for key in file.keys():  # noqa: SIM118, a safetensors file is not iterable
+        name, _, entry = key.rpartition("/")
+        yield key, name, entry
+
+
 @torch.no_grad()
 def take_masters(model: Any, path: Path) -> None:
     """Put the weights of an optimizer's state in the place of a model's own, which must be whole.
@@ -30,8 +37,7 @@ def take_masters(model: Any, path: Path) -> None:
     """
     weights = dict(model.named_parameters())
     with safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118, a safetensors file is not iterable
-            name, _, entry = key.rpartition("/")
+        for key, name, entry in entries_of(file):
             if entry != MASTER:
                 continue
             if name not in weights or list(weights[name].shape) != file.get_slice(key).get_shape():

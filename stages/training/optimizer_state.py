@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stages.model.masters import MASTER, master_entries, misfit
+from stages.model.masters import MASTER, entries_of, master_entries, misfit
 from stages.runtime import processes
 from stages.training.parallel import Parallel
 
@@ -70,8 +70,7 @@ def load_optimizer_state(path: Path, model: nn.Module, parallel: Parallel) -> in
     """
     parameters = dict(model.named_parameters())
     with safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118, a safetensors file is not iterable
-            name, _, entry = key.rpartition("/")
+        for key, name, entry in entries_of(file):
             if entry == MASTER:
                 continue
             tensor = file.get_tensor(key)
