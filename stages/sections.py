@@ -596,6 +596,10 @@ class VariantSection(Section):
 
 _UNGATED = {"set": ["masks.repairer=sibling", "train.gate=none", "train.group=pairs"], "repair_model": "none"}
 _TO_ALL = {"set": ["train.group=all", "train.evenness=1", "train.support=0.05"]}
+_EVEN = {
+    "set": [*_TO_ALL["set"], "masks.keep=0.1", "audit.auditor=none", "train.problems_per_step=16"],
+    "repair_model": "sft",
+}
 
 
 def _ungated(*assignments: str, **others: Any) -> dict[str, Any]:
@@ -627,12 +631,10 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
             "set": ["train.group=pairs", "masks.keep=0.1", "audit.auditor=none"],
             "repair_model": "sft",
         },
-        "difference_even": {
-            "set": [*_TO_ALL["set"], "masks.keep=0.1", "audit.auditor=none", "train.problems_per_step=16"],
-            "repair_model": "sft",
-        },
+        "difference_even": _EVEN,
         "difference_all": _TO_ALL,
         "sft_then_grpo": _ungated(start="sft"),
+        "sft_then_difference_even": {**_EVEN, "start": "sft"},
         "sft_then_difference_all": {**_TO_ALL, "start": "sft", "repair_model": "sft"},
         "difference_without_set": {**_TO_ALL, "repair_model": "rl_alone"},
         "sft_only": {**_TO_ALL, "repair_model": "sft"},
