@@ -19,7 +19,7 @@ RL_AGAIN = "rl-repair"
 BASE = "evaluate-base"
 VALIDATION = "validation"
 """Begins the names of a loop's evaluations."""
-RepairModel = Literal["rl", "sft", "rl_alone", "none"]
+RepairModel = Literal["rl", "sft", "rl_alone", "untrained", "none"]
 Start = Literal["base", "sft"]
 
 
@@ -65,10 +65,12 @@ class Chain:
         """Train a repair model, starting from `policy`, and return the step that made it; None for the kind `none`.
 
         `sft` stops after supervised training (eq. 1). `rl` goes on with reinforcement (eq. 4). `rl_alone` begins with
-        reinforcement, so it never sees the repair set.
+        reinforcement, so it never sees the repair set. `untrained` is `policy` itself.
         """
         if kind == "none":
             return None
+        if kind == "untrained":
+            return policy
         inputs = {"problems": self.problems, "policy": policy}
         if kind == "rl_alone":
             return self.make(RL, "rl-repair", self.seed, **inputs, repair_model=policy)

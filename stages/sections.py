@@ -577,10 +577,11 @@ class VariantSection(Section):
     """What one variant of an ablation changes."""
 
     set: list[str] = Field([], description="Assignments `section.key=value`.")
-    repair_model: Literal["rl", "sft", "rl_alone", "none"] = Field(
+    repair_model: Literal["rl", "sft", "rl_alone", "untrained", "none"] = Field(
         "rl",
         description="How far its repair model is trained, from the policy that the rounds start from; `rl_alone`: by "
-        "reinforcement learning, which sees reference answers and no repair set (our choice).",
+        "reinforcement learning, which sees reference answers and no repair set; `untrained`: that policy, as it is "
+        "(both our choice).",
     )
     start: Literal["base", "sft"] = Field(
         "base", description="`sft`: the base trained first on the repairs of the repair set as answers (our choice)."
@@ -592,6 +593,10 @@ class VariantSection(Section):
         description="An earlier variant whose device-seconds it gets, evaluations left out: it goes on round by round "
         "until they are spent, and is read off where they end inside the last.",
     )
+
+    @property
+    def reads_repair_set(self) -> bool:
+        return self.start == "sft" or self.repair_model in ("rl", "sft")
 
 
 _UNGATED = {"set": ["masks.repairer=sibling", "train.gate=none", "train.group=pairs"], "repair_model": "none"}
@@ -632,6 +637,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
             "repair_model": "sft",
         },
         "difference_even": _EVEN,
+        "difference_untrained": {**_EVEN, "repair_model": "untrained"},
         "difference_all": _TO_ALL,
         "sft_then_grpo": _ungated(start="sft"),
         "sft_then_difference_even": {**_EVEN, "start": "sft"},

@@ -76,6 +76,12 @@ def test_a_repair_model_starts_from_the_policy_whose_errors_it_repairs(kind: Any
     assert [(command, inputs) for _, command, _, inputs in notes.made] == steps
 
 
+def test_an_untrained_repair_model_is_the_policy() -> None:
+    notes = Notes()
+    assert Chain(notes.make, **INPUTS, seed=3).repair_model("untrained", Path("start")) == Path("start")
+    assert not notes.made
+
+
 @pytest.mark.parametrize(
     ("step", "command", "before"),
     [

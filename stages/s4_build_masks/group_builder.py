@@ -395,7 +395,7 @@ class GroupBuilder:
     def _scores(
         self, trajectories: Sequence[Trajectory], rollouts: Collection[Trajectory]
     ) -> dict[Trajectory, TokenScores]:
-        problems = {name: self.problems[name] for name, _ in trajectories}
+        problems = self._problems_of(trajectories)
         prompts = {name: self.policy.prompt(problem) for name, problem in problems.items()}
         blank: dict[str, Prompt] = {}
         if self.recipe.train.gate == "perception":
@@ -408,6 +408,9 @@ class GroupBuilder:
             ],
             trajectories,
         )
+
+    def _problems_of(self, trajectories: Iterable[Trajectory]) -> dict[str, Problem]:
+        return {name: self.problems[name] for name in dict.fromkeys(name for name, _ in trajectories)}
 
     def _asked(
         self, scores: Mapping[Trajectory, TokenScores], rollouts: Collection[Trajectory]
@@ -426,7 +429,7 @@ class GroupBuilder:
         self, scores: Mapping[Trajectory, TokenScores], rollouts: Collection[Trajectory]
     ) -> dict[Trajectory, list[float]]:
         """In the numerics of both passes alike: a trainer's log-probs would be off by its own rounding."""
-        problems = {name: self.problems[name] for name, _ in rollouts}
+        problems = self._problems_of(rollouts)
         processor, style = self.policy.engine.codec.processor, self.policy.style
         prompts = {name: answer_prompt(processor, style, problem) for name, problem in problems.items()}
         taught = self._score([ScoreRequest(prompts[name], ids) for name, ids in rollouts], list(rollouts))

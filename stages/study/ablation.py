@@ -109,7 +109,7 @@ class Ablation:
         for problems in (self.test, self.validation):
             if problems is not None:
                 planned(STAGES["evaluate"](recipe, problems=problems, model=self.base))
-        if any(variant.repair_model != "none" or variant.start == "sft" for variant in variants.values()):
+        if any(variant.reads_repair_set for variant in variants.values()):
             planned(STAGES["sft-repair"](recipe, repair_set=self.repair_set, model=self.base))
 
     def recipe_with(self, assignments: Sequence[str]) -> Recipe:
@@ -226,13 +226,11 @@ class Runs:
     def _key(self, variant: VariantSection, settings: Sequence[str], seed: int, problems: str, length: Any) -> str:
         """Of all that a run depends on, wherever its files lie."""
         recipe = self.of.recipe_with(settings)
-        learns_repairs, learns_by_rl = variant.repair_model in ("sft", "rl"), variant.repair_model in ("rl", "rl_alone")
-        reads_set = learns_repairs or variant.start == "sft"
-        unread = {"ablate", "loop", "tracking", "seed"} | (set() if reads_set else {"sft"})
-        unread |= set() if learns_by_rl else {"repair_rl"}
+        unread = {"ablate", "loop", "tracking", "seed"} | (set() if variant.reads_repair_set else {"sft"})
+        unread |= set() if variant.repair_model in ("rl", "rl_alone") else {"repair_rl"}
         of = self.of
         files = {"problems": self._problems(problems), "train": of.train, "repair_set": of.repair_set, "base": of.base}
-        if not reads_set:
+        if not variant.reads_repair_set:
             del files["repair_set"]
         own = {
             # A field that later versions add does not make the record another's.

@@ -1,5 +1,6 @@
 """An answer without its typesetting."""
 
+import functools
 import re
 import unicodedata
 
@@ -91,6 +92,7 @@ ARTICLE = re.compile(r"(?:the|an?) +(?=[^\W\d_]\S)", re.IGNORECASE)
 """Before a word, where it says nothing; ``a + b`` begins with a letter."""
 
 
+@functools.lru_cache(maxsize=4096)
 def clean(answer: str) -> str:
     """The answer without typography: math delimiters, emphasis, fonts, spacing commands, quotes, final punctuation.
 
