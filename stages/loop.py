@@ -156,13 +156,19 @@ class _Rounds:
         return out
 
     def _stages(self) -> Mapping[str, Callable[..., Any]]:
-        """By command; those of a round keep their models."""
+        """By command; they keep their models."""
 
         def resident(stage: Callable[..., Any]) -> Callable[..., Any]:
             return lambda recipe, **inputs: stage(recipe, **inputs, models=self.models)
 
-        kept = {"rollout": Rollout, "build-masks": BuildMasks, "train-policy": TrainPolicy, "evaluate": Evaluate}
-        return {name: resident(stage) for name, stage in kept.items()} | {"rl-repair": RlRepair}
+        kept = {
+            "rollout": Rollout,
+            "build-masks": BuildMasks,
+            "train-policy": TrainPolicy,
+            "evaluate": Evaluate,
+            "rl-repair": RlRepair,
+        }
+        return {name: resident(stage) for name, stage in kept.items()}
 
     def _validated(self, number: int, policy: Path) -> dict[str, Measure]:
         """Accuracy by mode, where the round is to be validated: the first, every so many, the last."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -21,10 +21,12 @@ from stages.audit.auditor import Auditor, NoAuditor
 from stages.audit.opening import check_auditor, open_auditor
 from stages.checks.problem_check import ProblemCheck
 from stages.declared import PromptKind, declare_sft_repair
-from stages.engines.loading import embedded_engine, open_codec, open_model
+from stages.engines.loading import embedded_engine, open_model
+from stages.engines.models import Models
 from stages.errors import DataError
 from stages.measures.accuracy import Measure, mean_over_problems
 from stages.model.batches import encode_prompt
+from stages.model.loading import VisionLanguageModel
 from stages.model.prompts import policy_prompt
 from stages.recipe import Recipe
 from stages.repair.answering import Answerer
@@ -62,12 +64,13 @@ class SftRepair:
     prompt: PromptKind = "repair"
     """`policy` makes a policy: its own prompt, without error and reference, answered by the repair (our choice)."""
     on_bad_row: OnBadRow = "fail"
+    models: Models = field(default_factory=Models)
 
     @cached_property
     def usable(self) -> ProblemSet:
         """The repair set, every row looked at."""
         rows = ProblemSet(self.repair_set, REPAIR_SET, self.on_bad_row)
-        check = ProblemCheck(self.recipe, open_codec(self.model, self.recipe), repairs=True)
+        check = ProblemCheck(self.recipe, self.models.codec(self.model, self.recipe), repairs=True)
         return check.usable(rows, rows.ids, self.on_bad_row)
 
     @cached_property
@@ -102,15 +105,14 @@ class SftRepair:
         split = self.split
         with open_trackers(recipe.tracking, step.out, step.plan["recipe"]) as trackers:
             with ledger.phase("load"):
-                vlm = open_model(self.model, recipe, master_weights=True)
-                trainer = Trainer(vlm, recipe.sft.optimizer, temperature=1.0, machine=recipe.trainer, seed=recipe.seed)
+                trainer = self.models.trainer(self.model, recipe, self._trainer)
             log = MetricsLog(trackers)
             step.count_anew()  # the data are read from the start
             for name in split.shown:
                 step.drop(name, "shows_what_is_held_out", "what a held-out error shows measures the model")
             checkpoints = Checkpoints(step, {MODEL: trainer}, log, every=SAVE_EVERY)
             with open_reward(recipe.reward) as reward:
-                repairer = Repairer(embedded_engine(vlm, recipe), recipe.prompt, reward, ledger)
+                repairer = Repairer(embedded_engine(trainer.vlm, recipe), recipe.prompt, reward, ledger)
                 references = References(recipe.prompt.references, recipe.seed, step.tally.counts)
                 batches = self._batches(repair_set, split, references)
                 with track("sft-repair", len(split.train) * recipe.sft.epochs, "pairs") as advance:
@@ -134,6 +136,10 @@ class SftRepair:
         step.tally.rows_out = len(split.train)
         step.tally.dropped["held_out"] = len(split.heldout)
         step.finish()
+
+    def _trainer(self, vlm: VisionLanguageModel) -> Trainer:
+        recipe = self.recipe
+        return Trainer(vlm, recipe.sft.optimizer, temperature=1.0, machine=recipe.trainer, seed=recipe.seed)
 
     def _heldout(self, trainer: Trainer, repairer: Repairer, split: Split, step: Step) -> list[Measure]:
         """What is measured on what was held out: repairs, or of a policy the loss alone."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -24,14 +24,12 @@ from stages.core.values import CriticSettings
 from stages.declared import declare_rl_repair
 from stages.engines.loading import (
     check_same_tokens,
-    open_codec,
-    open_engine,
-    open_model,
     open_reference,
     open_sampler,
     recipe_sampling,
     with_engine,
 )
+from stages.engines.models import Models
 from stages.errors import DataError, RecipeError
 from stages.measures.accuracy import Measure, share
 from stages.model.loading import VisionLanguageModel
@@ -67,6 +65,7 @@ class RlRepair:
     repair_set: Path | None = None
     """Its held-out tenth is repaired at the end."""
     on_bad_row: OnBadRow = "fail"
+    models: Models = field(default_factory=Models)
 
     @cached_property
     def usable(self) -> ProblemSet:
@@ -85,8 +84,8 @@ class RlRepair:
 
     @cached_property
     def _check(self) -> ProblemCheck:
-        codec = open_codec(self.policy, self.recipe)
-        check_same_tokens(self.policy, codec, self.repair_model, open_codec(self.repair_model, self.recipe))
+        codec = self.models.codec(self.policy, self.recipe)
+        check_same_tokens(self.policy, codec, self.repair_model, self.models.codec(self.repair_model, self.recipe))
         return ProblemCheck(self.recipe, codec, repairs=True)
 
     @cached_property
@@ -119,11 +118,10 @@ class RlRepair:
             open_reward(recipe.reward) as reward,
         ):
             with step.ledger.phase("load"):
-                policy = Answerer(open_engine(self.policy, recipe), recipe.prompt, reward, step.ledger)
-                vlm = open_model(self.repair_model, recipe, master_weights=True)
-                sampler = open_sampler(vlm, self.repair_model, recipe)
+                policy = Answerer(self.models.engine(self.policy, recipe), recipe.prompt, reward, step.ledger)
+                trainer = self.models.trainer(self.repair_model, recipe, self._trainer)
+                sampler = open_sampler(trainer.vlm, self.repair_model, recipe)
                 repairer = Repairer(sampler, recipe.prompt, reward, step.ledger)
-                trainer = self._trainer(vlm)
             drafts = ErrorSource(recipe, policy, step, self._held_out()).errors(self.usable)
             if not drafts:
                 raise DataError(

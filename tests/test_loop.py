@@ -25,6 +25,7 @@ from stages.evaluate import Evaluate
 from stages.loop import Loop
 from stages.recipe import load_recipe
 from stages.runtime.interruption import Requests, Stopped
+from stages.s2_rl_repair import RlRepair
 from stages.s3_rollout import Rollout
 from stages.s4_build_masks import BuildMasks
 from stages.s5_train_policy import TrainPolicy
@@ -220,15 +221,39 @@ def test_it_ends_when_nothing_was_better_for_so_long(patient):
     assert [result.number for result in results] == [0, 1, 2, 3]
 
 
-def test_the_repair_model_is_trained_again(tmp_path, loop_of, base_dir):
+@pytest.fixture(scope="module")
+def trained_again(tmp_path_factory, loop_of):
+    """A loop of two rounds whose repair model is trained between them."""
     settings = ["repair_rl.problems=8", "repair_rl.iterations=1", "repair_rl.errors_per_iteration=4"]
-    list(loop_of(tmp_path, *settings, "loop.repair_rl_every=1", validation=None).run())
-    trained = read_manifest(tmp_path / "round-1/rl-repair")["inputs"]
-    assert trained["policy"]["path"] == str(tmp_path / "round-1/train-policy")
+    out = tmp_path_factory.mktemp("again") / "run"
+    loop = loop_of(out, *settings, "loop.repair_rl_every=1", validation=None)
+    list(loop.run())
+    return loop
+
+
+def test_the_repair_model_is_trained_again(trained_again, base_dir):
+    out = trained_again.out
+    trained = read_manifest(out / "round-1/rl-repair")["inputs"]
+    assert trained["policy"]["path"] == str(out / "round-1/train-policy")
     assert trained["repair_model"]["path"] == str(base_dir)
-    used = [read_manifest(tmp_path / f"round-{n}/build-masks")["inputs"]["repair_model"]["path"] for n in (1, 2)]
-    assert used == [str(base_dir), str(tmp_path / "round-1/rl-repair")]
-    assert not (tmp_path / "round-2/rl-repair").exists()
+    used = [read_manifest(out / f"round-{n}/build-masks")["inputs"]["repair_model"]["path"] for n in (1, 2)]
+    assert used == [str(base_dir), str(out / "round-1/rl-repair")]
+    assert not (out / "round-2/rl-repair").exists()
+
+
+def test_it_is_trained_as_its_command_trains_it_and_used_from_then_on(trained_again, tmp_path, base_dir):
+    out = trained_again.out
+
+    def made(stage, place, number, **inputs):
+        recipe = trained_again.recipe.model_copy(update={"seed": number})
+        return execute(stage(recipe, problems=trained_again.problems, **inputs), tmp_path / place).out
+
+    policy = out / "round-1/train-policy"
+    repair_model = made(RlRepair, "round-1/rl-repair", 1, policy=policy, repair_model=base_dir)
+    rollouts = out / "round-2/rollout"
+    made(BuildMasks, "round-2/build-masks", 2, rollouts=rollouts, repair_model=repair_model, policy=policy)
+    ours, theirs = contents(out), contents(tmp_path)
+    assert theirs == {place: ours[place] for place in ("round-1/rl-repair", "round-2/build-masks")}
 
 
 def options_of(loop):
