@@ -53,13 +53,21 @@ def check_files(folder: Path, files: Files, part: str = "", reads: Sequence[str]
         ArtifactError: a file is missing, changed, unreadable or not in the manifest; names the first, and the remedy.
     """
     names = [name for name in matching(files, reads) if not part or f"{name}/".startswith(f"{part}/")]
-    chosen = {name: files[name] for name in names}
-    if damaged := find_damage(folder, chosen):
-        others = f" (and {len(damaged) - 1} more of its files)" if damaged[1:] else ""
-        raise ArtifactError(f"{damaged[0]}{others}; run the command that made it again with --overwrite")
+    check_undamaged(folder, {name: files[name] for name in names})
     strangers = [] if part else sorted(set(matching(_read_by_pattern(folder), reads)) - files.keys())
     if strangers:
         raise ArtifactError(f"{folder / strangers[0]}: not in {MANIFEST}, but it would be read; move it elsewhere")
+
+
+def check_undamaged(folder: Path, files: Files) -> None:
+    """Compare these files with what the manifest says of them.
+
+    Raises:
+        ArtifactError: one is missing, changed or unreadable; names the first, and the remedy.
+    """
+    if damaged := find_damage(folder, files):
+        others = f" (and {len(damaged) - 1} more of its files)" if damaged[1:] else ""
+        raise ArtifactError(f"{damaged[0]}{others}; run the command that made it again with --overwrite")
 
 
 def checked_manifest(folder: Path) -> dict[str, Any]:

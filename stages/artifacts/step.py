@@ -2,7 +2,8 @@
 
 What is finished is what `progress.json` notes. A shard's files are written as `*.pending`, then noted with their
 checksums, then renamed; a checkpoint is a folder that is whole before its files are noted. Killed at any moment, the
-step goes on from the last note.
+step goes on from the last note. It is written anew for every shard, so it does not grow with them: of many, the older
+are in notes of their own, `progress/*.json`, which stay as they are.
 """
 
 from __future__ import annotations
@@ -29,13 +30,17 @@ from stages.artifacts.plan import Plan, differences, path_of
 from stages.artifacts.rows import DroppedRow
 from stages.artifacts.store import write_rows, write_tables
 from stages.artifacts.up_to_date import holds_work
-from stages.artifacts.writing import PARTIAL, replace, to_disk, write_text, writing
+from stages.artifacts.writing import PARTIAL, rename, to_disk, write_text, writing
 from stages.errors import ArtifactError
 from stages.runtime import processes
 from stages.runtime.interruption import Requests, Stopped
 
 PENDING = ".pending"
 """Ends the name of a shard that is whole; whether it counts, `progress.json` says."""
+SETTLED = "progress"
+"""Folder of the notes on earlier shards, until the step is complete."""
+NOTED_AT_ONCE = 128
+"""Files that `progress.json` names before they get a note of their own."""
 CHECKPOINTS = "checkpoints"
 """Folder of what a training step goes on from, until it is complete."""
 TRACKING = "tracking"
@@ -76,6 +81,8 @@ class Step:
         self.manifest: dict[str, Any] | None = None
         self.requests = Requests()
         self._files: dict[str, dict[str, Any]] = {}
+        self._recent: dict[str, dict[str, Any]] = {}
+        self._settled = 0
         self._checkpoint: str | None = None
         self._checkpoint_files: dict[str, dict[str, Any]] = {}
         self._bad_rows: Sequence[BadRow] = ()
@@ -271,16 +278,35 @@ class Step:
     def _finish_shards(self, names: Sequence[str]) -> None:
         main = processes.is_main()
         entries = describe(self.out, [name + PENDING for name in names]) if main else {}
-        self._files |= {name: entries.get(name + PENDING, {}) for name in names}
+        finished = {name: entries.get(name + PENDING, {}) for name in names}
+        self._files |= finished
         if main:
+            self._settle()
+            self._recent |= finished
             self._note_progress()
             for name in names:
-                replace(self._pending(name), self.out / name)
+                rename(self._pending(name), self.out / name)
         self.pause()
+
+    def _settle(self) -> None:
+        """Give the files of many shards, which have their names, a note of their own.
+
+        It counts once `progress.json` does without them.
+        """
+        if len(self._recent) < NOTED_AT_ONCE:
+            return
+        with writing(self.out / SETTLED):
+            (self.out / SETTLED).mkdir(exist_ok=True)
+        _write_json(self._settled_note(self._settled), sealed({"files": self._recent}))
+        self._recent, self._settled = {}, self._settled + 1
+
+    def _settled_note(self, number: int) -> Path:
+        return self.out / SETTLED / f"{number:06d}.json"
 
     def _note_progress(self) -> None:
         progress = {
-            "files": self._files,
+            "files": self._recent,
+            "settled": self._settled,
             "checkpoint": self._checkpoint,
             "checkpoint_files": self._checkpoint_files,
             "device_seconds": dict(self.ledger.device_seconds),
@@ -291,7 +317,7 @@ class Step:
     def _is_bookkeeping(self, file: Path) -> bool:
         """Not output: the step's own notes, and what an interrupted write left behind."""
         notes = (self.out / PLAN, self.out / PROGRESS, self.out / LOCK)
-        folders = {self.out / TRACKING, self.out / CHECKPOINTS}
+        folders = {self.out / name for name in (TRACKING, CHECKPOINTS, SETTLED)}
         return file in notes or file.suffix in (PARTIAL, PENDING) or not folders.isdisjoint(file.parents)
 
     def _begin(self) -> None:
@@ -301,20 +327,22 @@ class Step:
 
     def _resume(self) -> list[str]:
         """Go on from the last note, if there is one and every file in it is as it was; else tell which are not."""
-        try:
-            progress = read_json(self.out / PROGRESS)
-        except ArtifactError:
-            progress = {}
-        if progress is None:
+        if not (self.out / PROGRESS).is_file():
             return []
-        if not is_intact(progress):
+        if (progress := _intact_note(self.out / PROGRESS)) is None:
             return [f"{self.out / PROGRESS}: changed since it was written"]
-        for name in progress["files"]:
+        files = dict(progress["files"])
+        for name in files:
             if self._pending(name).is_file():
-                replace(self._pending(name), self.out / name)
-        if damaged := find_damage(self.out, progress["files"] | progress["checkpoint_files"]):
+                rename(self._pending(name), self.out / name)
+        for path in map(self._settled_note, range(progress.get("settled", 0))):
+            if (note := _intact_note(path)) is None:
+                return [f"{path}: changed since it was written"]
+            files |= note["files"]
+        if damaged := find_damage(self.out, files | progress["checkpoint_files"]):
             return damaged
-        self._files = progress["files"]
+        self._files, self._recent = files, progress["files"]
+        self._settled = progress.get("settled", 0)
         self._checkpoint = progress["checkpoint"]
         self._checkpoint_files = progress["checkpoint_files"]
         self.ledger.device_seconds.update(progress["device_seconds"])
@@ -325,7 +353,8 @@ class Step:
 
     def _tidy(self) -> None:
         """Remove what a complete step no longer needs."""
-        shutil.rmtree(self.out / CHECKPOINTS, ignore_errors=True)
+        for name in (CHECKPOINTS, SETTLED):
+            shutil.rmtree(self.out / name, ignore_errors=True)
         (self.out / PROGRESS).unlink(missing_ok=True)
 
 
@@ -355,6 +384,15 @@ def _clear(out: Path) -> None:
 
 def _shard_name(spec: TableSpec[Any], index: int) -> str:
     return f"{spec.name}-{index:05d}.parquet"
+
+
+def _intact_note(path: Path) -> dict[str, Any] | None:
+    """What a note says; None where it is not as it was written."""
+    try:
+        note = read_json(path)
+    except ArtifactError:
+        return None
+    return note if note is not None and is_intact(note) else None
 
 
 def _versions() -> dict[str, str]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.artifacts.bad_rows import OnBadRow
-from stages.artifacts.integrity import check_files
+from stages.artifacts.integrity import check_undamaged
 from stages.artifacts.manifests import MANIFEST, PROGRESS, read_json, read_manifest, read_plan
 from stages.artifacts.plan import Plan, differences
 from stages.errors import ArtifactError
@@ -72,8 +72,9 @@ def holds_work(out: Path) -> bool:
         return True
     if progress is None:
         return False
-    shards = [out / name for name in progress.get("files", {})]
-    return progress.get("checkpoint") is not None or any(map(_may_have_rows, shards))
+    if progress.get("settled") or progress.get("checkpoint") is not None:
+        return True
+    return any(_may_have_rows(out / name) for name in progress.get("files", {}))
 
 
 def _may_have_rows(shard: Path) -> bool:
@@ -95,7 +96,7 @@ def _checked(out: Path) -> Standing:
     """Every file is as the manifest says; of models, which their readers check, what is not there is told."""
     manifest = read_manifest(out)
     files, models = manifest["files"], model_files(manifest)
-    check_files(out, files, reads=[name for name in files if name not in models] or [MANIFEST])
+    check_undamaged(out, {name: entry for name, entry in files.items() if name not in models})
     return Standing(manifest, [name for name in models if not (out / name).is_file()])
 
 

@@ -64,7 +64,17 @@ def replace(written: Path, path: Path) -> None:
     """
     with writing(path):
         to_disk(written)
-        os.replace(written, path)
+    rename(written, path)
+
+
+def rename(whole: Path, path: Path) -> None:
+    """Give a file that is on the disk another name.
+
+    Raises:
+        ArtifactError: as `writing`.
+    """
+    with writing(path):
+        os.replace(whole, path)
 
 
 def to_disk(file: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import stages.artifacts.step as step_module
 from forked import server
 from stages.artifacts.bad_rows import BadRow
 from stages.artifacts.columns import DROPPED, METRICS
@@ -16,7 +17,7 @@ from stages.artifacts.fingerprint import fingerprint
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.manifests import MANIFEST, PLAN, model_folder, read_manifest
 from stages.artifacts.stage import execute
-from stages.artifacts.step import CHECKPOINTS, PENDING, PROGRESS, Plan, Step
+from stages.artifacts.step import CHECKPOINTS, NOTED_AT_ONCE, PENDING, PROGRESS, SETTLED, Plan, Step
 from stages.artifacts.store import iterate_rows
 from stages.artifacts.writing import PARTIAL
 from stages.errors import ArtifactError
@@ -347,6 +348,89 @@ def test_a_note_of_progress_that_is_not_as_it_was_is_named(spoil, tmp_path, sour
         Step.open(tmp_path / "out", plan(source))
 
     assert not Step.open(tmp_path / "out", plan(source), overwrite=True).has_shard(METRICS, 0)
+
+
+@pytest.fixture
+def settles_each(monkeypatch):
+    """Two files are many."""
+    monkeypatch.setattr(step_module, "NOTED_AT_ONCE", 2)
+
+
+def pieces(out):
+    return sorted(file.name for file in (out / SETTLED).iterdir())
+
+
+def test_a_note_of_progress_does_not_grow_with_the_shards(tmp_path, source):
+    step, lengths = Step.open(tmp_path / "out", plan(source)), []
+    for index in range(3 * NOTED_AT_ONCE):
+        write_shard(step, index)
+        lengths.append((tmp_path / "out" / PROGRESS).stat().st_size)
+    assert max(lengths) < max(lengths[:NOTED_AT_ONCE]) + 100
+    assert pieces(tmp_path / "out") == ["000000.json", "000001.json"]
+
+
+@pytest.mark.usefixtures("settles_each")
+def test_a_step_of_many_shards_goes_on_with_all_of_them(tmp_path, source):
+    out = tmp_path / "out"
+    for first in range(0, 9, 3):  # stopped after every third
+        step = Step.open(out, plan(source))
+        assert [step.has_shard(METRICS, index) for index in range(9)] == [True] * first + [False] * (9 - first)
+        for index in range(first, first + 3):
+            write_shard(step, index)
+    assert len(pieces(out)) == 4
+    step = Step.open(out, plan(source))
+    assert len(list(iterate_rows(out, METRICS))) == 9
+
+    step.finish()
+    assert (step.manifest["rows_in"], step.manifest["rows_out"]) == (18, 9)
+    assert step.manifest["files"].keys() == {f"metrics-{index:05d}.parquet" for index in range(9)}
+    assert listing(out).keys() == {PLAN, MANIFEST, *step.manifest["files"]}
+
+
+@pytest.mark.usefixtures("settles_each")
+def test_a_step_killed_where_a_piece_of_its_notes_was_written_goes_on(tmp_path, source):
+    out = tmp_path / "out"
+    step = Step.open(out, plan(source))
+    for index in range(2):
+        write_shard(step, index)
+    before = (out / PROGRESS).read_bytes()
+    write_shard(step, 2)
+    (out / PROGRESS).write_bytes(before)  # killed after the piece, before the note that counts it
+    (out / "metrics-00002.parquet").rename(out / f"metrics-00002.parquet{PENDING}")
+
+    step = Step.open(out, plan(source))
+    assert [step.has_shard(METRICS, index) for index in range(3)] == [True, True, False]
+    for index in (2, 3):
+        write_shard(step, index)
+        shard = out / f"metrics-{index:05d}.parquet"
+        shard.rename(out / (shard.name + PENDING))  # killed between its note and its rename
+        step = Step.open(out, plan(source))
+        assert step.has_shard(METRICS, index)
+    step.finish()
+    assert step.manifest["rows_in"] == 8
+
+
+@pytest.mark.usefixtures("settles_each")
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda file: file.write_text(file.read_text().replace("1", "2"))])
+def test_a_piece_of_the_notes_that_is_not_as_it_was_is_named(spoil, tmp_path, source):
+    step = Step.open(tmp_path / "out", plan(source))
+    for index in range(5):
+        write_shard(step, index)
+    spoil(tmp_path / "out" / SETTLED / "000001.json")
+    with pytest.raises(ArtifactError, match=rf"{SETTLED}/000001\.json: changed since it was written; give --overwrite"):
+        Step.open(tmp_path / "out", plan(source))
+
+    assert not Step.open(tmp_path / "out", plan(source), overwrite=True).has_shard(METRICS, 0)
+
+
+@pytest.mark.usefixtures("settles_each")
+def test_shards_in_a_piece_of_the_notes_are_work(tmp_path, source):
+    step = Step.open(tmp_path / "out", plan(source))
+    for index in range(2):
+        write_shard(step, index)
+    step.write_shards(2, {METRICS: []})
+    with pytest.raises(ArtifactError, match="made with other seed"):
+        Step.open(tmp_path / "out", plan(source, seed=2))
 
 
 def write_weights(folder):
