@@ -8,9 +8,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "soak"))
 
-from load import compare, measure_judge, measure_size
+from load import ONE_PROBLEM_A_SHARD, compare, measure_judge, measure_size, slower
 
-from one_stage import STAGES
+from one_stage import OF_SHARDS, STAGES
 
 PROBLEMS = 40
 
@@ -40,6 +40,25 @@ def test_what_grows_is_named(took):
     memory, files = compare([PROBLEMS, 10 * PROBLEMS], took, grown)
     assert memory == "rollout: peak memory grows by 1.210, more than 1.2"
     assert files.startswith("train-policy: ")
+
+
+@pytest.mark.slow
+def test_a_shard_is_written_for_each_that_is_read(took, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+    of_shards = measure_size(tmp_path / "run", PROBLEMS, OF_SHARDS, ONE_PROBLEM_A_SHARD)
+    written = {stage: len(list((tmp_path / "run" / stage).glob("*-*.parquet"))) for stage in OF_SHARDS}
+    assert written == {"rollout": PROBLEMS, "build-masks": 2 * PROBLEMS, "realign": PROBLEMS}
+    assert of_shards["rollout"]["counts"] == took["rollout"]["counts"]
+    assert of_shards["build-masks"]["counts"] == took["build-masks"]["counts"]
+    marked = took["build-masks"]["counts"]["tokens_marked"]
+    assert of_shards["realign"]["counts"]["tokens_marked"] == marked
+
+
+def test_a_shard_that_takes_longer_among_many_is_named():
+    few, many = ({"rollout": {"cpu_seconds": seconds}} for seconds in (2.0, 30.0))
+    assert slower([100, 1_000], few, many) == []
+    many["rollout"]["cpu_seconds"] = 31.0
+    assert slower([100, 1_000], few, many) == ["rollout: 20.0 ms a shard among 100, 31.0 among 1,000"]
 
 
 def test_the_judge_is_asked_as_much_at_once_as_it_may_be(tmp_path):

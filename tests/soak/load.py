@@ -1,9 +1,10 @@
-"""Memory, open files and speed of three stages as problems grow tenfold, and a slow judge's occupancy.
+"""Memory, open files and speed of the stages as problems, and then shards, grow tenfold, and a slow judge's occupancy.
 
-python tests/soak/load.py [--out runs/soak] [--problems 10000 100000] [--judged 512]
+python tests/soak/load.py [--out runs/soak] [--problems 10000 100000] [--shards 1000 10000] [--judged 512]
 
 Needs Linux, and the top folder and `tests/support` on PYTHONPATH (`make soak`). Writes load.json; ends with 1 where the
-peak of the largest size is over 1.2 times that of the smallest, files open grow with it, or the judge is left idle.
+peak of the largest size is over 1.2 times that of the smallest, files open grow with it, a shard among many takes half
+as long again as one among few, or the judge is left idle.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from one_stage import STAGES
+from one_stage import OF_SHARDS, STAGES
 from slow_judge import Occupancy, measure
 from sums import save_model, write_problems
 
 LARGEST_RATIO = 1.2
 """Of peak resident memory, largest to smallest size."""
+LARGEST_SLOWDOWN = 1.5
+"""CPU seconds of a shard, largest to smallest number of them."""
+ONE_PROBLEM_A_SHARD = "rollout.rows_per_shard=2"
 FILES_SLACK = 8
 """Open files that the moments at which they are counted may differ by."""
 LEAST_OCCUPANCY = 0.9
@@ -35,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/soak"))
     parser.add_argument("--problems", type=int, nargs=2, default=[10_000, 100_000])
+    parser.add_argument("--shards", type=int, nargs=2, default=[1_000, 10_000], help="of one problem each")
     parser.add_argument("--judged", type=int, default=512, help="problems, two responses each, 256 responses a shard")
     parser.add_argument("--spread-s", type=float, default=0.5, help="how far the judge's seconds go from its 2")
     options = parser.parse_args()
@@ -42,28 +47,37 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.out) as folder:
         sizes = [measure_size(Path(folder) / str(problems), problems) for problems in options.problems]
         faults = compare(options.problems, *sizes)
+        shards = [
+            measure_size(Path(folder) / f"{count}-shards", count, OF_SHARDS, ONE_PROBLEM_A_SHARD)
+            for count in options.shards
+        ]
+        faults += compare(options.shards, *shards) + slower(options.shards, *shards)
         settings = {"limit": 16, "answer_s": 2.0, "spread_s": options.spread_s, "generate_s": 4.0}
         judge = measure_judge(Path(folder), problems=options.judged, **settings)
     if judge["ahead"].share < LEAST_OCCUPANCY:
         faults.append(f"the judge's places are filled to {judge['ahead'].share:.0%}, less than {LEAST_OCCUPANCY:.0%}")
-    report = {"problems": options.problems, "sizes": sizes, "judge": {name: of._asdict() for name, of in judge.items()}}
+    report = {"problems": options.problems, "sizes": sizes, "shards": options.shards, "of_shards": shards}
+    report |= {"judge": {name: of._asdict() for name, of in judge.items()}}
     (options.out / "load.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     sys.exit("\n".join(faults) or None)
 
 
-def measure_size(folder: Path, problems: int) -> dict[str, dict[str, Any]]:
-    """What each stage took over this many problems; every one is answered, repaired and trained on."""
+def measure_size(
+    folder: Path, problems: int, stages: Sequence[str] = STAGES, *settings: str
+) -> dict[str, dict[str, Any]]:
+    """What each stage took over this many problems; every one is answered, repaired and, by `STAGES`, trained on."""
     folder.mkdir()
     save_model(folder / "model")
     write_problems(folder / "problems.parquet", problems)
-    took = {stage: run_stage(stage, folder) for stage in STAGES}
-    assert took["train-policy"]["rows_out"] == problems
+    took = {stage: run_stage(stage, folder, *settings) for stage in stages}
+    assert took["build-masks"]["counts"]["errors_repaired"] == problems
+    assert stages is not STAGES or took["train-policy"]["rows_out"] == problems
     return took
 
 
-def run_stage(stage: str, folder: Path) -> dict[str, Any]:
+def run_stage(stage: str, folder: Path, *settings: str) -> dict[str, Any]:
     """What the stage's process says of itself, and the most files that it was seen to have open."""
-    command = [sys.executable, str(Path(__file__).parent / "one_stage.py"), stage, str(folder)]
+    command = [sys.executable, str(Path(__file__).parent / "one_stage.py"), stage, str(folder), *settings]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
         most_files = 0
@@ -89,7 +103,7 @@ def compare(problems: Sequence[int], small: dict[str, Any], large: dict[str, Any
     fewer, more = problems
     print(f"| stage | problems | s | problems/s | peak MiB | ratio | bytes a problem | open files |\n|{'---|' * 8}")
     faults = []
-    for stage in STAGES:
+    for stage in small:
         ratio = large[stage]["peak_rss_mib"] / small[stage]["peak_rss_mib"]
         growth = (large[stage]["peak_rss_mib"] - small[stage]["peak_rss_mib"]) * 2**20 / (more - fewer)
         for count, measured, last in ((fewer, small, ("", "")), (more, large, (f"{ratio:.3f}", f"{growth:.0f}"))):
@@ -103,6 +117,17 @@ def compare(problems: Sequence[int], small: dict[str, Any], large: dict[str, Any
             faults.append(f"{stage}: peak memory grows by {ratio:.3f}, more than {LARGEST_RATIO}")
         if large[stage]["most_files"] > small[stage]["most_files"] + FILES_SLACK:
             faults.append(f"{stage}: {small[stage]['most_files']} files open, then {large[stage]['most_files']}")
+    return faults
+
+
+def slower(shards: Sequence[int], small: dict[str, Any], large: dict[str, Any]) -> list[str]:
+    """Print a line a stage: what a shard takes of the CPU, among few and among many; give which takes longer there."""
+    faults = []
+    for stage in small:
+        few_ms, many_ms = (1000 * of[stage]["cpu_seconds"] / n for of, n in zip((small, large), shards, strict=True))
+        told = f"{stage}: {few_ms:.1f} ms a shard among {shards[0]:,}, {many_ms:.1f} among {shards[1]:,}"
+        print(told, flush=True)
+        faults += [told] if many_ms > LARGEST_SLOWDOWN * few_ms else []
     return faults
 
 

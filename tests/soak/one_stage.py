@@ -1,4 +1,4 @@
-"""One stage over sums in a process of its own: {rollout,build-masks,train-policy} FOLDER
+"""One stage over sums in a process of its own: {rollout,build-masks,realign,train-policy} FOLDER [SECTION.KEY=VALUE]...
 
 Reads `problems.parquet` and `model` of the folder and the output of the stage before, and prints what it took, as JSON.
 """
@@ -8,21 +8,25 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from stages.artifacts.stage import Stage, execute
 from stages.s3_rollout import Rollout
 from stages.s4_build_masks import BuildMasks
+from stages.s4_realign_pairs import RealignPairs
 from stages.s5_train_policy import TrainPolicy
 from sums import SumEngine, SumModels, recipe
 
 STAGES = ("rollout", "build-masks", "train-policy")
+OF_SHARDS = ("rollout", "build-masks", "realign")
+"""Stages that write a shard for each that they read."""
 
 
 def main() -> None:
-    name, folder = sys.argv[1], Path(sys.argv[2])
+    name, folder, given = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
     before, started, cpu = memory_mib("VmRSS"), time.perf_counter(), time.process_time()
-    manifest = execute(stage_of(name, folder), folder / name).manifest
+    manifest = execute(stage_of(name, folder, given), folder / name).manifest
     measured = {
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - cpu,
@@ -32,13 +36,15 @@ def main() -> None:
     print(json.dumps(measured | {key: manifest[key] for key in ("rows_in", "rows_out", "dropped", "counts")}))
 
 
-def stage_of(name: str, folder: Path) -> Stage:
-    settings, problems, model = recipe(), folder / "problems.parquet", folder / "model"
+def stage_of(name: str, folder: Path, given: Sequence[str]) -> Stage:
+    settings, problems, model = recipe(*given), folder / "problems.parquet", folder / "model"
     models = SumModels(SumEngine)
     if name == "rollout":
         return Rollout(settings, problems, model, models=models)
     if name == "build-masks":
         return BuildMasks(settings, folder / "rollout", problems, model, model, models=models)
+    if name == "realign":
+        return RealignPairs(settings, folder / "build-masks")
     return TrainPolicy(settings, folder / "build-masks", problems, model)
 
 
