@@ -1,4 +1,5 @@
-"""Commands in two processes: of one `accelerate launch`, and the same without its launcher, which takes seconds."""
+"""Commands in two processes: of one `accelerate launch`, of one on each of two nodes, and the same without a launcher,
+which takes seconds."""
 
 import os
 
@@ -6,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from forked import df_pair
-from launching import launch
+from launching import launch, launch_nodes
 from stages.artifacts.columns import GROUPS, ROLLOUTS
 from stages.artifacts.lock import lock_output
 from stages.artifacts.manifests import read_manifest
@@ -17,7 +18,11 @@ def launched(*arguments):
     return launch("-m", "df_cli", *arguments)
 
 
-@pytest.fixture(params=[df_pair, pytest.param(launched, marks=pytest.mark.slow)])
+def on_two_nodes(*arguments):
+    return launch_nodes("-m", "df_cli", *arguments)
+
+
+@pytest.fixture(params=[df_pair, *(pytest.param(way, marks=pytest.mark.slow) for way in (launched, on_two_nodes))])
 def df_twice(request):
     """A function: `df` in two processes."""
     return request.param
@@ -106,3 +111,30 @@ def test_two_processes_stop_together_and_go_on(df_twice, tmp_path, digits, base_
     assert df_twice(*limited[:-2]).returncode == 0
     for name in ("model/model.safetensors", "optimizer.safetensors", "samples.parquet"):
         assert (tmp_path / "limited" / name).read_bytes() == (tmp_path / "through" / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_nodes_write_what_two_processes_of_one_write(tmp_path, digits, base_dir):
+    """A round of rollouts, masks and training, each command on what the one before it wrote, byte for byte."""
+    problems = tmp_path / "problems.parquet"
+    pq.write_table(pq.read_table(digits / "problems_train.parquet").slice(0, 8), problems)
+    on = ["--recipe", "digits", "--problems", problems, "--policy", base_dir]
+    settings = ["rollout.samples_per_problem=4", "rollout.rows_per_shard=8", "train.group=all", "masks.candidates=2"]
+    settings += ["train.problems_per_step=2"]
+    on += [word for setting in settings for word in ("--set", setting)]
+    for way, folder in ((df_pair, tmp_path / "one"), (on_two_nodes, tmp_path / "two")):
+        of_step = {"rollout": [], "build-masks": ["--rollouts", folder / "rollout", "--repair-model", base_dir]}
+        of_step["train-policy"] = ["--groups", folder / "build-masks"]
+        for step, words in of_step.items():
+            done = way(step, *on, *words, "--out", folder / step)
+            assert done.returncode == 0, done.stderr[-3000:]
+            assert read_manifest(folder / step)["devices"] == 2
+    one, two = (read_manifest(tmp_path / name / "train-policy")["counts"] for name in ("one", "two"))
+    assert one == two
+    written = [file.relative_to(tmp_path / "one") for file in (tmp_path / "one").rglob("*") if file.is_file()]
+    timed = {"manifest.json", "plan.json", "metrics.parquet"}
+    compared = [file for file in written if file.name not in timed]
+    assert {file.suffix for file in compared} >= {".parquet", ".safetensors", ".html"}
+    for file in compared:
+        assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "one" / file).read_bytes(), file

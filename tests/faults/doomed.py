@@ -45,16 +45,15 @@ class Point(NamedTuple):
 
 
 class Record:
-    """Numbers the changes of a folder, writes them down in a file beside it, and ends the process at one of them.
+    """Numbers the changes of a folder, writes them down in the file `name`.record, and ends the process at one of them.
 
-    A file of its own has the costly work, each piece with the number of changes before it.
+    `name`.work has the costly work, each piece with the number of changes before it.
     """
 
-    def __init__(self, folder: Path, death: Point | None) -> None:
+    def __init__(self, folder: Path, name: Path, death: Point | None) -> None:
         self.folder = str(folder)
         self.log, self.work = (
-            os.open(folder.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            for suffix in (".record", ".work")
+            os.open(name.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for suffix in (".record", ".work")
         )
         self.death = death
         self.entries = 0
@@ -132,6 +131,6 @@ def run(arguments: list[str], folder: Path, death: Point | None, waits: bool) ->
     with folder.with_suffix(".output").open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    Record(folder, death).begin()
+    Record(folder, folder, death).begin()
     sys.argv = ["df", *arguments]
     main()

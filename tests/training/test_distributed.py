@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import distributed_steps
 import stages
 from forked import pair
+from launching import launch_nodes
 from stages.training.critic import CRITIC
 from stages.training.trainer import ADAPTERS, MACHINE_METRICS, OPTIMIZER_STATE
 
@@ -86,6 +87,22 @@ def test_two_processes_do_the_steps_of_one(mode, one_process, tmp_path):
         if mode.endswith("ppo"):
             assert_same_files(tmp_path / name, expected / name, f"{CRITIC}/model.safetensors")
             assert_same_files(tmp_path / name, expected / name, f"{CRITIC}/{OPTIMIZER_STATE}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_nodes_do_the_steps_of_two_processes_on_one(tmp_path):
+    """To the bit, with half of the model on each."""
+    of_nodes, of_one = tmp_path / "nodes", tmp_path / "one"
+    for folder, done in (
+        (of_nodes, launch_nodes(distributed_steps.__file__, "fsdp2-kl", of_nodes)),
+        (of_one, pair(distributed_steps.main, "fsdp2-kl", of_one)),
+    ):
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert torch.load(folder / "told.pt", weights_only=True)["processes"] == 2
+    for name in ("first", "second"):
+        for file in ("model/model.safetensors", OPTIMIZER_STATE):
+            assert (of_nodes / name / file).read_bytes() == (of_one / name / file).read_bytes(), f"{name}/{file}"
 
 
 @pytest.mark.slow
