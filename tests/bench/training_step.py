@@ -1,12 +1,15 @@
-"""Times one optimizer step of one group: TRL's GRPOTrainer, full logits, and this project with gates off and on.
+"""Times one optimizer step of one group: TRL's GRPOTrainer, steps without padding and with the prompt read once, and
+this project with gates off and on.
 
     python tests/bench/training_step.py [--shape visual|text] [--group 8|16] [--repeats 5] [--out runs/bench]
 
-Needs trl==1.16.0 and matplotlib; runs on the CPU, under Linux. Every side makes the same step on the same model and
+Needs the extra `bench`; runs on the CPU, under Linux. Every side makes the same step on the same model and
 trajectories, which is checked first; each takes the fastest number of rows at once for itself. Then the sides take
-turns. On a CPU TRL's head reads the prompt's positions too, on a GPU only the response's: both are timed. Ratios are to
-the latter, which is timed again with gradient checkpointing, TRL's default. Peak memory is the growth of the resident
-size over one step of a fresh process that has model, inputs and optimizer state already and keeps no freed tensor.
+turns. Seconds are those of CPU that the process had, so set OMP_NUM_THREADS=1: threads that wait count too. On a CPU
+TRL's head reads the prompt's positions too, on a GPU only the response's: both are timed. The latter is timed again
+with gradient checkpointing, TRL's default. The pass that reads old log-probs is timed apart. Peak memory is the growth
+of the resident size over one step of a fresh process that has model, inputs and optimizer state already and keeps no
+freed tensor.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ import json
 import platform
 import tempfile
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -30,15 +34,16 @@ from rich.console import Console
 from rich.table import Table
 from tiny_vlm import describe
 from training_step_case import SHAPES, Case, make_case
-from training_step_chart import BASE, LABELS, draw
+from training_step_chart import LABELS, draw
 from training_step_check import check_sides
+from training_step_lineup import ONE_ROW, SIDES
 from training_step_memory import RETURN_WHAT_IS_FREED, fresh_process
-from training_step_sides import SIDES
 
 PROBE = Path(__file__).with_name("training_step_probe.py")
-PACKAGES = ("torch", "transformers", "trl", "accelerate")
-COLUMNS = ("", "rows at once", "median s", "TRL / it", "peak MiB", "it / TRL")
-WIDTH = 120
+PACKAGES = ("torch", "transformers", "trl", "prefix-grouper", "accelerate")
+BESIDE = {"trl_compact": "TRL", "unpadded_row": "unpadded", "prefix_grouping": "prefix grouping"}
+"""Whose seconds are divided by every side's."""
+WIDTH = 160
 
 
 def main() -> None:
@@ -52,12 +57,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "case.pt"
         case.save(path)
-        report["probe_seconds"] = _probes(path, options, console)
-        fastest = {name: min(probes, key=probes.__getitem__) for name, probes in report["probe_seconds"].items()}
-        report["peak_bytes"] = {name: _peak(path, name, rows) for name, rows in fastest.items()}
-    report["rows_at_once"] = fastest
-    report["seconds"] = _take_turns(case, fastest, options.repeats)
-    report["median_seconds"] = {name: median(seconds) for name, seconds in report["seconds"].items()}
+        report["rows_at_once"] = _given_rows(options) if options.rows_at_once else _fastest_rows(path, options, console)
+        report["peak_bytes"] = {name: _peak(path, name, rows) for name, rows in report["rows_at_once"].items()}
+    report |= _take_turns(case, report["rows_at_once"], options.repeats)
     console.print(_table(report))
     _write(report, options.out)
 
@@ -73,9 +75,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--shape", choices=SHAPES, default="visual")
     parser.add_argument("--group", type=int, choices=(2, 4, 8, 16), default=8)
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each side, after one to warm up")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help=f"{BASE} among them")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument(
-        "--rows-at-once", type=int, help="of the others, and the group of ours, in place of the fastest"
+        "--rows-at-once", type=int, help="of padded rows, and the group in one row, in place of the fastest"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     return parser.parse_args()
@@ -96,17 +98,20 @@ def _setting(options: argparse.Namespace, case: Case) -> dict[str, Any]:
     }
 
 
-def _probes(case: Path, options: argparse.Namespace, console: Console) -> dict[str, dict[int, float]]:
-    """Of every side, the seconds of a step at those numbers of rows at once that fit into memory."""
+def _given_rows(options: argparse.Namespace) -> dict[str, int]:
+    return {name: options.group if name in ONE_ROW else options.rows_at_once for name in options.sides}
+
+
+def _fastest_rows(case: Path, options: argparse.Namespace, console: Console) -> dict[str, int]:
+    """Of every side, the number of rows at once, of those that fit into memory, at which a step takes least time."""
     choices = sorted({*(rows for rows in (1, 2, 4) if rows < options.group), options.group})
-    found: dict[str, dict[int, float]] = {}
+    fastest: dict[str, int] = {}
     for name in options.sides:
-        if options.rows_at_once:
-            choices = [options.group if name.startswith("ours") else options.rows_at_once]
         probes = {rows: _probe(case, name, rows) for rows in choices}
-        found[name] = {rows: probe["seconds"] for rows, probe in probes.items() if probe}
-        console.print(f"{name}: " + ", ".join(f"{rows} at once {taken:.1f} s" for rows, taken in found[name].items()))
-    return found
+        seconds = {rows: probe["seconds"] for rows, probe in probes.items() if probe}
+        console.print(f"{name}: " + ", ".join(f"{rows} at once {taken:.1f} s" for rows, taken in seconds.items()))
+        fastest[name] = min(seconds, key=seconds.__getitem__)
+    return fastest
 
 
 def _probe(case: Path, name: str, rows: int, environment: Mapping[str, str] = {}) -> dict[str, Any] | None:
@@ -119,32 +124,46 @@ def _peak(case: Path, name: str, rows: int) -> float:
     return probe["peak_bytes"]
 
 
-def _take_turns(case: Case, rows_at_once: Mapping[str, int], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each side's steps, the first one left out."""
+def _take_turns(case: Case, rows_at_once: Mapping[str, int], repeats: int) -> dict[str, Any]:
+    """Seconds of each side's steps and of its passes over old log-probs, the first ones left out, and their medians."""
     sides = {name: SIDES[name](case, rows) for name, rows in rows_at_once.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    seconds: dict[str, dict[str, list[float]]] = {
+        "seconds": defaultdict(list),
+        "old_logprob_seconds": defaultdict(list),
+    }
     for _ in range(1 + repeats):
         for name, side in sides.items():
-            gc.collect()
-            started = time.perf_counter()
-            side.step()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: values[1:] for name, values in seconds.items()}
+            seconds["old_logprob_seconds"][name].append(_seconds(side.old_logprobs))
+            seconds["seconds"][name].append(_seconds(side.step))
+    timed = {kind: {name: values[1:] for name, values in by_name.items()} for kind, by_name in seconds.items()}
+    return timed | {
+        f"median_{kind}": {name: median(values) for name, values in by_name.items()} for kind, by_name in timed.items()
+    }
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    gc.collect()
+    started = time.process_time()
+    work()
+    return time.process_time() - started
 
 
 def _table(report: Mapping[str, Any]) -> Table:
-    seconds, peaks = report["median_seconds"], report["peak_bytes"]
+    seconds = report["median_seconds"]
+    beside = {name: label for name, label in BESIDE.items() if name in seconds}
     table = Table(title=f"One optimizer step, {report['shape']}, group of {report['group']}")
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if not column else "right")
+    table.add_column("")
+    ratios = [f"{label} / it" for label in beside.values()]
+    for column in ("rows at once", "median s", *ratios, "old log-probs, s", "peak MiB"):
+        table.add_column(column, justify="right")
     for name in seconds:
         table.add_row(
             LABELS[name],
             str(report["rows_at_once"][name]),
             f"{seconds[name]:.2f}",
-            f"{seconds[BASE] / seconds[name]:.2f}",
-            f"{peaks[name] / 2**20:.0f}",
-            f"{peaks[name] / peaks[BASE]:.2f}",
+            *(f"{seconds[other] / seconds[name]:.2f}" for other in beside),
+            f"{report['median_old_logprob_seconds'][name]:.2f}",
+            f"{report['peak_bytes'][name] / 2**20:.0f}",
         )
     return table
 

@@ -17,6 +17,7 @@ from stages.core.alignment import difference_masks
 from stages.model.batches import EncodedPrompt, encode_prompt
 from stages.model.loading import VisionLanguageModel, wrap_model
 from stages.model.prompts import Prompt
+from stages.model.window_attention import use_window_attention
 from stages.training.trainer import TrainingRow
 
 SEED = 27482
@@ -24,6 +25,7 @@ TEMPERATURE = 0.7
 CLIP = 0.2
 LEARNING_RATE = 1e-6
 MAX_GRAD_NORM = 1.0
+NO_CLIP = 1e9
 EDITED_SHARE = 0.08
 OLD_LOGPROB_NOISE = 0.05
 """Deviation of the old log-probs from the model's own: the policy has moved a little since it sampled."""
@@ -66,7 +68,9 @@ class Tiny:
     bfloat16: bool = False
 
     def model(self) -> Any:
-        return tiny_model(SEED)
+        model = tiny_model(SEED)
+        use_window_attention(model)  # on every side, as on a GPU
+        return model
 
     def processor(self) -> Any:
         return tiny_processor()
@@ -132,6 +136,14 @@ def make_case(shape: Shape, group: int, maker: Maker = Tiny()) -> Case:
         rows.append(TrainingRow(prompt, error, "error", worse, error_gate))
         rows.append(TrainingRow(prompt, repair, "repair", better, repair_gate))
     return Case(prompt, _with_old_logprobs(vlm, rows, rng), maker)
+
+
+def independent(case: Case) -> Case:
+    """The same prompt, advantages and lengths without gates; no two responses begin alike, as rollouts do."""
+    rng = np.random.default_rng(SEED)
+    end = SPECIAL.index("<|im_end|>")
+    rows = [replace(row, ids=[*_tokens(len(row.ids) - 1, rng), end]) for row in case.ungated_rows]
+    return replace(case, rows=_with_old_logprobs(case.vlm(), rows, rng))
 
 
 def plain_logprobs(model: Any, row: TrainingRow, banned_ids: Sequence[int]) -> Tensor:

@@ -1,10 +1,13 @@
-"""The sides of the benchmark: each makes one optimizer step over the same trajectories, in its own way."""
+"""The benchmark's sides: each makes one optimizer step over the same trajectories, in its own way.
+
+Those that put a group into one row are in `training_step_one_row`.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +24,8 @@ from stages.training.groups import rows_to_work_on
 from stages.training.losses import PolicyObjective
 from stages.training.trainer import Trainer, TrainingRow
 
+VISION = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
+"""What TRL's forward pass takes beside tokens and mask."""
 OBJECTIVE = ObjectiveSection(algorithm="grpo", clip_low=CLIP, clip_high=CLIP)
 
 
@@ -32,6 +37,9 @@ class Side(Protocol):
 
     def step(self) -> float:
         """Forward, backward, clip, AdamW; returns the loss."""
+
+    def old_logprobs(self) -> list[Tensor]:
+        """The pass that reads old log-probs: each row's, (T,). What the step does not read is left as it was."""
 
 
 class Ours:
@@ -50,6 +58,10 @@ class Ours:
     def step(self) -> float:
         rows, totals = rows_to_work_on(self.rows, OBJECTIVE)
         return self.trainer.step(rows, self.objective, totals)["loss"]
+
+    def old_logprobs(self) -> list[Tensor]:
+        rows, _ = rows_to_work_on(self.rows, OBJECTIVE)
+        return [torch.tensor(row.old_logprobs_T) for row in self.trainer.with_old_logprobs(rows, self.objective)]
 
 
 class PreparedGRPOTrainer(GRPOTrainer):
@@ -79,9 +91,10 @@ class Trl:
             self.trainer.model.gradient_checkpointing_enable()
         self.model, _ = self.trainer._prepare_for_training(1, self.trainer.get_train_dataloader(), None)
         self.optimizer = self.trainer.optimizer
+        self.lengths = [len(row.ids) for row in case.rows]
 
     def step(self) -> float:
-        trl.trainer.utils._use_triton = lambda _device: self.compact_head
+        self._choose_head()
         self.model.zero_grad()
         loss = 0.0
         for left, micro_batch in zip(reversed(range(len(self.micro_batches))), self.micro_batches, strict=True):
@@ -91,12 +104,30 @@ class Trl:
         self.optimizer.step()
         return loss
 
+    @torch.no_grad()
+    def old_logprobs(self) -> list[Tensor]:
+        self._choose_head()
+        self.model.eval()
+        logprobs = [logprobs_T for batch in self.micro_batches for logprobs_T in self._logprobs(batch)]
+        return [logprobs_T[:length] for logprobs_T, length in zip(logprobs, self.lengths, strict=True)]
 
-class FullLogits:
-    """Plain padded rows and the logits of every position, as EasyR1's actor does on padded rows."""
+    def _logprobs(self, batch: dict[str, Any]) -> Tensor:
+        ids, mask = (
+            torch.cat([batch[f"prompt_{kind}"], batch[f"completion_{kind}"]], dim=1) for kind in ("ids", "mask")
+        )
+        vision = {name: batch[name] for name in VISION if name in batch}
+        width = batch["completion_ids"].shape[1]
+        return self.trainer._get_per_token_logps_and_entropies(self.model, ids, mask, width, **vision)[0]
+
+    def _choose_head(self) -> None:
+        trl.trainer.utils._use_triton = lambda _device: self.compact_head
+
+
+class PlainLoop(ABC):
+    """The step written out for `rows_at_once` responses at a time; how their log-probs are read is the side's."""
 
     def __init__(self, case: Case, rows_at_once: int) -> None:
-        self.case, self.vlm, self.model = case, case.vlm(), case.model()
+        self.case, self.model, self.banned_ids = case, case.model(), list(case.banned_ids())
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
         rows = case.ungated_rows
         self.micro_batches = [rows[start : start + rows_at_once] for start in range(0, len(rows), rows_at_once)]
@@ -109,19 +140,36 @@ class FullLogits:
         self.optimizer.step()
         return loss
 
+    @torch.no_grad()
+    def old_logprobs(self) -> list[Tensor]:
+        self.model.eval()
+        return [logprobs_T for rows in self.micro_batches for logprobs_T in self._logprobs(rows)]
+
     def _backward(self, rows: Sequence[TrainingRow]) -> float:
-        logprobs_BT = self._logprobs(rows)
-        terms = [grpo_term(logprobs_BT[index, : len(row.ids)], row) for index, row in enumerate(rows)]
+        terms = [grpo_term(logprobs_T, row) for logprobs_T, row in zip(self._logprobs(rows), rows, strict=True)]
         loss = torch.stack(terms).sum() / len(self.case.rows)
         loss.backward()
         return loss.item()
 
-    def _logprobs(self, rows: Sequence[TrainingRow]) -> Tensor:
+    @abstractmethod
+    def _logprobs(self, rows: Sequence[TrainingRow]) -> list[Tensor]:
+        """Of each row's tokens, (T,)."""
+
+
+class FullLogits(PlainLoop):
+    """Plain padded rows and the logits of every position, as EasyR1's actor does on padded rows."""
+
+    def __init__(self, case: Case, rows_at_once: int) -> None:
+        super().__init__(case, rows_at_once)
+        self.vlm = case.vlm()
+
+    def _logprobs(self, rows: Sequence[TrainingRow]) -> list[Tensor]:
         batch = response_batch(self.vlm, [row.prompt for row in rows], [row.ids for row in rows])
         logits_BSV = self.model(**batch.inputs, use_cache=False).logits
         logits_BTV = logits_BSV.div_(TEMPERATURE)[:, -batch.response_mask_BT.shape[1] - 1 : -1].float()
-        logits_BTV[..., list(self.vlm.banned_ids)] = float("-inf")
-        return logits_BTV.log_softmax(-1).gather(-1, batch.response_ids_BT[..., None]).squeeze(-1)
+        logits_BTV[..., self.banned_ids] = float("-inf")
+        logprobs_BT = logits_BTV.log_softmax(-1).gather(-1, batch.response_ids_BT[..., None]).squeeze(-1)
+        return [logprobs_T[: len(row.ids)] for logprobs_T, row in zip(logprobs_BT, rows, strict=True)]
 
 
 class Plain:
@@ -139,6 +187,10 @@ class Plain:
             loss += term.item()
         self.optimizer.step()
         return loss
+
+    @torch.no_grad()
+    def old_logprobs(self) -> list[Tensor]:
+        return [plain_logprobs(self.model, row, self.banned_ids) for row in self.rows]
 
 
 def _trl_trainer(case: Case, rows_at_once: int, checkpointing: bool) -> PreparedGRPOTrainer:
@@ -194,15 +246,3 @@ def _trl_micro_batches(case: Case, count: int) -> list[dict[str, Any]]:
 def _padded(values: Sequence[Sequence[Any]], pad: float) -> Tensor:
     longest = max(len(value) for value in values)
     return torch.tensor([[*value, *[pad] * (longest - len(value))] for value in values])
-
-
-SIDES: Mapping[str, Callable[[Case, int], Side]] = {
-    "trl": Trl,
-    "trl_compact": partial(Trl, compact_head=True),
-    "trl_checkpointing": partial(Trl, compact_head=True, checkpointing=True),
-    "full_logits": FullLogits,
-    "ours": partial(Ours, gated=False),
-    "ours_checkpointing": partial(Ours, gated=False, checkpointing=True),
-    "ours_gated": partial(Ours, gated=True),
-    "ours_gated_checkpointing": partial(Ours, gated=True, checkpointing=True),
-}

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from measured import Line
 from tiny_vlm import tiny_model, tiny_processor
-from training_step_case import SEED, Case, Shape, make_case
-from training_step_check import NO_CLIP
+from training_step_case import NO_CLIP, SEED, Case, Shape, make_case
 from training_step_sides import Ours
 
 from stages.artifacts.problems import ProblemSet
