@@ -57,16 +57,23 @@ class Unpadded:
         self.optimizer.step()
         return loss
 
+    @torch.no_grad()
+    def old_logprobs(self) -> list[Tensor]:
+        self.model.eval()
+        return [self._logprobs(row) for row in self.case.ungated_rows]
+
     def _backward(self, row: TrainingRow) -> float:
+        loss = grpo_term(self._logprobs(row), row) / len(self.case.rows)
+        loss.backward()
+        return loss.item()
+
+    def _logprobs(self, row: TrainingRow) -> Tensor:
         batch = response_batch(self.vlm, [row.prompt], [row.ids])
         with self.vlm.precision():
             hidden = self.model.base_model(**batch.inputs, use_cache=False).last_hidden_state
             logits_TV = self.model.get_output_embeddings()(hidden[0, -len(row.ids) - 1 : -1]).float() / TEMPERATURE
         ids_T = torch.tensor(row.ids, device=logits_TV.device)
-        logprobs_T = logits_TV.log_softmax(-1).gather(-1, ids_T[:, None]).squeeze(-1)
-        loss = grpo_term(logprobs_T, row) / len(self.case.rows)
-        loss.backward()
-        return loss.item()
+        return logits_TV.log_softmax(-1).gather(-1, ids_T[:, None]).squeeze(-1)
 
 
 SIDES: dict[str, Callable[[Case, Setting], Side]] = {
@@ -78,7 +85,7 @@ SIDES: dict[str, Callable[[Case, Setting], Side]] = {
 
 
 def one_side(name: str, side_name: str) -> Iterator[Line]:
-    """Seconds of a step, response tokens a second, utilisation and peak memory; of ours the old log-probs' pass too."""
+    """Seconds of a step, response tokens a second, utilisation and peak memory; then the old log-probs' pass."""
     setting = SETTINGS[name]
     with empty_gpu():
         case = make_case(setting.shape, GROUP, setting.maker)
@@ -92,9 +99,7 @@ def one_side(name: str, side_name: str) -> Iterator[Line]:
         utilisation = 6 * parameters * plain / seconds / PEAK_FLOPS
         yield Line(name, f"{side_name}: 6 x parameters x tokens of plain rows, over the card's peak", utilisation, "")
         yield Line(name, f"{side_name}: peak memory", peak_gib(), "GiB")
-        if side_name == "ours, gates off":
-            taken = seconds_of(lambda: side.trainer.with_old_logprobs(case.ungated_rows))
-            yield Line(name, "ours: old log-probs of the group", taken, "s")
+        yield Line(name, f"{side_name}: old log-probs of the group", seconds_of(side.old_logprobs), "s")
 
 
 def ratios(lines: Sequence[Line]) -> list[Line]:
