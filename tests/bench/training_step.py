@@ -58,7 +58,8 @@ def main() -> None:
         path = Path(folder) / "case.pt"
         case.save(path)
         report["rows_at_once"] = _given_rows(options) if options.rows_at_once else _fastest_rows(path, options, console)
-        report["peak_bytes"] = {name: _peak(path, name, rows) for name, rows in report["rows_at_once"].items()}
+        measured = {} if options.no_peaks else report["rows_at_once"]
+        report["peak_bytes"] = {name: _peak(path, name, rows) for name, rows in measured.items()}
     report |= _take_turns(case, report["rows_at_once"], options.repeats)
     console.print(_table(report))
     _write(report, options.out)
@@ -74,11 +75,12 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="visual")
     parser.add_argument("--group", type=int, choices=(2, 4, 8, 16), default=8)
-    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each side, after one to warm up")
+    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each side")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument(
         "--rows-at-once", type=int, help="of padded rows, and the group in one row, in place of the fastest"
     )
+    parser.add_argument("--no-peaks", action="store_true", help="measure no peak memory, which takes a step more")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     return parser.parse_args()
 
@@ -125,19 +127,19 @@ def _peak(case: Path, name: str, rows: int) -> float:
 
 
 def _take_turns(case: Case, rows_at_once: Mapping[str, int], repeats: int) -> dict[str, Any]:
-    """Seconds of each side's steps and of its passes over old log-probs, the first ones left out, and their medians."""
+    """Seconds of each side's steps and of its passes over old log-probs, and their medians."""
     sides = {name: SIDES[name](case, rows) for name, rows in rows_at_once.items()}
     seconds: dict[str, dict[str, list[float]]] = {
         "seconds": defaultdict(list),
         "old_logprob_seconds": defaultdict(list),
     }
-    for _ in range(1 + repeats):
+    for _ in range(repeats):
         for name, side in sides.items():
             seconds["old_logprob_seconds"][name].append(_seconds(side.old_logprobs))
             seconds["seconds"][name].append(_seconds(side.step))
-    timed = {kind: {name: values[1:] for name, values in by_name.items()} for kind, by_name in seconds.items()}
-    return timed | {
-        f"median_{kind}": {name: median(values) for name, values in by_name.items()} for kind, by_name in timed.items()
+    return seconds | {
+        f"median_{kind}": {name: median(values) for name, values in by_name.items()}
+        for kind, by_name in seconds.items()
     }
 
 
@@ -154,6 +156,7 @@ def _table(report: Mapping[str, Any]) -> Table:
     table = Table(title=f"One optimizer step, {report['shape']}, group of {report['group']}")
     table.add_column("")
     ratios = [f"{label} / it" for label in beside.values()]
+    peaks = {name: f"{value / 2**20:.0f}" for name, value in report["peak_bytes"].items()}
     for column in ("rows at once", "median s", *ratios, "old log-probs, s", "peak MiB"):
         table.add_column(column, justify="right")
     for name in seconds:
@@ -163,7 +166,7 @@ def _table(report: Mapping[str, Any]) -> Table:
             f"{seconds[name]:.2f}",
             *(f"{seconds[other] / seconds[name]:.2f}" for other in beside),
             f"{report['median_old_logprob_seconds'][name]:.2f}",
-            f"{report['peak_bytes'][name] / 2**20:.0f}",
+            peaks.get(name, ""),
         )
     return table
 

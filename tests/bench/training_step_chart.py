@@ -30,8 +30,8 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     time_axes, memory_axes = figure.subplots(1, 2, sharey=True)
     _bars(time_axes, report["median_seconds"], "one optimizer step, seconds of CPU", "%.1f")
-    mib = {name: value / 2**20 for name, value in report["peak_bytes"].items()}
-    _bars(memory_axes, mib, "peak memory, MiB", "%.0f")
+    if peaks := {name: value / 2**20 for name, value in report["peak_bytes"].items()}:
+        _bars(memory_axes, peaks, "peak memory, MiB", "%.0f")
     time_axes.invert_yaxis()  # and with it the other's
     figure.suptitle(f"{report['shape']} prompt of {report['prompt_tokens']} tokens, group of {report['group']}")
     figure.savefig(path, dpi=150)
