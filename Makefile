@@ -16,8 +16,8 @@
 # make test-faults  every stage killed at hundreds of moments, and started again
 # make check   formatting, lint, types, import layers; uv.lock, known vulnerabilities of what it names
 # make lock    bring uv.lock up to date with pyproject.toml; make lock UPGRADE=--upgrade takes the newest versions
-# make bench   the training step beside TRL's, the loss's memory, responses, masks and checked answers per second; tables
-#              and plots in runs/bench
+# make bench   the training step beside prefix grouping, an unpadded row and TRL's, the loss's memory, responses, masks
+#              and checked answers per second; tables and plots in runs/bench
 # make test-gpu   what must hold on a CUDA GPU, and speed and memory there at true dimensions; table and JSON in runs/gpu
 # make soak    three stages over 10,000 and 100,000 problems, and a slow judge: memory, open files, speed; in runs/soak
 # make fuzz    answer checking under mutated hostile answers, TIME seconds a target, in an environment of its own
@@ -204,7 +204,7 @@ lock: .venv/installed-dev
 	$(UV_LOCK) $(UPGRADE)
 
 bench: .venv/installed-bench
-	for shape in visual text; do for group in 8 16; do $(BIN)/python tests/bench/training_step.py --shape $$shape --group $$group || exit 1; done; done
+	for shape in visual text; do for group in 8 16; do OMP_NUM_THREADS=1 $(BIN)/python tests/bench/training_step.py --shape $$shape --group $$group || exit 1; done; done
 	$(BIN)/python tests/bench/loss_memory.py
 	$(BIN)/python tests/bench/build_masks.py
 	$(BIN)/python tests/bench/answers.py
