@@ -15,8 +15,9 @@ from training_step_sides import FullLogits, Ours, Plain, Side, Trl
 from stages.training.trainer import TrainingRow
 
 TOLERANCE = 1e-5
-ROWS = 2
-"""Of the group: an error and its repair, which begin alike and are of unequal lengths."""
+PADDED_ROWS = 2
+ROWS = 4
+"""Of the group: two errors and their repairs, of unequal lengths."""
 
 
 class Computed(NamedTuple):
@@ -48,13 +49,13 @@ def check_sides(case: Case) -> dict[str, float]:
     differences = {
         f"{name} - {reference}": _difference(_computed(side, rows), computed)
         for name, side, rows, reference, computed in (
-            ("full logits", FullLogits(case, ROWS), case.ungated_rows, "plain rows", plain),
+            ("full logits", FullLogits(case, PADDED_ROWS), case.ungated_rows, "plain rows", plain),
             ("unpadded row", UnpaddedRow(case, ROWS), case.ungated_rows, "plain rows", plain),
             ("prefix grouping", PrefixGrouping(case, ROWS), case.ungated_rows, "plain rows", plain),
             ("ours", Ours(case, ROWS, gated=False), case.ungated_rows, "plain rows", plain),
             ("ours, gates on", Ours(case, ROWS, gated=True), case.rows, "plain rows", plain_gated),
             ("ours, independent", Ours(apart, ROWS, gated=False), apart.rows, "plain rows", plain_apart),
-            ("TRL, no banned ids", Trl(unbanned, 1), case.ungated_rows, "ours", ours_unbanned),
+            ("TRL, no banned ids", Trl(unbanned, PADDED_ROWS), case.ungated_rows, "ours", ours_unbanned),
         )
     }
     for name, difference in differences.items():
