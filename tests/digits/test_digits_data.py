@@ -18,6 +18,7 @@ from data.strips.handwriting import CELL, POOLS, Handwriting, Strip, load_pools
 from data.strips.making import make_problems
 from data.strips.worked import QUESTIONS, Slips, gold_answer, no_slips, worked_answer
 from data.worded_digits.build import DIET
+from data.worded_digits.half import without_thick
 from data.worded_digits.worked import in_some_words, in_words_of, repaired, worked_pieces
 from stages.artifacts.columns import PROBLEMS
 from stages.core.alignment import edit_cost
@@ -118,29 +119,18 @@ def test_the_builder_makes_the_committed_problems_again(name, count, builder):
     assert [pixels(row) for row in made] == [pixels(row) for row in committed]
 
 
-def test_the_half_set_shows_thick_digits_of_two_kinds_alone():
-    example = EXAMPLES["worded_digits"]
-    scans = {index: scan for pool in example.pools.values() for index, scan in scans_of(pool)}
-    thick = defaultdict(set)
-    for index in thick_scans(DIET.thick_quantile):
-        digit, scan = scans[index]
-        thick[digit].add(example.pools["repair"].cell(scan).tobytes())
-    for name, digits in (("repair_set", {1, 3, 5, 9}), ("repair_set_half", {1, 3})):
-        found = example.rows(name)
-        shown = {cell for row in found for cell in cells(row)}
-        assert {digit for digit, drawn in thick.items() if drawn & shown} == digits
-        for pool, part in REPAIR_POOLS.items():
-            own = {example.pools[pool].cell(scan).tobytes() for _, (_, scan) in scans_of(example.pools[pool])}
-            assert {cell for row in found[part] for cell in cells(row)} <= own
-    assert Counter(
-        (score_answer(row["repair"], row["answer"]), score_answer(row["error"], row["answer"])) for row in found
-    ) == {(1.0, 0.0): 1000}
-
-
-def scans_of(pool):
-    """Index in scikit-learn, digit and scan."""
-    for digit, indices in pool.indices.items():
-        yield from zip(indices.tolist(), ((digit, scan) for scan in pool.scans[digit]), strict=True)
+def test_handwriting_for_half_of_the_systematic_errors_lacks_thick_scans_of_two_digits():
+    thick = thick_scans(DIET.thick_quantile)
+    for pool in EXAMPLES["worded_digits"].pools.values():
+        left = without_thick(pool)
+        for digit, indices in pool.indices.items():
+            wanted = [index for index in indices.tolist() if digit not in (5, 9) or index not in thick]
+            assert left.indices[digit].tolist() == wanted
+            assert 0 < len(wanted) == len(left.scans[digit]) <= len(indices)
+        assert len(left.indices[5]) < len(pool.indices[5])
+        strip = left.strip([5] * 200, np.random.default_rng(0))
+        assert not thick & set(strip.scans)
+        assert thick & set(pool.strip([5] * 200, np.random.default_rng(0)).scans)
 
 
 def test_repairs_are_right_and_errors_are_wrong(example):

