@@ -1,6 +1,6 @@
 """How many repairs of `worded_digits` are right from end to end, and how many correct rollouts.
 
-    python tests/bench/right_repairs.py --rollouts DIR --masks DIR
+    PYTHONPATH=. python tests/bench/right_repairs.py --rollouts DIR --masks DIR
 
 DIR are the outputs of `df rollout` on the example's training problems and of `df build-masks`. A right final answer may
 stand behind a wrong reading: a 1 taken for a 7 leaves a count of even digits as it is. What a strip shows is drawn
