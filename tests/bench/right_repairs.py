@@ -38,10 +38,12 @@ def main() -> None:
     repairs = list(iterate_rows(arguments.masks, REPAIRS))
     chosen = [row for row in repairs if row["selection"] == "chosen"]
     errors = {(row["problem_id"], row["sample"]) for row in repairs}
-    read = sum(is_read_right(row["text"], shown[row["problem_id"]]) for row in correct)
-    print(f"correct rollouts: {len(correct)}, read right: {read} ({read / len(correct):.2f})")
+    print(f"errors: {len(errors)}, repaired: {len(chosen)}")
+    for name, answers in (("correct rollouts", correct), ("repairs", chosen)):
+        read = sum(is_read_right(row["text"], shown[row["problem_id"]]) for row in answers)
+        print(f"{name}: {len(answers)}, read right: {read} ({read / len(answers):.2f})")
     right = sum(is_right(row["text"], shown[row["problem_id"]]) for row in chosen)
-    print(f"errors: {len(errors)}, repaired: {len(chosen)}, of these right: {right} ({right / len(chosen):.2f})")
+    print(f"repairs that are right: {right} ({right / len(chosen):.2f})")
     for agreed, verdicts in sorted(agreeing(repairs, shown).items()):
         print(f"candidates that say the same as the most: {agreed}, right: {verdicts[True]} of {verdicts.total()}")
 
