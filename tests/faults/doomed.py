@@ -47,15 +47,18 @@ class Point(NamedTuple):
 class Record:
     """Numbers the changes of a folder, writes them down in the file `name`.record, and ends the process at one of them.
 
+    A signal other than SIGKILL asks the process to end, or for whatever else it stands for.
+
     `name`.work has the costly work, each piece with the number of changes before it.
     """
 
-    def __init__(self, folder: Path, name: Path, death: Point | None) -> None:
+    def __init__(self, folder: Path, name: Path, death: Point | None, number: int = signal.SIGKILL) -> None:
         self.folder = str(folder)
         self.log, self.work = (
             os.open(name.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for suffix in (".record", ".work")
         )
         self.death = death
+        self.number = number
         self.entries = 0
 
     def begin(self) -> None:
@@ -106,7 +109,7 @@ class Record:
 
     def end_at(self, point: Point) -> None:
         if point == self.death:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.number)
 
 
 def digest(value: object) -> str:
@@ -122,8 +125,8 @@ def plain(value: object) -> object:
     return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
-def run(arguments: list[str], folder: Path, death: Point | None, waits: bool) -> None:
-    """Run `df ARGUMENTS`, which writes `folder`; dies at `death`, else exits as df does.
+def run(arguments: list[str], folder: Path, death: Point | None, number: int, waits: bool) -> None:
+    """Run `df ARGUMENTS`, which writes `folder`; sends itself the signal `number` at `death`, and exits as df does.
 
     `waits` tells that of the reward, as if a server gave it.
     """
@@ -131,6 +134,6 @@ def run(arguments: list[str], folder: Path, death: Point | None, waits: bool) ->
     with folder.with_suffix(".output").open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    Record(folder, folder, death).begin()
+    Record(folder, folder, death, number).begin()
     sys.argv = ["df", *arguments]
     main()

@@ -73,10 +73,12 @@ class Command:
     reward_waits: bool = False
     """Whether `rollout` generates a shard while the reward scores the one before."""
 
-    def start(self, out: Path, death: Point | None = None) -> multiprocessing.process.BaseProcess:
+    def start(
+        self, out: Path, death: Point | None = None, number: int = signal.SIGKILL
+    ) -> multiprocessing.process.BaseProcess:
         """A process that does it, forked where everything is imported; its records and output lie beside `out`."""
         process = server().Process(
-            target=run, args=([*self.arguments, "--out", str(out)], out, death, self.reward_waits)
+            target=run, args=([*self.arguments, "--out", str(out)], out, death, number, self.reward_waits)
         )
         process.start()
         return process

@@ -2,25 +2,20 @@
 
 import json
 import os
+import re
 import signal
 import time
 
 import pytest
 
 from df_cli.options import seconds
-from interrupted import content
-from stages.artifacts.manifests import PLAN
+from doomed import Point
+from interrupted import Trace, content
 from stages.artifacts.step import CHECKPOINTS, PROGRESS, TRACKING
 from stages.runtime.interruption import Requests
 
 pytestmark = pytest.mark.timeout(600)
 SLOW = pytest.mark.slow
-
-
-def wait_for(file, process):
-    while not (file.is_file() and file.stat().st_size):
-        assert process.is_alive(), f"{file} never came"
-        time.sleep(0.01)
 
 
 def last_line(out):
@@ -34,12 +29,9 @@ def last_line(out):
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=SLOW)])
 def test_a_stage_that_is_asked_to_stop_saves_and_goes_on(stage, number, exit_code, references, tmp_path):
     reference, out = references[stage], tmp_path / "out"
-    process = reference.command.start(out)
-    wait_for(out / PROGRESS, process)
-    os.kill(process.pid, number)
-    process.join()
+    first_note = Point(reference.record.index(f"finish {PROGRESS}"), "after")
 
-    assert process.exitcode == exit_code
+    assert finished(reference.command.start(out, first_note, number)) == exit_code
     assert last_line(out) == (
         f"{out}: stopped ({number.name}), what was done is saved; give the same command again to go on"
     )
@@ -49,9 +41,8 @@ def test_a_stage_that_is_asked_to_stop_saves_and_goes_on(stage, number, exit_cod
 @SLOW
 def test_a_time_limit_stops_as_often_as_it_takes(references, tmp_path):
     reference, out = references["train-policy"], tmp_path / "out"
-    limited = reference.command.with_options("--stop-after", "1s")
     saved = []
-    while (exit_code := finished(limited.start(out))) != 0:
+    while (exit_code := finished_late(reference.command, out)) != 0:
         assert exit_code == 75
         assert "stopped (--stop-after, 1 s), what was done is saved" in last_line(out)
         saved.append(int(json.loads((out / PROGRESS).read_text())["checkpoint"]))
@@ -64,15 +55,24 @@ def test_a_time_limit_stops_as_often_as_it_takes(references, tmp_path):
 @pytest.mark.parametrize("stage", [pytest.param("repair-set sheet", marks=SLOW), "evaluate"])
 def test_a_time_limit_that_passes_stops_at_the_next_shard(stage, references, tmp_path):
     reference, out = references[stage], tmp_path / "out"
-    process = reference.command.with_options("--stop-after", "1s").start(out)
-    wait_for(out / PLAN, process)
-    os.kill(process.pid, signal.SIGSTOP)
-    time.sleep(1)
-    os.kill(process.pid, signal.SIGCONT)
-    assert finished(process) == 75
+    assert finished_late(reference.command, out) == 75
     assert "stopped (--stop-after, 1 s), what was done is saved" in last_line(out)
 
     reference.check_resumed(out, "--stop-after")
+
+
+def finished_late(command, out):
+    """The exit code of a command that stands still, once it has begun its folder, until a limit of a second is over."""
+    began = out.with_suffix(".record")
+    began.unlink(missing_ok=True)
+    process = command.with_options("--stop-after", "1s").start(out)
+    while not (began.is_file() and began.stat().st_size):
+        assert process.is_alive(), f"{began} never came"
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(1)
+    os.kill(process.pid, signal.SIGCONT)
+    return finished(process)
 
 
 def finished(process):
@@ -83,15 +83,11 @@ def finished(process):
 @SLOW
 def test_sigusr1_saves_and_the_run_goes_on(references, tmp_path):
     reference, out = references["train-policy"], tmp_path / "out"
-    process = reference.command.with_options("--save-every", "1000").start(out)
-    wait_for(out / TRACKING / "metrics.jsonl", process)
-    assert not (out / CHECKPOINTS).exists()
-    os.kill(process.pid, signal.SIGUSR1)
-    wait_for(out / PROGRESS, process)
-    assert json.loads((out / PROGRESS).read_text())["checkpoint"] == "000000"
-
-    process.join()
-    assert process.exitcode == 0
+    first_step = Point(reference.record.index(f"open {TRACKING}/metrics.jsonl"), "before")
+    process = reference.command.with_options("--save-every", "1000").start(out, first_step, signal.SIGUSR1)
+    assert finished(process) == 0
+    saved = {line for line in Trace.of(out).record if re.fullmatch(rf"os.mkdir {CHECKPOINTS}/[^/]+", line)}
+    assert saved == {f"os.mkdir {CHECKPOINTS}/000000"}
     assert content(out) == content(reference.out)
 
 
