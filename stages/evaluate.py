@@ -13,7 +13,7 @@ from typing import NamedTuple
 from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import SCORES, SUMMARY
 from stages.artifacts.plan import Input, Plan
-from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
+from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet, open_problems
 from stages.artifacts.rows import ScoreRow
 from stages.artifacts.step import Step
 from stages.artifacts.store import iterate_rows
@@ -59,7 +59,7 @@ class Evaluate:
     @cached_property
     def usable(self) -> ProblemSet:
         """The problems, each looked at."""
-        problems = ProblemSet(self.problems, on_bad_row=self.on_bad_row)
+        problems = open_problems(self.problems, self.on_bad_row)
         check = ProblemCheck(self.recipe, self.models.codec(self.model, self.recipe))
         return check.usable(problems, problems.ids, self.on_bad_row)
 

@@ -16,7 +16,7 @@ from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import DRAFTS, ERRORS
 from stages.artifacts.label_studio import write_sheet
 from stages.artifacts.plan import Input, Plan
-from stages.artifacts.problems import PROBLEMS_AT_ONCE, ProblemSet, encoded_images
+from stages.artifacts.problems import PROBLEMS_AT_ONCE, ProblemSet, encoded_images, open_problems
 from stages.artifacts.rows import AnyRow
 from stages.artifacts.step import Step, Tally
 from stages.artifacts.writing import writing
@@ -52,7 +52,7 @@ class RepairSheet:
     @cached_property
     def usable(self) -> ProblemSet:
         """The problems, each looked at."""
-        problems = ProblemSet(self.problems, on_bad_row=self.on_bad_row)
+        problems = open_problems(self.problems, self.on_bad_row)
         check = ProblemCheck(self.recipe, open_codec(self.policy, self.recipe))
         return check.usable(problems, problems.ids, self.on_bad_row)
 

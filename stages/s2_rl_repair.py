@@ -12,7 +12,7 @@ from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import DRAFTS, EPISODES, METRICS, REPAIR_SET
 from stages.artifacts.manifests import MODEL
 from stages.artifacts.plan import Input, Plan
-from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
+from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet, open_problems
 from stages.artifacts.rows import DraftRow, EpisodeRow
 from stages.artifacts.step import Step
 from stages.audit.auditor import warn_of_flags
@@ -70,7 +70,7 @@ class RlRepair:
     @cached_property
     def usable(self) -> ProblemSet:
         """The problems that are drawn, each looked at."""
-        problems = ProblemSet(self.problems, on_bad_row=self.on_bad_row)
+        problems = open_problems(self.problems, self.on_bad_row)
         drawn = problems.draw(self.recipe.repair_rl.problems, derive_seed(self.recipe.seed, Purpose.RL_PROBLEMS))
         return self._check.usable(problems, drawn, self.on_bad_row)
 

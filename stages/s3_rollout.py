@@ -10,7 +10,7 @@ from pathlib import Path
 from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import ROLLOUTS
 from stages.artifacts.plan import Input, Plan
-from stages.artifacts.problems import Problem, ProblemSet
+from stages.artifacts.problems import Problem, ProblemSet, open_problems
 from stages.artifacts.rows import RolloutRow
 from stages.artifacts.step import Step
 from stages.checks.problem_check import ProblemCheck
@@ -43,7 +43,7 @@ class Rollout:
     @cached_property
     def usable(self) -> ProblemSet:
         """The problems that are drawn, each looked at."""
-        problems = ProblemSet(self.problems, on_bad_row=self.on_bad_row)
+        problems = open_problems(self.problems, self.on_bad_row)
         drawn = problems.draw(self.recipe.rollout.problems, derive_seed(self.recipe.seed, Purpose.ROLLOUT_PROBLEMS))
         return ProblemCheck(self.recipe, self._codec).usable(problems, drawn, self.on_bad_row)
 

@@ -15,7 +15,7 @@ from stages.artifacts.bad_rows import OnBadRow
 from stages.artifacts.columns import GROUPS, METRICS
 from stages.artifacts.manifests import MODEL, is_step, read_manifest
 from stages.artifacts.plan import Input, Plan
-from stages.artifacts.problems import PROBLEMS_AT_ONCE, ProblemSet
+from stages.artifacts.problems import PROBLEMS_AT_ONCE, ProblemSet, open_problems
 from stages.artifacts.step import Step
 from stages.artifacts.store import count_rows, parquet_files, read_tables
 from stages.checks.problem_check import ProblemCheck
@@ -62,7 +62,7 @@ class TrainPolicy:
     @cached_property
     def usable(self) -> ProblemSet:
         """The problems of the groups, and these, each looked at."""
-        problems = ProblemSet(self.problems, on_bad_row=self.on_bad_row)
+        problems = open_problems(self.problems, self.on_bad_row)
         codec = self.models.codec(self.policy, self.recipe)
         own = maker(self.policy, codec, self.recipe)
         check_maker(self.groups, self.policy, own, self.recipe, remake="df build-masks")

@@ -28,6 +28,11 @@ PROBLEMS_AT_ONCE = 256
 """How many problems a stage holds that works through all of them."""
 FILES_OPEN = 4
 """Files of problems that stay open: a footer takes long to read where it tells of many row groups."""
+GROUPS_HELD = 4
+"""Row groups of problems that stay in memory, or as many as `BYTES_HELD` have room for."""
+BYTES_HELD = 64 << 20
+IMAGES_HELD = 32
+"""Images that stay decoded: the prompts of a problem's responses follow each other."""
 DEFAULT_FPS = 2.0
 """Rate of frames that come without one: what Qwen2.5-VL samples videos at."""
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -38,8 +43,8 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `o
 
 
 class EncodedImages(Sequence[Image.Image]):
-    """Images or frames, decoded each time they are looked at: thousands of problems fit in memory as they lie in the
-    file. `place` names them in errors."""
+    """Images or frames, decoded when they are looked at, to be read only: thousands of problems fit in memory as they
+    lie in the file. `place` names them in errors."""
 
     def __init__(self, encoded: Sequence[dict[str, Any]], place: str) -> None:
         self._encoded = encoded
@@ -148,7 +153,7 @@ class _Group(NamedTuple):
 
 
 class ProblemSet:
-    """Random access to problems by id; one row group of images in memory at a time."""
+    """Random access to problems by id; a few row groups of images in memory at a time."""
 
     def __init__(self, path: Path, spec: TableSpec[AnyRow] = PROBLEMS, on_bad_row: OnBadRow = "fail") -> None:
         """Index the file or folder.
@@ -163,6 +168,7 @@ class ProblemSet:
         self.bad: list[BadRow] = []
         self._spec = spec
         self._groups: list[_Group] = []
+        self._largest_group = 1
         sizes: list[int] = []
         ids: list[pa.Array] = []
         usable: list[NDArray[np.bool_]] = []
@@ -180,7 +186,8 @@ class ProblemSet:
         self._leave_out_repeats()
         refuse(self.bad, on_bad_row, path, left=len(self))
         self._open = lru_cache(maxsize=FILES_OPEN)(open_parquet)
-        self._read_group = lru_cache(maxsize=4)(self._read_group_uncached)
+        held = max(GROUPS_HELD, BYTES_HELD // self._largest_group)
+        self._read_group = lru_cache(maxsize=held)(self._read_group_uncached)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -287,6 +294,7 @@ class ProblemSet:
             usable_G = np.ones(len(table), dtype=bool)
             usable_G[list(bad)] = False
             self._groups.append(_Group(file, number, first_row))
+            self._largest_group = max(self._largest_group, parquet.metadata.row_group(number).total_byte_size)
             first_row += len(table)
             yield ids, usable_G
 
@@ -307,6 +315,23 @@ class ProblemSet:
             table = self._spec.with_optional(read_group(self._open(file), number, names))
         rows: list[dict[str, Any]] = table.to_pylist()
         return rows
+
+
+def open_problems(path: Path, on_bad_row: OnBadRow) -> ProblemSet:
+    """The problems of a file or folder, as this process has opened them before unless a file has changed since.
+
+    Raises:
+        DataError: as `ProblemSet`.
+    """
+    found = ((file, file.stat()) for file in parquet_files(path, PROBLEMS))
+    stamps = tuple((file, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for file, stat in found)
+    return _opened_problems(path, on_bad_row, stamps)
+
+
+@lru_cache(maxsize=2)
+def _opened_problems(path: Path, on_bad_row: OnBadRow, _stamps: tuple[tuple[Path | int, ...], ...]) -> ProblemSet:
+    """The problems to train on and those to validate with."""
+    return ProblemSet(path, on_bad_row=on_bad_row)
 
 
 def problem_of_row(row: Mapping[str, Any], place: str) -> Problem:
@@ -346,8 +371,13 @@ def _decode(image: dict[str, Any] | None, place: str) -> Image.Image:
         raise RowError(
             "image_missing", f"{place}: no bytes; embed the image in the file (datasets: cast_column(..., Image()))"
         )
+    return _decode_bytes(image["bytes"], place)
+
+
+@lru_cache(maxsize=IMAGES_HELD)
+def _decode_bytes(encoded: bytes, place: str) -> Image.Image:
     try:
-        return _to_rgb(ImageOps.exif_transpose(open_image(image["bytes"])))
+        return _to_rgb(ImageOps.exif_transpose(open_image(encoded)))
     except Image.DecompressionBombError as error:
         raise RowError("image_over_limit", f"{place}: {error}; shrink it or drop the row") from error
     except UnidentifiedImageError as error:  # its text holds an address

@@ -14,7 +14,7 @@ from stages.artifacts.columns import GROUPS, PREFERENCES, PROBLEMS, REPAIRS, ROL
 from stages.artifacts.fingerprint import fingerprint
 from stages.artifacts.manifests import is_step, read_manifest
 from stages.artifacts.plan import Input, Plan, path_of
-from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet
+from stages.artifacts.problems import PROBLEMS_AT_ONCE, Problem, ProblemSet, open_problems
 from stages.artifacts.rows import RolloutRow
 from stages.artifacts.step import Step
 from stages.artifacts.store import count_rows, iterate_rows, parquet_files
@@ -61,7 +61,7 @@ class BuildMasks:
     @cached_property
     def usable(self) -> ProblemSet:
         """The problems of the rollouts, and these, each looked at."""
-        problems = ProblemSet(self.problems, on_bad_row=self.on_bad_row)
+        problems = open_problems(self.problems, self.on_bad_row)
         check_maker(self.rollouts, self.policy, self.made_by, self.recipe, remake="df rollout")
         warn_of_other_problems(self.rollouts, table_input(self.problems, PROBLEMS), remake="df rollout")
         if self.repair_model is not None:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from stages.artifacts.columns import PROBLEMS, REPAIR_SET
-from stages.artifacts.problems import ProblemSet, encode_image, encoded_images
+from stages.artifacts.problems import ProblemSet, encode_image, encoded_images, open_problems
 from stages.artifacts.store import write_rows
 from stages.errors import DataError
 
@@ -51,6 +51,25 @@ def test_problems_come_back_in_order_across_row_groups_and_shards(tmp_path):
     assert list(problems.ids) == ["p00", "p01", "p02", "p10", "p11", "p12"]
     assert [problem.answer for problem in problems] == ["00", "01", "02", "10", "11", "12"]
     assert [problem.answer for problem in problems.many(["p12", "p01"])] == ["12", "01"]
+
+
+def test_problems_that_were_opened_are_opened_anew_where_their_file_has_changed(tmp_path):
+    first = problem_set(tmp_path, row(answer="1")).path
+    opened = open_problems(first, "fail")
+    assert open_problems(first, "fail") is opened
+    assert opened["p0"].answer == "1"
+
+    problem_set(tmp_path, row(answer="2"))
+    assert open_problems(first, "fail")["p0"].answer == "2"
+
+
+@pytest.mark.parametrize(("held", "reads"), [(1 << 20, 6), (1, 12)])
+def test_row_groups_are_read_once_where_they_fit_in_memory(tmp_path, monkeypatch, held, reads):
+    """Six row groups in turn, twice: four of them alone stay in memory whatever they take."""
+    monkeypatch.setattr("stages.artifacts.problems.BYTES_HELD", held)
+    problems = problem_set(tmp_path, *[row(f"p{number}") for number in range(6)], group=1)
+    assert [problem.problem_id for _ in range(2) for problem in problems] == [f"p{n}" for n in range(6)] * 2
+    assert problems._read_group.cache_info().misses == reads
 
 
 def test_a_repair_sets_columns_reach_the_reward_function(tmp_path):
