@@ -4,8 +4,7 @@ import itertools
 import json
 import math
 import shutil
-import subprocess
-import sys
+import signal
 from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
@@ -13,7 +12,8 @@ from unittest.mock import patch
 import pytest
 from safetensors import safe_open
 
-from forked import df_pair
+from doomed import Point, run
+from forked import df_pair, server
 from stages.artifacts.columns import METRICS, PROBLEMS
 from stages.artifacts.manifests import read_manifest
 from stages.artifacts.stage import execute
@@ -267,21 +267,17 @@ def options_of(loop):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path, loop_of, whole):
-    """Each life is a little longer than what was left of the one before."""
+    """Each life may make seven changes more to the folder than the one before."""
     killed = loop_of(tmp_path / "killed")
-    command = [sys.executable, "-m", "df_cli", *options_of(killed)]
-    deaths = 0
-    for seconds in itertools.count(8.0, 2.5):
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as life:
-            try:
-                _, told = life.communicate(timeout=seconds)
-            except subprocess.TimeoutExpired:
-                life.kill()
-                deaths += 1
-                continue
-        assert life.returncode == 0, told[-3000:]
-        break
-    assert deaths >= 2
+    for changes in itertools.count(30, 7):
+        death = Point(changes, "before")
+        life = server().Process(target=run, args=(options_of(killed), killed.out, death, signal.SIGKILL, False))
+        life.start()
+        life.join()
+        if life.exitcode != -signal.SIGKILL:
+            break
+    assert life.exitcode == 0, killed.out.with_suffix(".output").read_text()
+    assert changes >= 30 + 3 * 7
     assert contents(killed.out) == contents(whole)
 
 

@@ -1,5 +1,4 @@
-"""Commands in two processes: of one `accelerate launch`, of one on each of two nodes, and the same without a launcher,
-which takes seconds."""
+"""Commands in two processes: by `accelerate launch` on each of two nodes, on one node, and without a launcher."""
 
 import os
 
@@ -22,7 +21,7 @@ def on_two_nodes(*arguments):
     return launch_nodes("-m", "df_cli", *arguments)
 
 
-@pytest.fixture(params=[df_pair, *(pytest.param(way, marks=pytest.mark.slow) for way in (launched, on_two_nodes))])
+@pytest.fixture(params=[df_pair, pytest.param(on_two_nodes, marks=pytest.mark.slow)])
 def df_twice(request):
     """A function: `df` in two processes."""
     return request.param
