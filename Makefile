@@ -148,8 +148,8 @@ loop: | ready $(REPAIR_MODEL:%=%/manifest.json)
 	$(DF_TRAIN) loop --problems $(TRAIN) --policy $(BASE) $(REPAIR_MODEL:%=--repair-model %) \
 	  $(if $(wildcard $(VALIDATION)),--validation $(VALIDATION)) --rounds $(ROUNDS) --seed $(SEED) --out $(RUN)-loop $(OPTIONS) $(TRAIN_LIMITS)
 
-ablation = $(BIN)/df ablate --train $(TRAIN) --test $(TEST) --repair-set $(REPAIR_SET) --base $(BASE) \
-  $(if $(wildcard $(VALIDATION)),--validation $(VALIDATION)) --out $(RUN)-$(1) \
+ablation = $(BIN)/df ablate --train $(TRAIN) --test $(TEST) --base $(BASE) \
+  $(if $(wildcard $(REPAIR_SET)),--repair-set $(REPAIR_SET)) $(if $(wildcard $(VALIDATION)),--validation $(VALIDATION)) --out $(RUN)-$(1) \
   $(if $(LAUNCH),--launch '$(LAUNCH)') $(if $(TRAIN_LAUNCH),--train-launch '$(TRAIN_LAUNCH)') --recipe $(RECIPE) $(2) $(SETTINGS)
 
 ablate: | ready

@@ -17,9 +17,11 @@ from stages.recipe import shipped_recipes, shown_assignment
 def ablate(
     train: Annotated[Path, typer.Option("--train", help="Problems to train on.")],
     test: Annotated[Path, typer.Option("--test", help="Problems to evaluate on.")],
-    repair_set: Annotated[Path, typer.Option("--repair-set", help="Repair set, a Parquet file.")],
     base: Annotated[Path, typer.Option("--base", "--policy", help="Policy that every variant starts from.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of all steps, their logs and the result.")],
+    repair_set: Annotated[
+        Path | None, typer.Option("--repair-set", help="Repair set, a Parquet file; for variants that read one.")
+    ] = None,
     recipe: options.Recipe = None,
     assignments: options.Set = [],  # noqa: B006, typer copies it
     validation: Annotated[Path | None, typer.Option(help="Problems that ablate.learning_rates are tuned on.")] = None,

@@ -51,7 +51,8 @@ class Chain:
     problems: Path
     base: Path
     """The policy that it starts from."""
-    repair_set: Path
+    repair_set: Path | None
+    """None where no step reads one."""
     seed: int
 
     def start(self, kind: Start) -> Path:

@@ -23,6 +23,7 @@ from stages.artifacts.store import iterate_rows
 from stages.artifacts.up_to_date import model_files, standing
 from stages.artifacts.writing import writing
 from stages.chain import RL_AGAIN, TRAIN, VALIDATION, Chain, round_folder
+from stages.checks.unseen import check_unseen
 from stages.errors import ArtifactError
 from stages.estimate import loop_disk
 from stages.evaluate import Evaluate
@@ -93,6 +94,7 @@ class Loop:
         planned(Rollout(self.recipe, self.problems, self.policy))
         if self.validation is not None:
             planned(Evaluate(self.recipe, self.validation, self.policy))
+            check_unseen(self.problems, self.validation)
         processes.on_main(self._check_disk)
 
     def _check_disk(self) -> None:
@@ -116,7 +118,7 @@ class _Rounds:
         self.section = loop.recipe.loop
         self.models = ResidentModels()
         self.repair_model = loop.repair_model
-        self.chain = Chain(self._make, loop.problems, loop.policy, repair_set=Path(), seed=loop.recipe.seed)
+        self.chain = Chain(self._make, loop.problems, loop.policy, repair_set=None, seed=loop.recipe.seed)
         self.best: tuple[int, float] | None = None
         """Its round and its accuracy."""
         self.made: dict[str, Mapping[str, Any]] = {}

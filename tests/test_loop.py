@@ -77,7 +77,7 @@ def by_commands(loop, out):
         stage = STAGES[command](loop.recipe.model_copy(update={"seed": seed}), **inputs)
         return execute(stage, out / place).out
 
-    chain = Chain(make, loop.problems, loop.policy, Path(), loop.recipe.seed)
+    chain = Chain(make, loop.problems, loop.policy, None, loop.recipe.seed)
     chain.scores("validation-base", loop.policy, loop.validation)
     for number, made in enumerate(chain.rounds(loop.rounds, loop.policy, loop.repair_model), start=1):
         chain.scores(f"validation-round-{number}", made.policy, loop.validation)

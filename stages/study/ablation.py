@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from stages.artifacts.columns import ABLATION, CURVES
+from stages.artifacts.columns import ABLATION, CURVES, REPAIR_SET
 from stages.artifacts.digests import DIGESTS
 from stages.artifacts.fingerprint import fingerprint
 from stages.artifacts.lock import lock_output
 from stages.artifacts.stage import planned
 from stages.artifacts.store import write_rows
 from stages.chain import Chain
+from stages.checks.unseen import check_unseen
 from stages.errors import DifferenceFeedbackError, RecipeError, StepError
 from stages.measures.accuracy import is_better
 from stages.recipe import Recipe, read_values, recipe_file, recipe_with
@@ -45,7 +46,8 @@ class Ablation:
     assignments: Sequence[str]
     train: Path
     test: Path
-    repair_set: Path
+    repair_set: Path | None
+    """None where no variant reads one."""
     base: Path
     out: Path
     validation: Path | None = None
@@ -106,11 +108,17 @@ class Ablation:
         if recipe.ablate.learning_rates and self.validation is None:
             raise RecipeError("ablate.learning_rates are tuned on problems of their own; give --validation")
         planned(STAGES["rollout"](recipe, problems=self.train, policy=self.base))
-        for problems in (self.test, self.validation):
-            if problems is not None:
-                planned(STAGES["evaluate"](recipe, problems=problems, model=self.base))
-        if any(variant.reads_repair_set for variant in variants.values()):
+        measuring = [problems for problems in (self.test, self.validation) if problems is not None]
+        for problems in measuring:
+            planned(STAGES["evaluate"](recipe, problems=problems, model=self.base))
+            check_unseen(self.train, problems)
+        reading = [name for name, variant in variants.items() if variant.reads_repair_set]
+        if reading:
+            if self.repair_set is None:
+                raise RecipeError(f"--variant {reading[0]}: it reads annotated repairs; give --repair-set")
             planned(STAGES["sft-repair"](recipe, repair_set=self.repair_set, model=self.base))
+            for problems in measuring:
+                check_unseen(self.repair_set, problems, REPAIR_SET)
 
     def recipe_with(self, assignments: Sequence[str]) -> Recipe:
         """The recipe with these assignments after its own."""
@@ -229,9 +237,10 @@ class Runs:
         unread = {"ablate", "loop", "tracking", "seed"} | (set() if variant.reads_repair_set else {"sft"})
         unread |= set() if variant.repair_model in ("rl", "rl_alone") else {"repair_rl"}
         of = self.of
-        files = {"problems": self._problems(problems), "train": of.train, "repair_set": of.repair_set, "base": of.base}
-        if not variant.reads_repair_set:
-            del files["repair_set"]
+        files = {"problems": self._problems(problems), "train": of.train, "base": of.base}
+        if variant.reads_repair_set:
+            assert of.repair_set is not None
+            files["repair_set"] = of.repair_set
         own = {
             # A field that later versions add does not make the record another's.
             "recipe": recipe.model_dump(mode="json", exclude_defaults=True, exclude=unread),

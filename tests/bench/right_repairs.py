@@ -41,11 +41,15 @@ def main() -> None:
     print(f"errors: {len(errors)}, repaired: {len(chosen)}")
     for name, answers in (("correct rollouts", correct), ("repairs", chosen)):
         read = sum(is_read_right(row["text"], shown[row["problem_id"]]) for row in answers)
-        print(f"{name}: {len(answers)}, read right: {read} ({read / len(answers):.2f})")
+        print(f"{name}: {len(answers)}, read right: {read}{_share(read, len(answers))}")
     right = sum(is_right(row["text"], shown[row["problem_id"]]) for row in chosen)
-    print(f"repairs that are right: {right} ({right / len(chosen):.2f})")
+    print(f"repairs that are right: {right}{_share(right, len(chosen))}")
     for agreed, verdicts in sorted(agreeing(repairs, shown).items()):
         print(f"candidates that say the same as the most: {agreed}, right: {verdicts[True]} of {verdicts.total()}")
+
+
+def _share(part: int, whole: int) -> str:
+    return f" ({part / whole:.2f})" if whole else ""
 
 
 def is_read_right(text: str, problem: Row) -> bool:
