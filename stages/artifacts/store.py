@@ -92,7 +92,9 @@ def parquet_files(path: Path, spec: TableSpec[Any]) -> list[Path]:
         DataError: nothing there, not Parquet, or other columns.
     """
     names = (f"{spec.name}-*.parquet", f"{spec.name}.parquet")
-    files = sorted(file for name in names for file in path.glob(name)) if path.is_dir() else [path]
+    shards = (file for name in names for file in path.glob(name))
+    # A number of six digits comes after one of five.
+    files = sorted(shards, key=lambda file: (len(file.name), file.name)) if path.is_dir() else [path]
     if len(files) > 1 and path / names[1] in files:
         raise DataError(f"{path}: both {names[0]} and {names[1]} in this folder; keep one of them")
     if not files or not files[0].is_file():

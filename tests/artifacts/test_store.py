@@ -114,12 +114,12 @@ def test_token_lists_are_written_plain_and_repeated_words_as_a_dictionary(tmp_pa
 
 
 def test_shards_are_read_in_order_and_others_left_alone(tmp_path):
-    for index in (10, 2, 1):
+    for index in (100_000, 10, 2, 1):
         write_rows(tmp_path / f"metrics-{index:05d}.parquet", METRICS, [{"step": index, "metric": "m", "value": 0}])
     write_rows(tmp_path / "dropped-00000.parquet", DROPPED, [{"problem_id": "p", "reason": "r"}])
 
-    assert [row["step"] for row in iterate_rows(tmp_path, METRICS)] == [1, 2, 10]
-    assert count_rows(tmp_path, METRICS) == 3
+    assert [row["step"] for row in iterate_rows(tmp_path, METRICS)] == [1, 2, 10, 100_000]
+    assert count_rows(tmp_path, METRICS) == 4
 
 
 def test_only_the_specs_columns_are_read(tmp_path):
