@@ -50,6 +50,7 @@ from stages.training.heldout import (
 )
 from stages.training.losses import SupervisedLoss
 from stages.training.metrics import MetricsLog
+from stages.training.quantized import check_quantized
 from stages.training.tracking import check_trackers, open_trackers
 from stages.training.trainer import Trainer, TrainingRow
 
@@ -91,6 +92,7 @@ class SftRepair:
         if self.prompt == "repair":
             check_auditor(self.recipe.audit)
         check_trackers(self.recipe.tracking)
+        check_quantized(self.recipe.trainer)
         if not self.split.train:
             raise DataError(
                 f"{self.repair_set}: nothing to train on, all {len(self.usable)} of its pairs are held out with "

@@ -48,6 +48,7 @@ from stages.training.checkpoints import Checkpoints
 from stages.training.heldout import HeldOut, repair_heldout, split_repair_set, write_summary
 from stages.training.losses import check_objective
 from stages.training.metrics import MetricsLog
+from stages.training.quantized import check_quantized
 from stages.training.repair_loop import RepairLoop
 from stages.training.tracking import check_trackers, open_trackers
 from stages.training.trainer import Trainer
@@ -101,6 +102,7 @@ class RlRepair:
         check_reward(self.recipe.reward)
         check_auditor(self.recipe.audit)
         check_trackers(self.recipe.tracking)
+        check_quantized(self.recipe.trainer)
         check_objective(self.recipe.repair_rl.objective, self.recipe.rollout)
         if self.recipe.repair_rl.objective.algorithm == "dpo":
             raise RecipeError(

@@ -38,6 +38,7 @@ from stages.training.losses import PolicyObjective, check_objective, mismatch_me
 from stages.training.metrics import MetricsLog
 from stages.training.preferences import PreferenceObjective
 from stages.training.prime import PRM, ProcessRewards, prm_folder
+from stages.training.quantized import check_quantized
 from stages.training.sample_table import sample_table
 from stages.training.tracking import check_trackers, open_trackers
 from stages.training.trainer import Loss, Trainer
@@ -87,6 +88,7 @@ class TrainPolicy:
         section = self.recipe.train
         check_objective(section.objective, self.recipe.rollout, with_critic=section.advantage != "prime")
         check_trackers(self.recipe.tracking)
+        check_quantized(self.recipe.trainer)
         bad = self.usable.bad
         self._check_scores()
         self._check_trainable()

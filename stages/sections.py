@@ -534,6 +534,11 @@ class LoraSection(Section):
 
     rank: Positive = Field(16, description="Rank of an adapter.")
     alpha: Positive = Field(32, description="Scale: an adapter's output is multiplied by alpha / rank.")
+    bits: Literal[4] | None = Field(
+        None,
+        description="4: the layers under adapters rest in four bits (NF4, as in QLoRA), in one process, by the extra "
+        "`quantized`; in model.dtype if null. The saved weights are the whole ones with the adapters added.",
+    )
 
 
 class TrainerSection(Section):

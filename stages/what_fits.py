@@ -18,6 +18,7 @@ from transformers import Qwen2_5_VLConfig
 from stages.estimate import on_device
 from stages.model.architecture import empty_model
 from stages.model.footprint import Size, size_of
+from stages.model.mixed_precision import is_quantized
 from stages.recipe import Recipe, recipe_with
 
 COMMANDS = ("sft-repair", "rl-repair", "rollout", "build-masks", "train-policy", "evaluate")
@@ -29,7 +30,12 @@ _SETTINGS: dict[str, Any] = {
     "engine": {"name": "transformers", "rows_per_batch": 8, "tokens_per_batch": 2048},
     "rollout": {"max_new_tokens": 1024},
 }
-_TRAINED: dict[str, dict[str, Any]] = {"all": {}, "LoRA": {"lora": {"rank": 16, "alpha": 32}}}
+_LORA = {"rank": 16, "alpha": 32}
+_TRAINED: dict[str, dict[str, Any]] = {
+    "all": {},
+    "LoRA": {"lora": _LORA},
+    "LoRA, 4 bits": {"lora": {**_LORA, "bits": 4}},
+}
 
 
 def published(hidden: int, mlp: int, layers: int, heads: tuple[int, int], *, vision_mlp: int = 3420) -> Any:
@@ -84,6 +90,8 @@ def _lines() -> Iterator[str]:
 
 
 def _cell(commands: Sequence[str], size: Size, recipe: Recipe, gib: int, shards: int) -> str:
+    if is_quantized(recipe.trainer) and shards > 1:
+        return "–"
     sizes = dict.fromkeys(("policy", "model", "repair_model"), size)
     most = max(on_device(command, recipe, sizes, shards).most for command in commands) / 2**30
     return f"**{most:.1f}**" if most <= gib * (1 - FREE) else f"{most:.1f}"

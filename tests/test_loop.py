@@ -108,6 +108,7 @@ def test_a_loop_writes_what_the_commands_write(tmp_path, loop_of, whole):
     [
         pytest.param(["model.dtype=bfloat16"], id="bfloat16: sampler, scorer and trainer compute in three ways"),
         pytest.param(["trainer.lora={rank: 2, alpha: 4}"], id="adapters", marks=pytest.mark.slow),
+        pytest.param(["trainer.lora={rank: 2, bits: 4}"], id="four bits", marks=pytest.mark.slow),
         pytest.param(PPO, id="critic", marks=pytest.mark.slow),
         pytest.param(["train.objective.kl_coef=0.1"], id="reference", marks=pytest.mark.slow),
         pytest.param(MOVING, id="moving reference", marks=pytest.mark.slow),

@@ -16,7 +16,7 @@ from stages.engines.vllm_engine import VllmEngine
 from stages.errors import ModelError, RecipeError
 from stages.model.codec import Codec
 from stages.model.loading import VisionLanguageModel, load_codec, load_model
-from stages.model.mixed_precision import Trained, trained_weights
+from stages.model.mixed_precision import Trained, is_quantized, trained_weights
 from stages.recipe import Recipe
 from stages.runtime import processes
 from stages.sections import VllmSection
@@ -34,8 +34,14 @@ def open_model(
     if not master_weights:
         return _load(path, recipe, None, in_training=False)
     masters = (beside or path) / OPTIMIZER_STATE
-    trained = trained_weights(recipe.trainer)
-    return _load(path, recipe, trained, in_training=True, masters=masters if masters.is_file() else None)
+    return _load(
+        path,
+        recipe,
+        trained_weights(recipe.trainer),
+        in_training=True,
+        masters=masters if masters.is_file() else None,
+        quantized=is_quantized(recipe.trainer),
+    )
 
 
 def open_reference(path: Path, recipe: Recipe) -> VisionLanguageModel:
@@ -49,7 +55,13 @@ def open_scorer(path: Path, recipe: Recipe) -> VisionLanguageModel:
 
 
 def _load(
-    path: Path, recipe: Recipe, trained: Trained | None, *, in_training: bool, masters: Path | None = None
+    path: Path,
+    recipe: Recipe,
+    trained: Trained | None,
+    *,
+    in_training: bool,
+    masters: Path | None = None,
+    quantized: bool = False,
 ) -> VisionLanguageModel:
     section = recipe.model
     return load_model(
@@ -62,6 +74,7 @@ def _load(
         trust_remote_code=section.trust_remote_code,
         image_cache=section.image_cache,
         masters=masters,
+        quantized=quantized,
     )
 
 

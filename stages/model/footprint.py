@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from stages.model.head import CHUNKS_AT_ONCE_ON_ACCELERATORS, TOKENS_PER_CHUNK
-from stages.model.mixed_precision import Trained, rounded_weights, text_weights, trained_weights
+from stages.model.mixed_precision import Trained, is_quantized, rounded_weights, text_weights, trained_weights
 from stages.sections import TrainerSection
 
 BYTES = {"float32": 4, "bfloat16": 2}
 _MASTER = BYTES["float32"]
 """Of a trained weight, its gradient, each of AdamW's two moments, and an element of the residual stream."""
+_IN_FOUR_BITS = 0.5 + (1 + 4 / 256) / 64
+"""Of a weight in NF4: a scale for every 64, in eight bits, and one of those for every 256."""
 _ADAPTED = 7
 """Linear layers of a decoder layer: query, key, value, output, gate, up, down."""
 
@@ -108,6 +110,8 @@ def training(size: Size, section: TrainerSection, dtype: str, *, shards: int = 1
     """Bytes of weights, gradients and AdamW's moments on each of `shards` devices, when the recipe trains the model."""
     trained, learns = trained_weights(section), trained_elements(size, section)
     weights = size.at_rest(dtype, trained) + (learns - size.trained[trained]) * _MASTER
+    if is_quantized(section):
+        weights -= round(size.adapted * (BYTES[dtype] - _IN_FOUR_BITS))
     return Training(*(-(-whole // shards) for whole in (weights, learns * _MASTER, 2 * learns * _MASTER)))
 
 
@@ -117,7 +121,8 @@ class Pass(NamedTuple):
     gathered: int
     """Weights that a device gathers from the shards of the others while it computes with them; 0 without shards."""
     casts: int
-    """Autocast's copies of trained weights: of all layers, or under gradient checkpointing of one layer at a time."""
+    """Autocast's copies of trained weights: of all layers, or under gradient checkpointing of one layer at a time; or
+    the largest of the weights in four bits, made whole."""
     activations: int
     """What layers keep for the backward pass, and the gradients of the layer at work."""
     logits: int
@@ -135,6 +140,8 @@ def training_pass(size: Size, section: TrainerSection, dtype: str, tokens: int, 
 
 
 def _casts(size: Size, section: TrainerSection, dtype: str) -> int:
+    if is_quantized(section):  # one layer's, as it was
+        return size.text.hidden * size.text.mlp * BYTES[dtype]
     cast = size.rounded["none"] - size.rounded[trained_weights(section)]
     return min(cast, size.text.weights if section.gradient_checkpointing else cast) * (BYTES[dtype] % _MASTER)
 

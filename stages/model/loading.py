@@ -101,6 +101,7 @@ def load_model(
     trust_remote_code: bool = False,
     image_cache: Path | None = None,
     masters: Path | None = None,
+    quantized: bool = False,
 ) -> VisionLanguageModel:
     """Load the checkpoint at `path`; `dtype` is a key of `DTYPES`.
 
@@ -110,7 +111,7 @@ def load_model(
     rounded come from `masters`, the optimizer's state that was saved with it.
     It goes onto the GPU if there is one, layer by layer onto all of them if there are several, else onto the CPU. Of
     several processes each loads onto its own GPU. What is `in_training`, a trained model or the reference beside it,
-    each loads onto the CPU instead where a trainer then cuts it into shards.
+    each loads onto the CPU instead where a trainer then cuts it into shards, and so is what will be `quantized`.
 
     Raises:
         ModelError: as `load_codec`, `check_loaded` and `check_finite`; the hub has no such safetensors.
@@ -122,7 +123,7 @@ def load_model(
         trust_remote_code=trust_remote_code,
         image_cache=image_cache,
     )
-    device_map = _device_map(in_training)
+    device_map = "cpu" if quantized else _device_map(in_training)
     if trained is None or dtype == "float32":
         model = _load_weights(path, DTYPES[dtype], device_map, trust_remote_code)
         return wrap_model(model, codec.processor)

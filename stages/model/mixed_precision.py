@@ -24,6 +24,11 @@ def trained_weights(section: TrainerSection) -> Trained:
     return "text" if section.freeze_vision else "all"
 
 
+def is_quantized(section: TrainerSection) -> bool:
+    """Whether the recipe trains adapters on layers in four bits."""
+    return section.lora is not None and section.lora.bits is not None
+
+
 def text_weights(model: Any) -> set[Tensor]:
     """Those of the text model and its head: what is left sees the images."""
     return {weight for part in (model.get_decoder(), model.get_output_embeddings()) for weight in part.parameters()}

@@ -17,6 +17,7 @@ from stages.artifacts.store import iterate_rows, parquet_files
 from stages.errors import DataError
 from stages.model.batches import encode_prompt
 from stages.model.loading import VisionLanguageModel
+from stages.model.mixed_precision import is_quantized
 from stages.model.prompts import policy_prompt
 from stages.recipe import Recipe
 from stages.runtime.batching import batched
@@ -123,9 +124,9 @@ class GroupSource:
     def read_old(self, trainer: Trainer, loss_function: Loss) -> dict[str, float]:
         """Write what policy and critic say before the training starts, read in the passes of the first epoch's steps.
 
-        That is `values` where there is a critic, and `old_logprobs` where the policy computes in less than float32:
-        a step's passes round there otherwise than those that made the groups. Returns the metric of the first step
-        that compares with these.
+        That is `values` where there is a critic, and `old_logprobs` where the policy computes in less than float32, or
+        rests in four bits: a step's passes round there otherwise than those that made the groups. Returns the metric of
+        the first step that compares with these.
         """
         tables = self._tables(trainer)
         trained = (group for group in self._in_order(0, as_stored=True) if group.trajectories)
@@ -152,7 +153,7 @@ class GroupSource:
 
     def _tables(self, trainer: Trainer) -> list[TableSpec[Any]]:
         """What `read_old` writes."""
-        rounds = trainer.vlm.autocast_dtype is not None
+        rounds = trainer.vlm.autocast_dtype is not None or is_quantized(trainer.machine)
         return [VALUES] * self.recipe.train.has_critic + [OLD_LOGPROBS] * rounds
 
     def _read(
@@ -179,7 +180,8 @@ class GroupSource:
         ratio = first_step_ratio([row for row, _ in both], [own for _, own in both], loss_function)
         if ratio is None:
             return {}
-        check_first_step(ratio, self.groups, trainer.vlm.autocast_dtype or trainer.vlm.model.dtype)
+        if not is_quantized(trainer.machine):  # four bits are further off than any rounding
+            check_first_step(ratio, self.groups, trainer.vlm.autocast_dtype or trainer.vlm.model.dtype)
         return {"ratio_first_step": ratio}
 
     def _keep(

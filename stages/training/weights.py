@@ -13,10 +13,14 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from stages.model.loading import VisionLanguageModel, load_masters
-from stages.model.mixed_precision import text_weights
+from stages.model.mixed_precision import is_quantized, text_weights
 from stages.runtime import processes
 from stages.sections import LoraSection, TrainerSection
 from stages.training.parallel import Parallel
+from stages.training.quantized import quantize
+
+_QUANTIZATION = ".base_layer.weight."
+"""In the names of what goes with a weight in four bits: its scales."""
 
 
 def prepare_weights(vlm: VisionLanguageModel, section: TrainerSection, seed: int) -> PeftModel | None:
@@ -25,7 +29,10 @@ def prepare_weights(vlm: VisionLanguageModel, section: TrainerSection, seed: int
         text = text_weights(vlm.model)
         for weight in vlm.model.parameters():
             weight.requires_grad_(weight in text)
-    adapters = None if section.lora is None else _add_adapters(vlm.model, section.lora, seed)
+    adapted = _linear_layers(vlm.model)
+    if is_quantized(section):
+        quantize(vlm.model, adapted, vlm.autocast_dtype or vlm.model.dtype)
+    adapters = None if section.lora is None else _add_adapters(vlm.model, adapted, section.lora, seed)
     if section.gradient_checkpointing:
         vlm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if section.compile:
@@ -37,20 +44,21 @@ def prepare_weights(vlm: VisionLanguageModel, section: TrainerSection, seed: int
 def plain_state(vlm: VisionLanguageModel, parallel: Parallel) -> dict[str, Tensor]:
     """The whole weights as a checkpoint names them, adapters added in, on the main process; empty on the others.
 
-    What adapters are added to is read again from the files that it came from, in float32: a round's may move a weight
-    by less than the rounding, and what rounds add up to is to count. Every process has to ask.
+    What adapters are added to is read again from the files that it came from, in float32, if it rests rounded or in
+    four bits: a round's may move a weight by less than the rounding, and what rounds add up to is to count. Every
+    process has to ask.
 
     Raises:
         ModelError: those files are not there any more.
     """
     main = processes.is_main()
     adapted = _adapted(vlm.model)
-    again = vlm.rounded if adapted else frozenset()
+    again = (vlm.rounded if adapted else frozenset()) | _quantized(adapted)
     state: dict[str, Tensor] = load_masters(vlm).state_dict() if main and again else {}
     # Tied weights stay one tensor, or they would be saved twice.
     tied: dict[Tensor, list[str]] = defaultdict(list)
     for name, value in vlm.model.state_dict(keep_vars=True).items():
-        if ".lora_" not in name:
+        if ".lora_" not in name and _QUANTIZATION not in name:
             tied[value].append(name.replace(".base_layer.", "."))
     for value, names in tied.items():
         if names[0] not in again:
@@ -84,10 +92,20 @@ def _adapted(model: Any) -> dict[str, Any]:
     return {name: part for name, part in model.named_modules() if isinstance(part, LoraLayer)}
 
 
-def _add_adapters(model: Any, section: LoraSection, seed: int) -> PeftModel:
-    """On every linear layer of the text model; all other weights are frozen."""
+def _quantized(adapted: Mapping[str, Any]) -> frozenset[str]:
+    """Names of the weights in four bits."""
+    packed = {name for name, layer in adapted.items() if layer.base_layer.weight.dtype == torch.uint8}
+    return frozenset(f"{name}.weight" for name in packed)
+
+
+def _linear_layers(model: Any) -> list[str]:
+    """Names of those of the text model."""
     text = {id(module) for module in model.get_decoder().modules()}
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and id(module) in text]
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and id(module) in text]
+
+
+def _add_adapters(model: Any, names: list[str], section: LoraSection, seed: int) -> PeftModel:
+    """On the layers of these names; all other weights are frozen."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(model, LoraConfig(r=section.rank, lora_alpha=section.alpha, target_modules=names))

@@ -62,6 +62,23 @@ def test_weights_gradients_and_optimizer_are_counted_to_the_byte(folder, section
         assert len(stepped) == len(learns)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_in_four_bits_are_counted_to_a_hundredth(tiny_vlm, tmp_path, dtype):
+    """Scales of fewer than 256 blocks take as many bytes as those of 256 do."""
+    tiny_vlm.save(tmp_path)
+    section = TrainerSection(lora=LoraSection(rank=4, bits=4))
+    vlm = load_model(tmp_path, dtype=dtype, trained="none", quantized=True)
+    told = training(size_of(vlm.model), section, dtype)
+    prepare_weights(vlm, section, seed=0)
+    weights = list(vlm.model.parameters())
+    states = [weight.quant_state for weight in weights if hasattr(weight, "quant_state")]
+    scales = [tensor for state in states for tensor in (state.absmax, state.state2.absmax)]
+    assert len(states) == 7 * vlm.model.config.get_text_config().num_hidden_layers
+    assert told.weights == pytest.approx(bytes_of(weights) + bytes_of(scales), rel=0.01)
+    whole = training(size_of(load_model(tmp_path, dtype=dtype, trained="none").model), SECTIONS["adapters"], dtype)
+    assert told.weights < 0.9 * whole.weights
+
+
 def kept_for_backward(vlm):
     """Bytes that a pass leaves to its backward pass, weights and their casts left out."""
     shapes = {weight.shape for weight in vlm.model.parameters()} | {w.T.shape for w in vlm.model.parameters()}

@@ -1,21 +1,25 @@
 """Which weights a step trains, and the checkpoint that they become."""
 
 import json
+import sys
 from collections import Counter
 from dataclasses import replace
 
+import bitsandbytes
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from data.strips.tiny_model import plain_logprobs
+from stages.errors import RecipeError
 from stages.model.batches import encode_prompt, response_batch
 from stages.model.layout import Reading
 from stages.model.loading import load_model
 from stages.model.prompts import policy_prompt
 from stages.sections import LoraSection, ObjectiveSection, OptimizerSection, RolloutSection, TrainerSection
 from stages.training.losses import PolicyObjective, SupervisedLoss
+from stages.training.quantized import check_quantized
 from stages.training.trainer import ADAPTERS, OPTIMIZER_STATE, Trainer, TrainingRow
 
 TEMPERATURE = 0.7
@@ -316,3 +320,85 @@ def test_compiled_layers_give_the_same_gradients_for_one_tree_after_another(tiny
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     # Other trees need no other code: a recompilation each would soon reach the limit.
     assert graphs[0] == graphs[1] == graphs[2] > 0
+
+
+IN_FOUR_BITS = {"lora": LoraSection(rank=RANK, alpha=ALPHA, bits=4)}
+BELOW = (-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.09105004)
+ABOVE = (0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1.0)
+NF4 = torch.tensor([*BELOW, 0.0, *ABOVE])
+"""QLoRA's appendix E."""
+
+
+def dequantized(vlm):
+    """What the text model's linear layers hold, made whole again."""
+    layers = {name: part for name, part in vlm.model.named_modules() if isinstance(part, bitsandbytes.nn.Linear4bit)}
+    return {
+        name.removesuffix(".base_layer"): bitsandbytes.functional.dequantize_4bit(part.weight, part.weight.quant_state)
+        for name, part in layers.items()
+        if hasattr(part.weight, "quant_state") and ".lora_" not in name
+    }
+
+
+def test_layers_in_four_bits_hold_the_nearest_of_sixteen_values(vlm, copy_of):
+    """Of each 64 weights the largest is the scale, which is itself kept in eight bits."""
+    own = copy_of(vlm)
+    trainer(own, **IN_FOUR_BITS)
+    found, originals = dequantized(own), text_layers(vlm)
+    assert found.keys() == {name for name, weight in originals.items() if weight.shape[1] % 64 == 0}
+    assert found
+    for name in found:
+        weight = originals[name]
+        blocks_NB = weight.detach().flatten().unflatten(0, (-1, 64))
+        scale_N1 = blocks_NB.abs().amax(1, keepdim=True)
+        nearest_NB = NF4[(blocks_NB / scale_N1)[..., None].sub(NF4).abs().argmin(-1)] * scale_N1
+        off_NB = (found[name].view_as(blocks_NB) - nearest_NB).abs() / scale_N1
+        # Eight bits of a scale, and what lies in the middle of two values may fall to either.
+        assert off_NB.median() < 0.01, name
+        assert (off_NB < 0.02).float().mean() > 0.99, name
+
+
+def test_they_compute_as_the_weights_that_they_stand_for(vlm, copy_of, rows):
+    """Adapters' gradients are those over whole layers of the same weights."""
+    own, whole = copy_of(vlm), copy_of(vlm)
+    found = step_gradients(own, rows, **IN_FOUR_BITS)
+    with torch.no_grad():
+        for name, weight in dequantized(own).items():
+            whole.model.get_submodule(name).weight.copy_(weight)
+    expected = step_gradients(whole, rows, **ADAPTED)
+    down = {name for name in expected if ".lora_A." in name}  # no gradient at the start
+    assert found.keys() == expected.keys()
+    assert all(found[name].norm() == 0 for name in down)
+    assert_same(*({n: g for n, g in side.items() if n not in down} for side in (found, expected)), 1e-4)
+
+
+def test_a_step_over_them_is_saved_on_the_weights_that_they_came_from(vlm, rows, tmp_path):
+    vlm.save(tmp_path / "start")
+    own = load_model(tmp_path / "start", trained="none", quantized=True)
+    adapted = trainer(own, **IN_FOUR_BITS)
+    for _ in range(2):
+        adapted.step(rows, SupervisedLoss())
+    adapted.save(tmp_path / "out", tmp_path / "out/model")
+
+    assert_same_keys(tmp_path / "out/model", tmp_path / "start")
+    adapters = load_file(tmp_path / "out" / ADAPTERS / "adapter_model.safetensors")
+    after = dict(load_model(tmp_path / "out/model").model.named_parameters())
+    for name, weight in vlm.model.named_parameters():
+        layer = name.removesuffix(".weight")
+        is_adapted = layer in text_layers(vlm)
+        added = scaled(adapters, layer) if is_adapted else 0
+        torch.testing.assert_close(after[name], weight + added, atol=1e-6, rtol=0)
+        assert is_adapted != torch.equal(after[name], weight), name
+
+
+def test_four_bits_are_refused_where_they_cannot_be_had(monkeypatch):
+    section = TrainerSection(**IN_FOUR_BITS)
+    check_quantized(section)
+    with monkeypatch.context() as patched:
+        patched.setattr("stages.runtime.processes.count", lambda: 2)
+        check_quantized(TrainerSection(**ADAPTED))
+        with pytest.raises(RecipeError, match="which takes one process; leave the launcher"):
+            check_quantized(section)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    check_quantized(TrainerSection(**ADAPTED))
+    with pytest.raises(RecipeError, match=r"pip install '\.\[quantized\]'"):
+        check_quantized(section)
