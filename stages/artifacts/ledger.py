@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 EVALUATION: Phase = "evaluate"
 """How good a model is, beside the work that its training needs."""
 
-_LIST_SECONDS = 1.0
+_LIST_SECONDS = 0.1
 """So long a list of processes is good."""
 
 
