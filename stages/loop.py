@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ from stages.s3_rollout import Rollout
 from stages.s4_build_masks import BuildMasks
 from stages.s4_build_masks.stage import check_options
 from stages.s5_train_policy import TrainPolicy
+from stages.training.quantized import check_quantized
 from stages.training.resident import ResidentModels
 
 GIB = 2**30
@@ -91,10 +93,11 @@ class Loop:
     def _check(self) -> None:
         """Everything that can be wrong before the first rollout."""
         check_options(self.recipe, self.repair_model)
+        check_quantized(self.recipe.trainer)
         planned(Rollout(self.recipe, self.problems, self.policy))
         if self.validation is not None:
             planned(Evaluate(self.recipe, self.validation, self.policy))
-            check_unseen(self.problems, self.validation)
+            processes.on_main(partial(check_unseen, self.problems, self.validation))
         processes.on_main(self._check_disk)
 
     def _check_disk(self) -> None:

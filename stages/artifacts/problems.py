@@ -31,7 +31,7 @@ FILES_OPEN = 4
 GROUPS_HELD = 4
 """Row groups of problems that stay in memory, or as many as `BYTES_HELD` have room for."""
 BYTES_HELD = 64 << 20
-IMAGES_HELD = 32
+IMAGES_HELD = 8
 """Images that stay decoded: the prompts of a problem's responses follow each other."""
 DEFAULT_FPS = 2.0
 """Rate of frames that come without one: what Qwen2.5-VL samples videos at."""

@@ -34,14 +34,8 @@ def open_model(
     if not master_weights:
         return _load(path, recipe, None, in_training=False)
     masters = (beside or path) / OPTIMIZER_STATE
-    return _load(
-        path,
-        recipe,
-        trained_weights(recipe.trainer),
-        in_training=True,
-        masters=masters if masters.is_file() else None,
-        quantized=is_quantized(recipe.trainer),
-    )
+    trained = trained_weights(recipe.trainer)
+    return _load(path, recipe, trained, in_training=True, masters=masters if masters.is_file() else None)
 
 
 def open_reference(path: Path, recipe: Recipe) -> VisionLanguageModel:
@@ -55,13 +49,7 @@ def open_scorer(path: Path, recipe: Recipe) -> VisionLanguageModel:
 
 
 def _load(
-    path: Path,
-    recipe: Recipe,
-    trained: Trained | None,
-    *,
-    in_training: bool,
-    masters: Path | None = None,
-    quantized: bool = False,
+    path: Path, recipe: Recipe, trained: Trained | None, *, in_training: bool, masters: Path | None = None
 ) -> VisionLanguageModel:
     section = recipe.model
     return load_model(
@@ -74,7 +62,7 @@ def _load(
         trust_remote_code=section.trust_remote_code,
         image_cache=section.image_cache,
         masters=masters,
-        quantized=quantized,
+        quantized=in_training and is_quantized(recipe.trainer),
     )
 
 

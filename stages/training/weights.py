@@ -29,10 +29,12 @@ def prepare_weights(vlm: VisionLanguageModel, section: TrainerSection, seed: int
         text = text_weights(vlm.model)
         for weight in vlm.model.parameters():
             weight.requires_grad_(weight in text)
-    adapted = _linear_layers(vlm.model)
-    if is_quantized(section):
-        quantize(vlm.model, adapted, vlm.autocast_dtype or vlm.model.dtype)
-    adapters = None if section.lora is None else _add_adapters(vlm.model, adapted, section.lora, seed)
+    adapters = None
+    if section.lora is not None:
+        names = _linear_layers(vlm.model)
+        if is_quantized(section):
+            quantize(vlm.model, names, vlm.autocast_dtype or vlm.model.dtype)
+        adapters = _add_adapters(vlm.model, names, section.lora, seed)
     if section.gradient_checkpointing:
         vlm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if section.compile:
@@ -94,8 +96,9 @@ def _adapted(model: Any) -> dict[str, Any]:
 
 def _quantized(adapted: Mapping[str, Any]) -> frozenset[str]:
     """Names of the weights in four bits."""
-    packed = {name for name, layer in adapted.items() if layer.base_layer.weight.dtype == torch.uint8}
-    return frozenset(f"{name}.weight" for name in packed)
+    return frozenset(
+        f"{name}.weight" for name, layer in adapted.items() if layer.base_layer.weight.dtype == torch.uint8
+    )
 
 
 def _linear_layers(model: Any) -> list[str]:
