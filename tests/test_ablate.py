@@ -62,8 +62,9 @@ def ablation(tmp_path_factory, digits: Path) -> tuple[Path, list[str], subproces
     for section, values in SMALL.items():
         recipe[section] = recipe.get(section, {}) | values
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    for name in ("train", "test"):
-        pq.write_table(pq.read_table(digits / f"problems_{name}.parquet").slice(0, 40), folder / f"{name}.parquet")
+    for name, split, first in (("train", "train", 0), ("test", "test", 0), ("validation", "test", 40)):
+        table = pq.read_table(digits / f"problems_{split}.parquet").slice(first, 40)
+        pq.write_table(table, folder / f"{name}.parquet")
     pq.write_table(pq.read_table(digits / "repair_set.parquet").slice(0, 100), folder / "repair_set.parquet")
     command = [sys.executable, "-m", "df_cli", "ablate", "--recipe", str(folder / "recipe.yaml")]
     command += ["--train", str(folder / "train.parquet"), "--test", str(folder / "test.parquet")]
@@ -370,7 +371,7 @@ def tuned(ablation, tmp_path_factory) -> tuple[Path, list[str]]:
     """Siblings at two learning rates, within a budget that takes a round or more, nothing kept of the rounds."""
     out = tmp_path_factory.mktemp("tuned") / "out"
     settings = ["learning_rates=[3.0e-5, 1.0e-9]", "device_seconds=2", "evaluations=2", "keep_rounds=false"]
-    command = rewritten(ablation, out=out, validation=ablation[0].parent / "train.parquet", variant="sibling")
+    command = rewritten(ablation, out=out, validation=ablation[0].parent / "validation.parquet", variant="sibling")
     command += [word for setting in settings for word in ("--set", f"ablate.{setting}")]
     subprocess.run(command, check=True)
     return out, command

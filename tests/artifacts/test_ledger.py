@@ -9,56 +9,67 @@ import pytest
 from stages.artifacts.ledger import CostLedger, cpu_seconds, training_cost
 
 
-def test_what_no_phase_has_is_booked_as_other_at_the_close():
-    started = time.perf_counter()
-    ledger = CostLedger(devices=2)
-    time.sleep(0.05)
+class Clock:
+    """Stands still until it is told that time passes."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def wait(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def test_what_no_phase_has_is_booked_as_other_at_the_close(clock):
+    ledger = CostLedger(devices=2, clock=clock)
+    clock.wait(1)
     with ledger.phase("train"):
-        time.sleep(0.1)
-    assert ledger.device_seconds.keys() == {"train"}
-    assert ledger.device_seconds["train"] >= 0.2
-    assert ledger.spent >= 0.3
+        clock.wait(4)
+    assert ledger.device_seconds == {"train": 8}
+    assert ledger.spent == 10
+    clock.wait(16)
     ledger.close()
-    wall = time.perf_counter() - started
-    assert ledger.device_seconds.keys() == {"train", "other"}
-    assert ledger.device_seconds["other"] >= 0.1
-    assert sum(ledger.device_seconds.values()) <= 2 * wall
-    booked = dict(ledger.device_seconds)
+    assert ledger.device_seconds == {"train": 8, "other": 34}
+    clock.wait(64)
     ledger.close()
-    assert ledger.device_seconds["train"] == booked["train"]
-    assert ledger.device_seconds["other"] - booked["other"] <= 2 * (time.perf_counter() - started - wall) + 0.01
+    assert ledger.device_seconds == {"train": 8, "other": 34 + 128}
 
 
-def test_a_phase_that_fails_is_paid_for_too():
-    ledger = CostLedger()
+def test_a_phase_that_fails_is_paid_for_too(clock):
+    ledger = CostLedger(clock=clock)
 
     def fail():
         with ledger.phase("score"):
-            time.sleep(0.02)
+            clock.wait(2)
             raise KeyError
 
     with pytest.raises(KeyError):
         fail()
-    assert ledger.device_seconds["score"] >= 0.02
+    assert ledger.device_seconds == {"score": 2}
 
 
-def test_what_an_evaluation_generates_and_scores_is_evaluation():
-    ledger = CostLedger(devices=2)
+def test_what_an_evaluation_generates_and_scores_is_evaluation(clock):
+    ledger = CostLedger(devices=2, clock=clock)
     with ledger.phase("generate"):
-        time.sleep(0.02)
+        clock.wait(1)
     with ledger.phase("evaluate"):
         for part in ("generate", "reward"):
             with ledger.phase(part):
-                time.sleep(0.03)
-        time.sleep(0.03)
+                clock.wait(4)
+        clock.wait(16)
+    clock.wait(32)
     with ledger.phase("generate"):
-        time.sleep(0.02)
+        clock.wait(64)
     ledger.close()
-    booked = ledger.device_seconds
-    assert booked.keys() == {"generate", "evaluate", "other"}
-    assert booked["evaluate"] >= 2 * 0.09
-    assert 2 * 0.04 <= booked["generate"] < 2 * 0.04 + 0.1
-    assert training_cost({"device_seconds": booked}) == booked["generate"] + booked["other"]
+    assert ledger.device_seconds == {"generate": 2 * (1 + 64), "evaluate": 2 * (4 + 4 + 16), "other": 2 * 32}
+    assert training_cost({"device_seconds": ledger.device_seconds}) == 2 * (1 + 64 + 32)
 
 
 def test_a_phase_after_an_evaluation_that_failed_is_booked():
