@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from forked import df
 from stages.artifacts.columns import ABLATION, CURVES, SAMPLES, SCORES
 from stages.artifacts.lock import lock_output
 from stages.artifacts.manifests import read_manifest
@@ -66,11 +67,11 @@ def ablation(tmp_path_factory, digits: Path) -> tuple[Path, list[str], subproces
         table = pq.read_table(digits / f"problems_{split}.parquet").slice(first, 40)
         pq.write_table(table, folder / f"{name}.parquet")
     pq.write_table(pq.read_table(digits / "repair_set.parquet").slice(0, 100), folder / "repair_set.parquet")
-    command = [sys.executable, "-m", "df_cli", "ablate", "--recipe", str(folder / "recipe.yaml")]
+    command = ["ablate", "--recipe", str(folder / "recipe.yaml")]
     command += ["--train", str(folder / "train.parquet"), "--test", str(folder / "test.parquet")]
     command += ["--repair-set", str(folder / "repair_set.parquet"), "--base", str(digits / "base")]
     command += ["--out", str(folder / "out")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = df(*command)
     return folder / "out", command, done
 
 
@@ -191,7 +192,7 @@ def test_accuracies_are_those_of_the_scores(ablation):
 def test_a_second_run_makes_no_step_again(ablation):
     out, command, _ = ablation
     before = {path: path.stat().st_mtime_ns for path in (out / "steps").rglob("*")}
-    assert subprocess.run(command, capture_output=True).returncode == 1
+    assert df(*command).returncode == 1
     assert {path: path.stat().st_mtime_ns for path in (out / "steps").rglob("*")} == before
 
 
@@ -373,7 +374,8 @@ def tuned(ablation, tmp_path_factory) -> tuple[Path, list[str]]:
     settings = ["learning_rates=[3.0e-5, 1.0e-9]", "device_seconds=2", "evaluations=2", "keep_rounds=false"]
     command = rewritten(ablation, out=out, validation=ablation[0].parent / "validation.parquet", variant="sibling")
     command += [word for setting in settings for word in ("--set", f"ablate.{setting}")]
-    subprocess.run(command, check=True)
+    done = df(*command)
+    assert done.returncode == 0, done.stderr
     return out, command
 
 
@@ -409,7 +411,8 @@ def test_a_recorded_run_needs_its_steps_no_more(tuned):
     assert {folder.name.rpartition("-")[0] for folder in (out / "steps").iterdir()} == {"evaluate"}
     before = (out / "ablation.parquet").read_bytes()
     shutil.rmtree(out / "steps")
-    subprocess.run(command, check=True)
+    done = df(*command)
+    assert done.returncode == 0, done.stderr
     assert not (out / "steps").exists()
     assert (out / "ablation.parquet").read_bytes() == before
 
@@ -424,7 +427,7 @@ def test_a_recorded_run_needs_its_steps_no_more(tuned):
     ],
 )
 def test_what_cannot_be_run_is_told_before_the_first_step(ablation, tmp_path, changes, message):
-    done = subprocess.run(rewritten(ablation, out=tmp_path / "out", **changes), capture_output=True, text=True)
+    done = df(*rewritten(ablation, out=tmp_path / "out", **changes))
     assert done.returncode == 1
     assert message in done.stderr
     assert not (tmp_path / "out").exists()
@@ -486,10 +489,10 @@ def test_names_that_no_variant_has_are_refused(assignment, message):
 
 def test_a_second_ablation_in_the_folder_is_told_of_the_first(tmp_path, digits):
     with lock_output(tmp_path):
-        command = [sys.executable, "-m", "df_cli", "ablate", "--train", str(digits / "problems_train.parquet")]
+        command = ["ablate", "--train", str(digits / "problems_train.parquet")]
         command += ["--test", str(digits / "problems_test.parquet"), "--base", str(digits / "base")]
         command += ["--repair-set", str(digits / "repair_set.parquet"), "--out", str(tmp_path), "--recipe", "digits"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = df(*command)
     assert done.returncode == 1
     assert "has been writing here since" in done.stderr
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from stages.model.loading import VisionLanguageModel, load_masters
@@ -18,6 +16,9 @@ from stages.runtime import processes
 from stages.sections import LoraSection, TrainerSection
 from stages.training.parallel import Parallel
 from stages.training.quantized import quantize
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 _QUANTIZATION = ".base_layer.weight."
 """In the names of what goes with a weight in four bits: its scales."""
@@ -91,7 +92,7 @@ def save_adapters(adapters: PeftModel, parallel: Parallel, folder: Path) -> None
 
 def _adapted(model: Any) -> dict[str, Any]:
     """Layers with an adapter, by name."""
-    return {name: part for name, part in model.named_modules() if isinstance(part, LoraLayer)}
+    return {name: part for name, part in model.named_modules() if hasattr(part, "lora_A")}
 
 
 def _quantized(adapted: Mapping[str, Any]) -> frozenset[str]:
@@ -109,6 +110,8 @@ def _linear_layers(model: Any) -> list[str]:
 
 def _add_adapters(model: Any, names: list[str], section: LoraSection, seed: int) -> PeftModel:
     """On the layers of these names; all other weights are frozen."""
+    from peft import LoraConfig, get_peft_model  # takes as long to import as torch
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(model, LoraConfig(r=section.rank, lora_alpha=section.alpha, target_modules=names))

@@ -1,11 +1,11 @@
-"""Commands in two processes: by `accelerate launch` on each of two nodes, on one node, and without a launcher."""
+"""Commands in two processes of one node or of two, and by `accelerate launch` on one and on each of two."""
 
 import os
 
 import pyarrow.parquet as pq
 import pytest
 
-from forked import df_pair
+from forked import df_of_nodes, df_pair
 from launching import launch, launch_nodes
 from stages.artifacts.columns import GROUPS, ROLLOUTS
 from stages.artifacts.lock import lock_output
@@ -17,11 +17,11 @@ def launched(*arguments):
     return launch("-m", "df_cli", *arguments)
 
 
-def on_two_nodes(*arguments):
+def launched_on_two_nodes(*arguments):
     return launch_nodes("-m", "df_cli", *arguments)
 
 
-@pytest.fixture(params=[df_pair, pytest.param(on_two_nodes, marks=pytest.mark.slow)])
+@pytest.fixture(params=[df_pair, pytest.param(df_of_nodes, marks=pytest.mark.slow)])
 def df_twice(request):
     """A function: `df` in two processes."""
     return request.param
@@ -46,6 +46,9 @@ def rollout(digits, base_dir, df_twice):
     return run
 
 
+@pytest.mark.parametrize(
+    "df_twice", [df_pair, pytest.param(launched_on_two_nodes, marks=pytest.mark.slow)], indirect=True
+)
 def test_two_processes_share_a_step_and_one_of_them_writes(rollout, tmp_path):
     done = rollout(tmp_path / "out")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -123,7 +126,7 @@ def test_two_nodes_write_what_two_processes_of_one_write(tmp_path, digits, base_
     settings = ["rollout.samples_per_problem=4", "rollout.rows_per_shard=8", "train.group=all", "masks.candidates=2"]
     settings += ["train.problems_per_step=2"]
     on += [word for setting in settings for word in ("--set", setting)]
-    for way, folder in ((df_pair, tmp_path / "one"), (on_two_nodes, tmp_path / "two")):
+    for way, folder in ((df_pair, tmp_path / "one"), (df_of_nodes, tmp_path / "two")):
         of_step = {"rollout": [], "build-masks": ["--rollouts", folder / "rollout", "--repair-model", base_dir]}
         of_step["train-policy"] = ["--groups", folder / "build-masks"]
         for step, words in of_step.items():

@@ -28,8 +28,8 @@ def server():
     return context
 
 
-def df(*arguments, cwd):
-    """`df` with these arguments in this folder, finished."""
+def df(*arguments, cwd=None):
+    """`df` with these arguments, in this folder, finished."""
     return run(df_here, *arguments, cwd=cwd)
 
 
@@ -38,13 +38,22 @@ def df_pair(*arguments):
     return pair(df_here, *arguments)
 
 
-def pair(function, *arguments):
-    """A function in two processes that know of each other as by `accelerate launch`; one that fails ends both."""
+def df_of_nodes(*arguments):
+    """`df` in two processes that take this machine for a node each."""
+    return pair(df_here, *arguments, nodes=2)
+
+
+def pair(function, *arguments, nodes=1):
+    """A function in two processes that know of each other as by `accelerate launch` on so many nodes; one that fails
+    ends both."""
+    local = 2 // nodes
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": str(local), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     common |= {"ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "no"}
-    return run(function, *arguments, environments=[common | {"RANK": r, "LOCAL_RANK": r} for r in "01"])
+    return run(
+        function, *arguments, environments=[common | {"RANK": str(r), "LOCAL_RANK": str(r % local)} for r in (0, 1)]
+    )
 
 
 def run(function, *arguments, cwd=None, environments=({},), timeout=240):

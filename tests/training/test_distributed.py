@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 import distributed_steps
 import stages
 from forked import pair
-from launching import launch_nodes
 from stages.training.critic import CRITIC
 from stages.training.trainer import ADAPTERS, MACHINE_METRICS, OPTIMIZER_STATE
 
@@ -92,7 +91,7 @@ def test_two_nodes_do_the_steps_of_two_processes_on_one(tmp_path):
     """To the bit, with half of the model on each."""
     of_nodes, of_one = tmp_path / "nodes", tmp_path / "one"
     for folder, done in (
-        (of_nodes, launch_nodes(distributed_steps.__file__, "fsdp2-kl", of_nodes)),
+        (of_nodes, pair(distributed_steps.main, "fsdp2-kl", of_nodes, nodes=2)),
         (of_one, pair(distributed_steps.main, "fsdp2-kl", of_one)),
     ):
         assert done.returncode == 0, done.stderr[-3000:]
