@@ -17,8 +17,8 @@ from stages.study.results import BASE
 COSTS = {"device_seconds": "device-seconds", "rollouts": "rollouts"}
 
 
-def draw(runs: Sequence[Run], file: Path) -> None:
-    """Write an SVG of the runs on test problems; nothing where none was trained.
+def draw(runs: Sequence[Run], file: Path, measured: str = "accuracy") -> None:
+    """Write an SVG of what was measured of the runs on test problems; nothing where none was trained.
 
     A line is the mean over seeds, from where the last of them starts to where the first of them ends; its band is one
     standard error of that mean.
@@ -35,7 +35,7 @@ def draw(runs: Sequence[Run], file: Path) -> None:
         for row, mode in zip(panels, MODES, strict=True):
             for panel, cost in zip(row, COSTS, strict=True):
                 _panel(panel, by_variant, mode, cost)
-            row[0].set_ylabel(f"{mode} accuracy")
+            row[0].set_ylabel(f"{mode} {measured}")
         handles, labels = panels[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", frameon=False)
         with writing(file):

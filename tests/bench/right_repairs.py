@@ -31,25 +31,30 @@ def main() -> None:
     parser.add_argument("--rollouts", type=Path, required=True)
     parser.add_argument("--masks", type=Path, required=True)
     arguments = parser.parse_args()
-    pool = load_pools(SEED, Image.Resampling.NEAREST)["train"]
-    rows = make_problems("train", pool, PROBLEMS_OF["train"], LENGTHS, generators()["train"])
-    shown = {row["problem_id"]: row for row in rows}
+    strips = shown("train")
     correct = [row for row in iterate_rows(arguments.rollouts, ROLLOUTS) if row["reward"] == 1.0]
     repairs = list(iterate_rows(arguments.masks, REPAIRS))
     chosen = [row for row in repairs if row["selection"] == "chosen"]
     errors = {(row["problem_id"], row["sample"]) for row in repairs}
     print(f"errors: {len(errors)}, repaired: {len(chosen)}")
     for name, answers in (("correct rollouts", correct), ("repairs", chosen)):
-        read = sum(is_read_right(row["text"], shown[row["problem_id"]]) for row in answers)
+        read = sum(is_read_right(row["text"], strips[row["problem_id"]]) for row in answers)
         print(f"{name}: {len(answers)}, read right: {read}{_share(read, len(answers))}")
-    right = sum(is_right(row["text"], shown[row["problem_id"]]) for row in chosen)
+    right = sum(is_right(row["text"], strips[row["problem_id"]]) for row in chosen)
     print(f"repairs that are right: {right}{_share(right, len(chosen))}")
-    for agreed, verdicts in sorted(agreeing(repairs, shown).items()):
+    for agreed, verdicts in sorted(agreeing(repairs, strips).items()):
         print(f"candidates that say the same as the most: {agreed}, right: {verdicts[True]} of {verdicts.total()}")
 
 
 def _share(part: int, whole: int) -> str:
     return f" ({part / whole:.2f})" if whole else ""
+
+
+def shown(split: str) -> dict[str, Row]:
+    """The strips of a split's problems, by id."""
+    pool = load_pools(SEED, Image.Resampling.NEAREST)[split]
+    rows = make_problems(split, pool, PROBLEMS_OF[split], LENGTHS, generators()[split])
+    return {row["problem_id"]: row for row in rows}
 
 
 def is_read_right(text: str, problem: Row) -> bool:
@@ -63,7 +68,7 @@ def is_right(text: str, problem: Row) -> bool:
     return repaired(problem["kind"], problem["digits"], text) == text
 
 
-def agreeing(repairs: list[Row], shown: dict[str, Row]) -> dict[int, Counter[bool]]:
+def agreeing(repairs: list[Row], strips: dict[str, Row]) -> dict[int, Counter[bool]]:
     """By how many of an error's candidates with the right answer say what most of them say: whether that is right."""
     texts: dict[tuple[str, int], Counter[str]] = {}
     for row in repairs:
@@ -72,7 +77,7 @@ def agreeing(repairs: list[Row], shown: dict[str, Row]) -> dict[int, Counter[boo
     found: dict[int, Counter[bool]] = {}
     for (problem_id, _), said in texts.items():
         text, count = said.most_common(1)[0]
-        found.setdefault(count, Counter())[is_right(text, shown[problem_id])] += 1
+        found.setdefault(count, Counter())[is_right(text, strips[problem_id])] += 1
     return found
 
 

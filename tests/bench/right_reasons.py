@@ -1,0 +1,81 @@
+"""How many answers of a study of `worded_digits` are right from end to end, beside those that end in the right number.
+
+    PYTHONPATH=. python tests/bench/right_reasons.py STUDY… [--baseline grpo] [--read-at SECONDS] [--out DIR]
+
+STUDY are outputs of `make study RECIPE=worded_digits`, whose evaluations on the test problems are read again. A right
+number may stand behind a wrong reading or a step that was left out. Prints of such answers what `df ablate` says of
+accuracy; DIR gets the runs and their picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from right_repairs import is_right, shown
+
+from data.strips.making import Row
+from stages.artifacts.columns import CURVES, SCORES
+from stages.artifacts.store import iterate_rows, write_rows
+from stages.study.curves import MODES, Point, Run, Values, read_runs, rows_of, values_of
+from stages.study.figure import draw
+from stages.study.results import result_rows
+
+MEASURED = "answers right from end to end"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", type=Path, nargs="+", metavar="STUDY")
+    parser.add_argument("--baseline", default="grpo")
+    parser.add_argument("--read-at", type=float, action="append", default=[])
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    strips = shown("test")
+    runs = [run for study in arguments.studies for run in right_runs(study, strips)]
+    runs.sort(key=lambda run: (run.seed, run.variant))
+    for row in result_rows(runs, arguments.baseline, arguments.read_at):
+        if row["seed"] is None:
+            measure = row["measure"].replace("accuracy", MEASURED)
+            print(f"{row['variant']}: {measure}: {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        write_rows(arguments.out / "curves.parquet", CURVES, rows_of(runs))
+        draw(runs, arguments.out / "curves.svg", MEASURED)
+
+
+def right_runs(study: Path, strips: Mapping[str, Row]) -> Iterator[Run]:
+    """Its runs on the test problems, whose points have the share of answers that are right from end to end."""
+    evaluations = [(values_of(folder, 1.0), folder) for folder in sorted((study / "steps").glob("evaluate-*"))]
+    right: dict[Path, dict[str, Values]] = {}
+
+    def of(point: Point) -> dict[str, Values]:
+        """Of the evaluation whose accuracies on every problem are the point's."""
+        folder = next(found for values, found in evaluations if _same(values, point.values))
+        if folder not in right:
+            right[folder] = right_values(folder, strips)
+        return right[folder]
+
+    for run in read_runs(study / "curves.parquet"):
+        if run.problems == "test":
+            yield replace(run, repairs={}, points=[replace(point, values=of(point)) for point in run.points])
+
+
+def right_values(scores: Path, strips: Mapping[str, Row]) -> dict[str, Values]:
+    """Of each problem, in the order of ids, the share of draws that are right from end to end."""
+    found: dict[str, dict[str, list[bool]]] = {mode: defaultdict(list) for mode in MODES}
+    for row in iterate_rows(scores, SCORES):
+        found[row["mode"]][row["problem_id"]].append(is_right(row["text"], strips[row["problem_id"]]))
+    return {mode: np.array([np.mean(of[problem]) for problem in sorted(of)]) for mode, of in found.items()}
+
+
+def _same(first: Mapping[str, Values], second: Mapping[str, Values]) -> bool:
+    return all(np.array_equal(first[mode], second[mode], equal_nan=True) for mode in MODES)
+
+
+if __name__ == "__main__":
+    main()
