@@ -16,9 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from right_repairs import is_right, shown
 
 from data.strips.making import Row
+from right_repairs import is_right, shown
 from stages.artifacts.columns import CURVES, SCORES
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.study.curves import MODES, Point, Run, Values, read_runs, rows_of, values_of
