@@ -106,7 +106,11 @@ def test_a_loop_writes_what_the_commands_write(tmp_path, loop_of, whole):
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param(["model.dtype=bfloat16"], id="bfloat16: sampler, scorer and trainer compute in three ways"),
+        pytest.param(
+            ["model.dtype=bfloat16"],
+            id="bfloat16: sampler, scorer and trainer compute in three ways",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(["trainer.lora={rank: 2, alpha: 4}"], id="adapters", marks=pytest.mark.slow),
         pytest.param(["trainer.lora={rank: 2, bits: 4}"], id="four bits", marks=pytest.mark.slow),
         pytest.param(PPO, id="critic", marks=pytest.mark.slow),

@@ -253,6 +253,7 @@ def test_a_finished_step_stays_finished_at_another_address(recipe_of, tmp_path, 
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_requests_and_stop_together(recipe_of, server, script, tmp_path, digits):
     file = tmp_path / "recipe.yaml"
     judge = {"base_url": server.url, "model": "tiny", "api_key_env": "DF_TEST_KEY", "retries": 0, "concurrency": 4}

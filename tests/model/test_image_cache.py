@@ -239,6 +239,7 @@ def _fill_again_and_again(folder, images, expected, barrier):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_processes_share_a_folder(tmp_path):
     images = pictures()

@@ -177,6 +177,7 @@ def test_wandb_without_a_login_says_what_to_do(tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.slow
 def test_only_the_main_process_writes(tmp_path):
     code = (
         "import sys; from pathlib import Path; from stages.recipe import TrackingSection\n"
