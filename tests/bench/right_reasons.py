@@ -21,6 +21,7 @@ from data.strips.making import Row
 from right_repairs import is_right, shown
 from stages.artifacts.columns import CURVES, SCORES
 from stages.artifacts.store import iterate_rows, write_rows
+from stages.errors import DataError
 from stages.study.curves import MODES, Point, Run, Values, read_runs, rows_of, values_of
 from stages.study.figure import draw
 from stages.study.results import result_rows
@@ -36,8 +37,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     strips = shown("test")
-    runs = [run for study in arguments.studies for run in right_runs(study, strips)]
-    runs.sort(key=lambda run: (run.seed, run.variant))
+    found = {(run.seed, run.variant): run for study in arguments.studies for run in right_runs(study, strips)}
+    runs = [found[key] for key in sorted(found)]  # the base's are in every study
     for row in result_rows(runs, arguments.baseline, arguments.read_at):
         if row["seed"] is None:
             measure = row["measure"].replace("accuracy", MEASURED)
@@ -55,7 +56,11 @@ def right_runs(study: Path, strips: Mapping[str, Row]) -> Iterator[Run]:
 
     def of(point: Point) -> dict[str, Values]:
         """Of the evaluation whose accuracies on every problem are the point's."""
-        folder = next(found for values, found in evaluations if _same(values, point.values))
+        folder = next((found for values, found in evaluations if _same(values, point.values)), None)
+        if folder is None:
+            raise DataError(
+                f"{study / 'steps'}: the evaluation of round {point.round:g} of a run is not there any more"
+            )
         if folder not in right:
             right[folder] = right_values(folder, strips)
         return right[folder]

@@ -14,6 +14,7 @@ from right_reasons import right_runs
 from right_repairs import shown
 from stages.artifacts.columns import CURVES, SCORES
 from stages.artifacts.store import write_rows
+from stages.errors import DataError
 from stages.study.curves import Point, Run, rows_of, values_of
 
 
@@ -53,3 +54,6 @@ def test_a_right_number_behind_a_wrong_reading_does_not_count(strips, tmp_path):
     (run,) = right_runs(tmp_path, strips)
     for mode in ("greedy", "sampled"):
         assert [point.values[mode].tolist() for point in run.points] == [[0.0, 0.0], [1.0, 0.0]]
+    (tmp_path / "steps/evaluate-a").rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="the evaluation of round 0 of a run is not there any more"):
+        list(right_runs(tmp_path, strips))
