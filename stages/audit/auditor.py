@@ -200,7 +200,9 @@ class RulesAuditor:
     def _finished(self, beginnings: Sequence[Beginning]) -> list[float | None]:
         """The rewards of the policy's greedy continuations; None where one cannot be had."""
         codec = self.policy.engine.codec
-        requests = [Request(continuation_prompt(self.policy.prompt(problem), ids)) for problem, ids in beginnings]
+        problems = {problem.problem_id: problem for problem, _ in beginnings}
+        prompts = {name: self.policy.prompt(problem) for name, problem in problems.items()}
+        requests = [Request(continuation_prompt(prompts[problem.problem_id], ids)) for problem, ids in beginnings]
         sampling = Sampling(self.max_new_tokens, temperature=0)
         with self._ledger.phase("generate"):
             groups = self.policy.engine.generate(requests, sampling)

@@ -11,6 +11,7 @@ count too ("Option B is correct.", "B" alone): see ``choice_extraction``.
 import re
 import sys
 from collections import deque
+from functools import lru_cache
 from typing import NamedTuple
 
 from stages.reward.rules.names import Stated, stated
@@ -147,6 +148,7 @@ class Said(NamedTuple):
     rest: str = ""
 
 
+@lru_cache(maxsize=512)  # auditor and counts ask the responses of a shard several times
 def statement(response: str, *, bare: bool = False) -> Said | None:
     """The last box (a `bare` one without the sign behind it) or tag, or else what the last cue announces."""
     box = _last(_BOX, response)

@@ -160,11 +160,10 @@ class GroupSource:
         self, groups: Sequence[Group], trainer: Trainer, loss_function: Loss
     ) -> tuple[list[TrainingRow], list[TrainingRow | None]]:
         """The rows of a step, and those with what is read in it; None where it does not work on one."""
-        rows = self.training_rows([group.trajectories for group in groups])
-        # PRIME gives every token an advantage.
-        by_token = self.recipe.train.advantage == "prime"
-        work = rows if by_token else rows_to_work_on(rows, self.recipe.train.objective)[0]
+        by_token = self.recipe.train.advantage == "prime"  # which gives every token one
         with self.step.ledger.phase("score"):
+            rows = self.training_rows([group.trajectories for group in groups])
+            work = rows if by_token else rows_to_work_on(rows, self.recipe.train.objective)[0]
             read = trainer.with_old_logprobs(work, loss_function)
         by_row = {id(row): own for row, own in zip(work, read, strict=True)}
         return rows, [by_row.get(id(row)) for row in rows]
