@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from stages.model.encoding import Encoding
 
 
@@ -41,7 +43,8 @@ class Codec:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of a response, without special tokens."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        array = np.fromiter(ids, np.int64)  # of a list transformers looks at every id
+        return self.tokenizer.decode(array, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """The text of each token by itself; special tokens have none."""

@@ -148,7 +148,7 @@ class Said(NamedTuple):
     rest: str = ""
 
 
-@lru_cache(maxsize=512)  # auditor and counts ask the responses of a shard several times
+@lru_cache(maxsize=2048)  # reward, counts and auditor each ask the responses of a shard
 def statement(response: str, *, bare: bool = False) -> Said | None:
     """The last box (a `bare` one without the sign behind it) or tag, or else what the last cue announces."""
     box = _last(_BOX, response)
