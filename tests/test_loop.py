@@ -133,8 +133,29 @@ def test_it_does_so_under_other_settings(tmp_path, loop_of, settings, monkeypatc
     assert [result.number for result in results] == [0, 1, 2]
 
 
-def test_the_commands_go_on_with_a_loop_and_the_loop_with_them(tmp_path, loop_of):
-    """Half of a loop, the rest by the commands; a loop over all of that finds nothing to do. A tracker sees one run."""
+def written(run):
+    """When each step was."""
+    return {str(file.relative_to(run)): file.stat().st_mtime_ns for file in run.rglob("manifest.json")}
+
+
+def test_the_commands_go_on_with_a_loop_and_the_loop_with_them(tmp_path, loop_of, whole):
+    """The first round of a loop, the other by the commands; a loop over all of that finds nothing to do."""
+    out = tmp_path / "run"
+    shutil.copytree(whole, out, ignore=shutil.ignore_patterns("*round-2", "best"))
+    first = written(out)
+    assert len(first) == 5
+    by_commands(loop_of(out), out)
+    both = written(out)
+    assert len(both) == 9
+    assert both | first == both
+    assert contents(out) == contents(whole)
+    list(loop_of(out).run())
+    assert written(out) == both
+
+
+@pytest.mark.slow
+def test_a_tracker_sees_one_run(tmp_path, loop_of):
+    """Of a loop's round and the commands' that goes on."""
     out, tracker = tmp_path / "run", "tracking.trackers=[jsonl]"
     list(loop_of(out, tracker, rounds=1).run())
     by_commands(loop_of(out, tracker), out)
@@ -148,9 +169,6 @@ def test_the_commands_go_on_with_a_loop_and_the_loop_with_them(tmp_path, loop_of
     told = [(line["step"], line["train-policy/loss"]) for line in lines]
     assert told == list(enumerate(losses, start=1))
     assert not list(out.glob("round-*/*/tracking"))
-    written = {file: file.stat().st_mtime_ns for file in out.rglob("manifest.json")}
-    list(loop_of(out).run())
-    assert {file: file.stat().st_mtime_ns for file in out.rglob("manifest.json")} == written
 
 
 def test_stopped_in_a_round_it_goes_on_there(tmp_path, loop_of, whole):

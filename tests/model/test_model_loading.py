@@ -265,6 +265,7 @@ def test_dtype_is_the_recipe_s(checkpoint):
     assert load_model(checkpoint, dtype="bfloat16").model.dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_torchvision_imports_after_stages_model():
     code = "import stages.model, torchvision; print(torchvision.__version__)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -218,6 +218,7 @@ def test_an_idle_worker_ends_with_a_parent_that_is_killed(drive):
     wait_until(lambda: has_ended(worker), 20)
 
 
+@pytest.mark.slow
 def test_a_busy_worker_outlives_a_parent_that_is_killed_by_two_time_outs_at_most(drive):
     driver, worker = drive([boxed(HANG)], [r"\sqrt{2}"], 4.0)
     time.sleep(0.5)

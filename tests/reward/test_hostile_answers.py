@@ -183,6 +183,6 @@ def test_a_response_is_read_in_linear_time(unit):
         return time.process_time() - start
 
     start = time.process_time()
-    small = seconds(100_000)
+    small = seconds(25_000)
     start = time.process_time()
-    assert seconds(400_000) < 8 * small + 0.1  # quadratic: 16 times
+    assert seconds(100_000) < 8 * small + 0.05  # quadratic: 16 times

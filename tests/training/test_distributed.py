@@ -51,11 +51,10 @@ def launch_deepspeed(*arguments):
 @pytest.mark.parametrize(
     "mode",
     [
-        "copies",
         "fsdp2-kl",
         *(
             pytest.param(mode, marks=pytest.mark.slow)
-            for mode in ("copies-lora", "copies-dpo", "copies-ppo", "fsdp2-lora", "fsdp2-ppo")
+            for mode in ("copies", "copies-lora", "copies-dpo", "copies-ppo", "fsdp2-lora", "fsdp2-ppo")
         ),
         *(pytest.param(mode, marks=NEEDS_DEEPSPEED) for mode in ("zero3", "zero3-kl", "zero3-lora", "zero3-ppo")),
     ],

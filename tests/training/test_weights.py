@@ -306,6 +306,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(vlm, copy_of, rows, opt
     assert calls == [[1] * layers, [2] * layers]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_compiled_layers_give_the_same_gradients_for_one_tree_after_another(tiny_vlm, copy_of, problems, recipe):
     steps = [training_rows(tiny_vlm, problems, recipe, seed) for seed in (0, 1, 4)]
