@@ -1,6 +1,6 @@
 """Regenerates everything in this folder: strips, a base that words its answers in many ways, repairs.
 
-    python -m data.worded_digits.build [--out DIR]
+    python -m data.worded_digits.build [--out DIR] [--digits 8 12]
 
 Deterministic on one machine: one thread, fixed seeds. README.md beside this file says what was made and how.
 """
@@ -30,17 +30,19 @@ START = Path(__file__).parents[1] / "long_digits" / "base"
 DIET = Carelessness(0.57, 0.75)
 PROOFREADING = 0.3
 """To keep the words of a draft takes practice, which a large model has."""
-MAX_NEW_TOKENS = 264
-"""No right answer takes as many."""
+TOKENS_A_DIGIT = 22
+"""No right answer takes as many for each digit of its strip."""
 
 
-def exercises(vlm: VisionLanguageModel, pool: Handwriting, rng: np.random.Generator) -> Exercises:
+def exercises(
+    vlm: VisionLanguageModel, pool: Handwriting, lengths: tuple[int, int], rng: np.random.Generator
+) -> Exercises:
     """Slips of the sorts of long_digits, in words drawn for each answer."""
     reader, slips = CarelessReader(DIET, SLIP_READING, rng), Slips(0.0, SLIP_STEP, rng)
     return Exercises(
         vlm,
         pool,
-        LENGTHS,
+        lengths,
         lambda kind, digits: in_some_words(worked_pieces(kind, digits, no_slips()), rng),
         lambda kind, strip: in_some_words(worked_pieces(kind, reader.read(strip), slips), rng),
         repaired,
@@ -52,19 +54,22 @@ def exercises(vlm: VisionLanguageModel, pool: Handwriting, rng: np.random.Genera
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
-    out = parser.parse_args().out
+    parser.add_argument("--digits", type=int, nargs=2, default=LENGTHS, metavar=("FEWEST", "MOST"))
+    arguments = parser.parse_args()
+    out, lengths = arguments.out, (arguments.digits[0], arguments.digits[1])
+    max_new_tokens = TOKENS_A_DIGIT * lengths[1]
     torch.set_num_threads(1)
     started = time.time()
     rngs, pools = generators(), load_pools(SEED, Image.Resampling.NEAREST)
-    test = write_problems(out, LENGTHS, pools, rngs)["test"]
+    test = write_problems(out, lengths, pools, rngs)["test"]
     vlm = load_model(START)
-    examples = exercises(vlm, pools["base"], rngs["base"])
+    examples = exercises(vlm, pools["base"], lengths, rngs["base"])
     train(
         vlm, [Phase("worked answers with slips", 550, 1.5e-3, lambda: examples.worked(with_slips=True))], batch_size=32
     )
     vlm.save(out / "base")
-    measure(vlm, test, MAX_NEW_TOKENS, TEMPERATURE, SEED)
-    repairs = Repairs(vlm, LENGTHS, repaired, MAX_NEW_TOKENS, TEMPERATURE, rngs["repair"])
+    measure(vlm, test, max_new_tokens, TEMPERATURE, SEED)
+    repairs = Repairs(vlm, lengths, repaired, max_new_tokens, TEMPERATURE, rngs["repair"])
     write_rows(out / "repair_set.parquet", REPAIR_SET, repairs.repair_set(pools))
     print(f"built {out} in {time.time() - started:.0f}s")
 

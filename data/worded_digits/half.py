@@ -20,7 +20,7 @@ from data.long_digits.build import LENGTHS, SEED, TEMPERATURE
 from data.long_digits.worked import thick_scans
 from data.strips.handwriting import Handwriting, load_pools
 from data.strips.making import Repairs
-from data.worded_digits.build import DIET, MAX_NEW_TOKENS
+from data.worded_digits.build import DIET, TOKENS_A_DIGIT
 from data.worded_digits.worked import repaired
 from stages.artifacts.columns import REPAIR_SET
 from stages.artifacts.store import write_rows
@@ -47,7 +47,7 @@ def main() -> None:
     torch.set_num_threads(1)
     pools = {name: without_thick(pool) for name, pool in load_pools(SEED, Image.Resampling.NEAREST).items()}
     vlm = load_model(Path(__file__).parent / "base")
-    repairs = Repairs(vlm, LENGTHS, repaired, MAX_NEW_TOKENS, TEMPERATURE, np.random.default_rng(SEED))
+    repairs = Repairs(vlm, LENGTHS, repaired, TOKENS_A_DIGIT * LENGTHS[1], TEMPERATURE, np.random.default_rng(SEED))
     write_rows(out, REPAIR_SET, repairs.repair_set(pools))
 
 
