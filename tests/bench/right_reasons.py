@@ -1,6 +1,7 @@
 """How many answers of a study of `worded_digits` are right from end to end, beside those that end in the right number.
 
-    PYTHONPATH=. python tests/bench/right_reasons.py STUDY… [--baseline grpo] [--read-at SECONDS] [--out DIR]
+    PYTHONPATH=. python tests/bench/right_reasons.py STUDY… [--baseline grpo] [--read-at SECONDS] [--digits 8 12]
+        [--out DIR]
 
 STUDY are outputs of `make study RECIPE=worded_digits`, whose evaluations on the test problems are read again. A right
 number may stand behind a wrong reading or a step that was left out. Prints of such answers what `df ablate` says of
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.long_digits.build import LENGTHS
 from data.strips.making import Row
 from right_repairs import is_right, shown
 from stages.artifacts.columns import CURVES, SCORES
@@ -34,9 +36,10 @@ def main() -> None:
     parser.add_argument("studies", type=Path, nargs="+", metavar="STUDY")
     parser.add_argument("--baseline", default="grpo")
     parser.add_argument("--read-at", type=float, action="append", default=[])
+    parser.add_argument("--digits", type=int, nargs=2, default=LENGTHS, metavar=("FEWEST", "MOST"))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    strips = shown("test")
+    strips = shown("test", (arguments.digits[0], arguments.digits[1]))
     found = {(run.seed, run.variant): run for study in arguments.studies for run in right_runs(study, strips)}
     runs = [found[key] for key in sorted(found)]  # the base's are in every study
     for row in result_rows(runs, arguments.baseline, arguments.read_at):

@@ -50,10 +50,10 @@ def _share(part: int, whole: int) -> str:
     return f" ({part / whole:.2f})" if whole else ""
 
 
-def shown(split: str) -> dict[str, Row]:
-    """The strips of a split's problems, by id."""
+def shown(split: str, lengths: tuple[int, int] = LENGTHS) -> dict[str, Row]:
+    """The strips of a split's problems, by id; `lengths` are what build.py was given for `--digits`."""
     pool = load_pools(SEED, Image.Resampling.NEAREST)[split]
-    rows = make_problems(split, pool, PROBLEMS_OF[split], LENGTHS, generators()[split])
+    rows = make_problems(split, pool, PROBLEMS_OF[split], lengths, generators()[split])
     return {row["problem_id"]: row for row in rows}
 
 
