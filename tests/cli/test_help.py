@@ -61,7 +61,9 @@ for command in json.load(sys.stdin):
 json.dump([shown, sorted({HEAVY} & sys.modules.keys())], sys.stdout)
 """
     asked = json.dumps([*COMMANDS, *EXAMPLES])
-    done = subprocess.run([sys.executable, "-c", code], input=asked, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=asked, capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
