@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stages.artifacts.ledger import training_cost
 from stages.artifacts.manifests import read_manifest
-from stages.chain import BASE, MASKS, RL, ROLLOUT, SFT, TRAIN, VALIDATION
+from stages.chain import BASE, MASKS, RL, RL_AGAIN, ROLLOUT, SFT, TRAIN, VALIDATION
 from stages.errors import ArtifactError
 
 Manifest = Mapping[str, Any]
@@ -54,17 +54,23 @@ class RunState:
         A `place` that is none of those steps, as an evaluation's, comes after all of them.
         """
         names = [*_places(self.folder, self.rounds)]
-        before = names[: names.index(place)] if place in names else names
-        return sum(training_cost(self.steps[name]) for name in before if name in self.steps)
+        return self._spent(names[: names.index(place)] if place in names else names)
 
     def cost_after(self, number: int) -> float:
-        """Device-seconds that the policy of round `number` has cost, as in `cost_before`; 0.0 of the base, round 0."""
-        return self.cost_before(f"round-{number + 1}/{ROLLOUT}") if number else 0.0
+        """Device-seconds that the policy of round `number` has cost, as in `cost_before`; 0.0 of the base, round 0.
+
+        A repair model that is trained again after the round serves the policies of later rounds.
+        """
+        place = f"round-{number}/{TRAIN}"
+        return self.cost_before(place) + self._spent([place]) if number else 0.0
 
     @property
     def cost(self) -> float:
         """Device-seconds of the whole run so far, as in `cost_before`."""
-        return self.cost_after(self.rounds)
+        return self._spent(_places(self.folder, self.rounds))
+
+    def _spent(self, places: Iterable[str]) -> float:
+        return sum(training_cost(self.steps[place]) for place in places if place in self.steps)
 
 
 def read_state(run: Path) -> RunState | None:
@@ -95,11 +101,14 @@ def _evaluations(step: str, names: Collection[str], rounds: int) -> list[str]:
 
 
 def _places(run: Path, rounds: int) -> Iterator[str]:
-    """Steps that train, in pipeline order."""
+    """Steps that train, in pipeline order; a loop trains the repair model again after some of its rounds."""
     if (run / SFT).is_dir() or (run / RL).is_dir():
         yield from (SFT, RL)
     for number in range(1, rounds + 1):
         yield from (f"round-{number}/{step}" for step in (ROLLOUT, MASKS, TRAIN))
+        again = f"round-{number}/{RL_AGAIN}"
+        if (run / again).is_dir():
+            yield again
 
 
 def _told(folder: Path, error: ArtifactError) -> str:

@@ -18,7 +18,7 @@ from stages.pages.lines import LONGEST, Point, thinned
 from stages.pages.page import MEGABYTE, report_page
 from stages.study.curves import Point as StudyPoint
 from stages.study.curves import Run, rows_of
-from written_run import REPAIR, write_problems, write_run, write_scores
+from written_run import REPAIR, write_problems, write_run, write_scores, write_step
 
 
 class Page(HTMLParser):
@@ -214,6 +214,34 @@ def test_a_loop_is_measured_on_its_validation_problems(tmp_path):
     assert "After 2 rounds sampled accuracy moved within its uncertainty from 0.250 to 0.750" in found.text
     assert [line[2] for line in found.line("Accuracy", "greedy")] == ["0.250", "0.500", "0.750"]
     assert "Still missing" not in found.text
+
+
+def test_a_repair_model_that_is_trained_again_is_a_step_of_its_round(tmp_path):
+    """30 device-seconds between two rounds of 75: round 2 has them behind it, the policy of round 1 has not."""
+    run = write_run(tmp_path / "run")
+    for name in ("base", "round-2"):
+        (run / f"evaluate-{name}").rename(run / f"validation-{name}")
+    write_scores(run / "validation-round-1", 2)
+    again = run / "round-1" / "rl-repair"
+    write_step(again, "rl-repair", {"generate": 24.0, "train": 6.0}, {}, rows=(8, 5), dropped={"text_only_solvable": 3})
+    found = page(run)
+    assert "from 0.250 to 0.750" in found.text
+    assert "on 4 problems, for 180.0 device-seconds." in found.text
+    assert [point[1] for point in found.line("Accuracy", "greedy")] == ["0.0", "75.0", "180.0"]
+    assert [point[1] for point in found.line("Edit cost", "selected repairs")] == ["35.0", "140.0"]
+    assert [point[1] for point in found.line("Entropy", "errors")] == ["55.0", "75.0", "160.0", "180.0"]
+    costs = {row[0]: row[-1] for row in found.table("stage", "generate")}
+    assert costs == {"rollout": "20.0", "build-masks": "50.0", "train-policy": "80.0", "rl-repair": "30.0",
+                     "evaluate": "300.0"}  # fmt: skip
+    steps = found.table("step", "state")
+    assert [row[0] for row in steps][2:5] == ["round-1/train-policy", "round-1/rl-repair", "round-2/rollout"]
+    assert steps[3][1:5] == ["complete", "8", "5", "text only solvable 3"]
+    assert {row[0]: row[1] for row in found.table("measure")}["device-seconds: rl-repair"] == "30.0"
+
+    (again / "manifest.json").unlink()
+    under_way = page(run)
+    assert "for 150.0 device-seconds. Still missing: round-1/rl-repair." in under_way.text
+    assert {row[0]: row[1] for row in under_way.table("step")}["round-1/rl-repair"].startswith("missing: no manifest")
 
 
 def test_a_run_that_has_just_begun_has_a_page(tmp_path):
