@@ -65,7 +65,8 @@ IN_ROUND = {
 IN_TRAINING = {
     "entropy": Panel("Entropy", "nats, mean over the tokens with an open gate, each optimizer step"),
     "ratio_mean": Panel("Ratio", "mean token ratio to the old policy over the tokens with an open gate"),
-    "kl_old": Panel("KL", "k3 estimate of KL(old ‖ new), nats, over the tokens with an open gate"),
+    "kl_old": Panel("KL to the old policy", "k3 estimate of KL(old ‖ new), nats, over the tokens with an open gate"),
+    "kl_ref": Panel("KL to the reference", "estimate of KL(new ‖ reference), nats, over all tokens of responses"),
     "grad_norm": Panel("Gradient norm", "before clipping, each optimizer step"),
     "mismatch_mean": Panel("Sampler mismatch", "mean mismatch of the sampler's log-probs and the trainer's"),
 }

@@ -122,6 +122,9 @@ def test_lines_have_the_numbers_of_the_files(shown):
     assert [point[:3] for point in shown.line("Entropy", "errors")] == steps
     assert [point[:3] for point in shown.line("Gradient norm", "all rows")] == steps
     assert [point[:3] for point in shown.line("Sampler mismatch", "all rows")] == steps
+    paid = [point[2] for point in shown.line("KL to the reference", "all rows")]
+    assert paid == ["0.062", "0.188", "0.125", "0.250"]  # an eighth of the entropies
+    assert "KL to the old policy" not in shown.text  # the files have none
 
 
 def test_costs_and_what_was_dropped_are_the_manifests(shown):

@@ -132,9 +132,9 @@ def write_round(run, number, problems, *, count=4, text=""):
         recipe=masks,
     )
     metrics = [
-        {"step": 2 * number - 1 + half, "metric": metric, "value": 0.5 * number + half}
+        {"step": 2 * number - 1 + half, "metric": metric, "value": scale * (0.5 * number + half)}
         for half in (0, 1)
-        for metric in ("entropy/error", "grad_norm", "mismatch_mean")
+        for metric, scale in (("entropy/error", 1), ("grad_norm", 1), ("mismatch_mean", 1), ("kl_ref", 0.125))
     ]
     write_step(folder / "train-policy", "train-policy", {"train": 40.0}, {METRICS: metrics}, rows=(count, count),
                dropped={"all_correct": 2})  # fmt: skip
