@@ -10,6 +10,7 @@ from pathlib import Path
 from stages.artifacts.overlay import policy_html, text_html
 from stages.errors import DataError
 from stages.pages.gallery import gallery
+from stages.pages.room import Room
 from stages.pages.run_part import RunResult, runs_part
 from stages.pages.state import read_state
 from stages.pages.study_part import is_study, study_part
@@ -38,8 +39,9 @@ def report_page(folders: Sequence[Path], size: int) -> str:
         f"<script>{_file('page.js')}</script></body></html>\n",
     )
     body = (runs_part(runs) if runs else "") + "".join(studies)
-    rest = len((head + body + foot).encode())
-    return head + body + gallery([run.state for run in runs], [run.name for run in runs], size - rest) + foot
+    room = Room(size - len((head + body + foot).encode()))
+    pairs = gallery([run.state for run in runs], [run.name for run in runs], room)
+    return head + body + pairs + room.definitions + foot
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
