@@ -17,7 +17,7 @@ def report(
     ],
     out: Annotated[Path | None, typer.Option(help="The file; report.html in the run's folder if not given.")] = None,
     megabytes: Annotated[
-        float, typer.Option(min=1, help="Largest size of the file; pairs that do not fit are left out.")
+        float, typer.Option(min=1, help="Largest size of the file; rollouts and pairs that do not fit are left out.")
     ] = 5,
 ) -> None:
     """Write a page that shows runs or studies, complete or under way, to be opened in a browser."""

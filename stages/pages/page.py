@@ -10,6 +10,7 @@ from pathlib import Path
 from stages.artifacts.overlay import policy_html, text_html
 from stages.errors import DataError
 from stages.pages.gallery import gallery
+from stages.pages.rollouts_part import rollouts_part
 from stages.pages.room import Room
 from stages.pages.run_part import RunResult, runs_part
 from stages.pages.state import read_state
@@ -19,7 +20,7 @@ MEGABYTE = 10**6
 
 
 def report_page(folders: Sequence[Path], size: int) -> str:
-    """The page of these runs and studies; the gallery takes what is left of `size` bytes of UTF-8.
+    """The page of these runs and studies; rollouts and gallery take what is left of `size` bytes of UTF-8.
 
     Raises:
         DataError: a folder is neither a run nor a study, or a file in it cannot be read.
@@ -40,8 +41,9 @@ def report_page(folders: Sequence[Path], size: int) -> str:
     )
     body = (runs_part(runs) if runs else "") + "".join(studies)
     room = Room(size - len((head + body + foot).encode()))
-    pairs = gallery([run.state for run in runs], [run.name for run in runs], room)
-    return head + body + pairs + room.definitions + foot
+    states, run_names = [run.state for run in runs], [run.name for run in runs]
+    articles = rollouts_part(states, run_names, room) + gallery(states, run_names, room)
+    return head + body + articles + room.definitions + foot
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

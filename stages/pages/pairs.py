@@ -32,7 +32,7 @@ MOST = 1000
 WORST_FIRST = ("flagged", "wrong", "cut", "unscored", "unaudited", "costlier", "chosen")
 """Of a candidate's `selection`."""
 Key = tuple[str, int]
-"""An error: problem and sample."""
+"""A response, an error most often: problem and sample."""
 
 
 class Candidate(NamedTuple):
@@ -74,7 +74,7 @@ def candidates(states: Sequence[RunState]) -> list[Candidate]:
         for number in range(1, state.rounds + 1)
         for folder in [_masks(state, number)]
         if folder is not None
-        for row in _rows(folder, REPAIRS, names)
+        for row in read_rows(folder, REPAIRS, names)
     ]
     return sorted(found, key=_badness)
 
@@ -107,7 +107,7 @@ def read_pairs(states: Sequence[RunState], chosen: Sequence[Candidate]) -> tuple
         state, wanted = states[run], list(group)
         folder = round_folder(state.folder, number) / MASKS
         manifest = state.steps[f"round-{number}/{MASKS}"]
-        problems = _problems(manifest, {one.problem_id for one in wanted})
+        problems = read_problems(manifest, {one.problem_id for one in wanted})
         if problems is None:
             notes.append(f"{folder}: without questions and pictures, since its problems are not where they were")
         codec = _codec(state, manifest)
@@ -131,7 +131,7 @@ def _by_token(
     """A selected repair with the masks of `groups`, another with those that it would have had."""
     errors = {one.error for one in wanted}
     members: dict[tuple[str, int, str], tuple[Any, Any]] = {}
-    for row in _rows(folder, GROUPS, ("problem_id", "sample", "role", "ids", "mask"), errors):
+    for row in read_rows(folder, GROUPS, ("problem_id", "sample", "role", "ids", "mask"), errors):
         members[row["problem_id"], row["sample"], row["role"]] = row["ids"], row["mask"]
     repairs = _repairs(folder, wanted, "ids", "evidence")
     for one in wanted:
@@ -148,7 +148,7 @@ def _by_token(
 def _by_word(folder: Path, wanted: Sequence[Candidate]) -> Iterator[tuple[Candidate, Texts]]:
     errors = {one.error for one in wanted}
     rollouts = folder / ROLLOUT
-    rows = _rows(rollouts, ROLLOUTS, ("problem_id", "sample", "text"), errors) if rollouts.is_dir() else ()
+    rows = read_rows(rollouts, ROLLOUTS, ("problem_id", "sample", "text"), errors) if rollouts.is_dir() else ()
     texts = {(row["problem_id"], row["sample"]): row["text"] for row in rows}
     repairs = _repairs(folder / MASKS, wanted, "text", "evidence")
     for one in wanted:
@@ -161,24 +161,24 @@ def _repairs(folder: Path, wanted: Sequence[Candidate], *columns: str) -> dict[C
     names = ("problem_id", "sample", "candidate", *columns)
     places = {
         (row["problem_id"], row["sample"], row["candidate"]): row
-        for row in _rows(folder, REPAIRS, names, {one.error for one in wanted})
+        for row in read_rows(folder, REPAIRS, names, {one.error for one in wanted})
     }
     return {one: places[place] for place, one in by_place.items()}
 
 
-def _rows(
-    folder: Path, spec: TableSpec[Any], columns: Sequence[str], errors: set[Key] | None = None
+def read_rows(
+    folder: Path, spec: TableSpec[Any], columns: Sequence[str], keys: set[Key] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """These columns of every row, or of the rows of these errors; null where an optional one is not there."""
+    """These columns of every row, or of the rows of these responses; null where an optional one is not there."""
     for file in parquet_files(folder, spec):
         for part in read_tables(file, ROWS_PER_GROUP, columns):
             table = spec.with_optional(part).select(columns)
-            yield from (table if errors is None else _of(table, errors)).to_pylist()
+            yield from (table if keys is None else _of(table, keys)).to_pylist()
 
 
-def _of(table: pa.Table, errors: set[Key]) -> pa.Table:
+def _of(table: pa.Table, wanted: set[Key]) -> pa.Table:
     keys = zip(table["problem_id"].to_pylist(), table["sample"].to_pylist(), strict=True)
-    return table.filter(pa.array([key in errors for key in keys], pa.bool_()))
+    return table.filter(pa.array([key in wanted for key in keys], pa.bool_()))
 
 
 def _masks(state: RunState, number: int) -> Path | None:
@@ -187,7 +187,8 @@ def _masks(state: RunState, number: int) -> Path | None:
     return folder if state.of_round(number, MASKS) and any(folder.glob(f"{REPAIRS.name}-*.parquet")) else None
 
 
-def _problems(manifest: Manifest, ids: set[str]) -> Mapping[str, Problem] | None:
+def read_problems(manifest: Manifest, ids: set[str]) -> Mapping[str, Problem] | None:
+    """Those of a step's problems; None where their file is gone, or another one than the step was made from."""
     spec = PREFERENCES if PREFERENCES.name in manifest["inputs"] else PROBLEMS
     source = manifest["inputs"][spec.name]
     path = Path(source["path"])

@@ -37,15 +37,15 @@ class Room:
         pictures = "".join(self._definitions)
         return _DEFINITIONS.format(pictures) if pictures else ""
 
-    def take(self, run: int, problem: Problem | None, article: str) -> str | None:
-        """The article with its problem's pictures; None where it does not fit."""
+    def take(self, run: int, problem: Problem | None, article: str, spare: int = 0) -> str | None:
+        """The article with its problem's pictures; None where it does not fit, or less than `spare` would be left."""
         key = (run, "" if problem is None else problem.problem_id)
         uses, definitions = self.pictures.get(key), ""
         if uses is None:
             uses, definitions = ("", "") if problem is None else _pictures(problem, len(self.pictures))
         whole = article.replace(_HERE, uses, 1)
         size = len(whole.encode()) + len(definitions)
-        if size > self.left:
+        if size > self.left - spare:
             return None
         self.left -= size
         self.pictures[key] = uses

@@ -67,6 +67,18 @@ def test_buttons_show_more_and_show_all_again(page):
     assert page.run(SHOWN) == 30
 
 
+def test_rollouts_over_rounds_stay_whatever_is_filtered(page):
+    problems = "[...document.querySelectorAll('article.course')].filter((problem) => problem.checkVisibility())"
+    choose(page, "round", "2")
+    told = (
+        f"{problems}.map((problem) => [...problem.querySelectorAll('tbody th')].map((cell) => cell.textContent).join())"
+    )
+    assert page.run(told) == ["1,2", "1,2"]
+    page.run("document.querySelector('#rollouts').scrollIntoView()")
+    assert page.run(f"{problems}[0].querySelector('.picture use').getBoundingClientRect().width") > 0
+    page.run("document.querySelector('#filters button').click()")
+
+
 def test_the_axis_turns_every_chart(page):
     charts = "[...document.querySelectorAll('svg.chart')].filter((chart) => chart.checkVisibility())"
     axes = f"[...new Set({charts}.map((chart) => chart.dataset.axis))].join()"

@@ -11,7 +11,7 @@ import pytest
 
 from df_cli.main import main
 from hostile_text import HOSTILE, MARKUP, SHOWN, assert_plain
-from stages.artifacts.columns import ABLATION, CURVES
+from stages.artifacts.columns import ABLATION, CURVES, ROLLOUTS
 from stages.artifacts.store import write_rows
 from stages.pages.chart import ticks
 from stages.pages.lines import LONGEST, Point, thinned
@@ -22,11 +22,12 @@ from written_run import REPAIR, write_problems, write_run, write_scores, write_s
 
 
 class Page(HTMLParser):
-    """Tables by the words before them, articles by their heading, elements, and all text."""
+    """Tables by the words before them, pairs and problems by their heading, elements, and all text."""
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
-        self.source, self.elements, self.text, self.tables, self.articles = text, [], "", [], {}
+        self.source, self.elements, self.text, self.tables = text, [], "", []
+        self.articles, self.problems = {}, {}
         self._row, self._cell, self._article, self._marks, self._open = [], None, None, [], []
         self.feed(text)
 
@@ -51,7 +52,10 @@ class Page(HTMLParser):
         elif tag == "tr":
             self.tables[-1].append(self._row)
         elif tag == "article":
-            self.articles[self._article["title"]] = self._article
+            if self._article["data"]["class"] == "pair":
+                self.articles[self._article["title"]] = self._article
+            else:
+                self.problems[self._article["title"]] = self._article | {"rows": self.tables[-1][1:]}
             self._article = None
 
     def handle_data(self, data):
@@ -167,9 +171,71 @@ def test_pairs_have_marks_on_both_sides_the_worst_first(shown):
     flagged = shown.articles["round 1: p1, sample 0, repair 1"]["text"]
     assert "auditoranswer_pasted" in flagged
     assert "evidenceseen" in flagged
-    assert shown.source.count("<use href='#p") == len(titles)
+    assert shown.source.count("<use href='#p") == len(titles) + len(shown.problems)
     assert shown.source.count("<image id=") == 4  # a problem's picture is there once
     assert "All 16 pairs" in shown.text
+
+
+def write_rollouts(run, rewards, *, text="of"):
+    """Of each problem the first sample's rewards by round, or `-` where a round did not roll it out; a second sample is
+    scored the other way round. Nothing is made of the rollouts."""
+    problems = write_problems(run.with_name(f"{run.name}-problems.parquet"), len(rewards))
+    for number in range(1, max(map(len, rewards.values())) + 1):
+        rows = [
+            {"problem_id": name, "sample": sample, "ids": [1], "sampler_logprobs": [-1.0], "finish_reason": "stop",
+             "reward": reward, "text": f"{name} {text} {number}" if sample == 0 else "second"}
+            for name, of in rewards.items()
+            if number <= len(of) and of[number - 1] != "-"
+            for sample, reward in enumerate((of[number - 1], 0.0 if of[number - 1] else 1.0))
+        ]  # fmt: skip
+        write_step(run / f"round-{number}" / "rollout", "rollout", {}, {ROLLOUTS: rows}, inputs={"problems": problems})
+    return run
+
+
+def test_problems_are_chosen_by_the_first_samples_of_the_rounds(tmp_path):
+    """The first two of each course by id. p5 is right in between, p6 and p8 are not scored where it counts, p7 is
+    rolled out once."""
+    rewards = {
+        "p9": ["-", 0.0, 1.0], "p4": [0.5, 0.0, 0.0], "p2": [0.0, 1.0, 1.0], "p1": [0.0, None, 1.0],
+        "p0": [0.0, 0.0, 1.0], "p3": [1.0, 0.0, "-"], "p5": [0.0, 1.0, 0.0], "p6": [None, 1.0, 1.0],
+        "p7": ["-", 0.0, "-"], "p8": [0.0, None, 0.0],
+    }  # fmt: skip
+    found = page(write_rollouts(tmp_path / "run", rewards))
+    assert {title: [row[:3] for row in problem["rows"]] for title, problem in found.problems.items()} == {
+        "wrong, then right, 1 of 4: p0": [["1", "0", "wrong"], ["2", "0", "wrong"], ["3", "1.000", "right"]],
+        "wrong, then right, 2 of 4: p1": [["1", "0", "wrong"], ["2", "none", "not scored"], ["3", "1.000", "right"]],
+        "right, then wrong, 1 of 1: p3": [["1", "1.000", "right"], ["2", "0", "wrong"]],
+        "never right, 1 of 1: p4": [["1", "0.500", "wrong"], ["2", "0", "wrong"], ["3", "0", "wrong"]],
+    }
+    shown = found.problems["right, then wrong, 1 of 1: p3"]
+    assert "question How many?answer 3" in shown["text"]
+    assert [row[3] for row in shown["rows"]] == ["p3 of 1", "p3 of 2"]
+    assert found.source.count("<use href='#p") == found.source.count("<image id=") == len(found.problems)
+    assert "left out" not in found.text
+
+
+def test_one_round_has_no_rollouts_over_rounds(tmp_path):
+    assert "<section" not in page(write_rollouts(tmp_path / "run", {"p0": [0.0], "p1": [1.0]})).source
+
+
+def test_of_many_rounds_evenly_many_are_shown_without_their_problems_too(tmp_path):
+    """Every 19/7 rounds from the first of 20."""
+    run = write_rollouts(tmp_path / "run", {"p0": [0.0] * 20})
+    (tmp_path / "run-problems.parquet").unlink()
+    found = page(run)
+    (problem,) = found.problems.values()
+    assert [row[0] for row in problem["rows"]] == ["1", "4", "6", "9", "12", "15", "17", "20"]
+    assert [row[3] for row in problem["rows"]] == [f"p0 of {row[0]}" for row in problem["rows"]]
+    assert "How many?" not in problem["text"]
+    assert f"{run}: without questions and pictures, since its problems are not where they were" in found.text
+
+
+def test_rollouts_leave_the_gallery_its_room(tmp_path):
+    """Two responses of 50 kB a problem: two problems are less than a quarter of a megabyte, three are more."""
+    rewards = {"p0": [0.0, 1.0], "p1": [0.0, 1.0], "p2": [1.0, 0.0], "p3": [0.0, 0.0]}
+    found = page(write_rollouts(tmp_path / "run", rewards, text="x" * 50_000), size=MEGABYTE)
+    assert [*found.problems] == ["wrong, then right, 1 of 2: p0", "wrong, then right, 2 of 2: p1"]
+    assert "2 of 4 are left out: the file has no room for them." in found.text
 
 
 def test_filters_are_labelled_lists_of_what_there_is(shown):
@@ -263,6 +329,8 @@ def test_runs_stand_side_by_side(run, tmp_path):
     measures = {row[0]: row[1:] for row in found.table("measure", "run", "other")}
     assert [cell[:5] for cell in measures["final policy: greedy accuracy"]] == ["0.750", "0.250"]
     assert "<label>Run <select name='run'>" in found.source
+    of_each = [f"never right, {place} of 4: p{place - 1}" for place in (1, 2)]
+    assert [*found.problems] == [f"{name}, {title}" for name in ("run", "other") for title in of_each]
 
 
 def test_without_tokenizer_and_problems_the_texts_differ_by_word(tmp_path, monkeypatch):
@@ -298,7 +366,7 @@ def test_everything_to_look_at_or_to_use_has_a_name(shown):
 
 def test_texts_of_data_and_models_stay_texts(tmp_path):
     plain, hostile = (
-        page(write_run(tmp_path / name, rounds=1, text=text)) for name, text in (("a", "x"), ("b", HOSTILE))
+        page(write_run(tmp_path / name, rounds=2, text=text)) for name, text in (("a", "x"), ("b", HOSTILE))
     )
     marks = {"mark", "/mark"}
 
@@ -310,6 +378,9 @@ def test_texts_of_data_and_models_stay_texts(tmp_path):
     assert hostile.text.count(MARKUP) > 20
     assert SHOWN in hostile.text
     assert_plain(hostile.text)
+    assert len(hostile.problems) == 2
+    for title, problem in hostile.problems.items():
+        assert all(MARKUP in text for text in (title, *(row[3] for row in problem["rows"])))
     assert "onerror=x" not in re.sub("<script>.*</script>", "", "".join(re.findall(r"<[^>]*>", hostile.source)))
 
 
@@ -322,13 +393,13 @@ def test_names_of_folders_stay_texts(tmp_path):
 
 
 def test_a_page_is_no_larger_than_asked_and_says_what_it_leaves_out(tmp_path):
-    run = write_run(tmp_path / "run", rounds=1, count=60, side=72)  # noise: each picture some 15 kB
+    run = write_run(tmp_path / "run", rounds=2, count=60, side=72)  # noise: each picture some 15 kB
     whole = report_page([run], 5 * MEGABYTE)
     small = report_page([run], MEGABYTE)
     assert MEGABYTE < len(whole.encode()) < 5 * MEGABYTE
     assert MEGABYTE * 0.9 < len(small.encode()) <= MEGABYTE
     shown, of, left = re.search(r"(\d+) of (\d+) pairs.*?(\d+) are left out", Page(small).text).groups()
-    assert (int(of), int(shown) + int(left), int(shown)) == (120, 120, len(Page(small).articles))
+    assert (int(of), int(shown) + int(left), int(shown)) == (240, 240, len(Page(small).articles))
     outcomes = {dict(article["data"])["data-outcome"] for article in Page(small).articles.values()}
     assert len(outcomes) == 4  # each has some
 

@@ -88,12 +88,13 @@ def write_round(run, number, problems, *, count=4, text=""):
     folder, names = run / f"round-{number}", [f"p{place}{text}" for place in range(count)]
     rollouts = [
         {"problem_id": name, "sample": sample, "ids": ids(ERROR), "sampler_logprobs": [-1.0] * len(ids(ERROR)),
-         "finish_reason": "stop", "reward": reward, "text": ERROR}
+         "finish_reason": "stop", "reward": reward, "text": ERROR + text}
         for name in names
         for sample, reward in ((0, 0.0), (1, 1.0), (2, None))
     ]  # fmt: skip
+    inputs = {"problems": problems, "policy": BASE}
     write_step(folder / "rollout", "rollout", {"generate": 10.0}, {ROLLOUTS: rollouts}, rows=(count, 3 * count),
-               counts={"correct": count, "unscored": count})  # fmt: skip
+               counts={"correct": count, "unscored": count}, inputs=inputs)  # fmt: skip
     others = (
         {"reward": 0.0, "cost": 0.5, "selection": "wrong", "text": ERROR + text, "ids": ids(ERROR + text)},
         {
@@ -118,7 +119,6 @@ def write_round(run, number, problems, *, count=4, text=""):
     ]
     counts = {"repair_triggered": count, "errors_repaired": count, "candidates_audited": 2 * count,
               "candidates_flagged": 1, "tokens_in_pairs": 200, "tokens_marked": 16}  # fmt: skip
-    inputs = {"problems": problems, "policy": BASE}
     masks = {"masks": load_recipe("digits").masks.model_dump(), "vocabulary": codec().vocabulary_sha256}
     write_step(
         folder / "build-masks",
