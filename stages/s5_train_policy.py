@@ -32,7 +32,7 @@ from stages.runtime import processes
 from stages.runtime.prefetch import prefetch
 from stages.runtime.progress import track
 from stages.training.checkpoints import SAVE_EVERY, Checkpoints
-from stages.training.group_source import GroupSource
+from stages.training.group_source import GroupSource, rollout_metrics
 from stages.training.groups import left_out, rows_to_work_on, with_token_advantages
 from stages.training.losses import PolicyObjective, check_objective, mismatch_metrics
 from stages.training.metrics import MetricsLog
@@ -112,7 +112,7 @@ class TrainPolicy:
             deque(islice(batches, checkpoints.done), maxlen=0)
             total = count_rows(self.groups, GROUPS) * section.epochs
             with track("train-policy", total, "trajectories") as advance:
-                for batch in prefetch(map(source.training_rows, batches)):
+                for groups, batch in prefetch((groups, source.training_rows(groups)) for groups in batches):
                     if self._is_spent(step):
                         break
                     with step.ledger.phase("train"):
@@ -120,7 +120,7 @@ class TrainPolicy:
                         rows, totals = rows_to_work_on(judged, section.objective)
                         rows = with_token_advantages(rows, section.objective) if section.has_critic else rows
                         metrics = trainer.step(rows, objective, totals) | learned | mismatch_metrics(batch)
-                    log.add(trainer.steps_done, metrics | first)
+                    log.add(trainer.steps_done, metrics | rollout_metrics(groups) | first)
                     first = {}
                     checkpoints.advance()
                     advance(source.rows_read - advanced)

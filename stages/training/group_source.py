@@ -31,6 +31,7 @@ from stages.training.groups import (
     rows_to_work_on,
     supported,
     with_batch_gates,
+    without_contrast,
 )
 from stages.training.losses import check_first_step, first_step_ratio
 from stages.training.trainer import Loss, Trainer, TrainingRow
@@ -42,6 +43,25 @@ class Group(NamedTuple):
     shard: int
     rows: Sequence[TrainedRow]
     trajectories: list[Trajectory]
+
+
+def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """What the policy sampled for the problems of one optimizer step, over all scored rollouts, trained on or not.
+
+    `reward_std` is their population deviation, `response_length` is in tokens, `cut_share` is the share that ends at
+    the length limit; `groups_without_contrast` is the share of the groups (`without_contrast`). Rejected responses of
+    preference data count as rollouts, repairs do not.
+    """
+    rollouts = [row for group in groups for row in group.rows if row["role"] != "repair"]
+    rewards = [row["reward"] for row in rollouts]
+    values = {
+        "reward_mean": np.mean(rewards),
+        "reward_std": np.std(rewards),
+        "response_length": np.mean([len(row["ids"]) for row in rollouts]),
+        "cut_share": np.mean([row["finish_reason"] == "length" for row in rollouts]),
+        "groups_without_contrast": np.mean([without_contrast([t.advantage for t in g.trajectories]) for g in groups]),
+    }
+    return {name: float(value) for name, value in values.items()}
 
 
 class GroupSource:
@@ -68,7 +88,7 @@ class GroupSource:
         self.step = step
         self.rows_read = 0
 
-    def batches(self) -> Iterator[list[list[Trajectory]]]:
+    def batches(self) -> Iterator[list[Group]]:
         """Groups of one optimizer step at a time, in seeded order: as many epochs as the recipe has, or where it is
         `endless` without end.
 
@@ -79,14 +99,15 @@ class GroupSource:
         for epoch in count() if self.endless else range(self.recipe.train.epochs):
             contrast = every_group_teaches
             for groups in batched(self._epoch(epoch), self.recipe.train.problems_per_step):
-                contrast = contrast or any(t.advantage != 0 for group in groups for t in group)
+                contrast = contrast or any(t.advantage != 0 for group in groups for t in group.trajectories)
                 yield groups
             if not contrast:
                 return
 
-    def training_rows(self, groups: Sequence[Sequence[Trajectory]]) -> list[TrainingRow]:
+    def training_rows(self, groups: Sequence[Group]) -> list[TrainingRow]:
         """The trajectories of the groups of one optimizer step with their gates and the policy's prompt."""
-        return [row for group in with_batch_gates(groups, self.recipe.train) for row in self._rows(group)]
+        gated = with_batch_gates([group.trajectories for group in groups], self.recipe.train)
+        return [row for group in gated for row in self._rows(group)]
 
     def _rows(self, group: Sequence[Trajectory]) -> list[TrainingRow]:
         problem = self.problems[group[0].row["problem_id"]]
@@ -162,7 +183,7 @@ class GroupSource:
         """The rows of a step, and those with what is read in it; None where it does not work on one."""
         by_token = self.recipe.train.advantage == "prime"  # which gives every token one
         with self.step.ledger.phase("score"):
-            rows = self.training_rows([group.trajectories for group in groups])
+            rows = self.training_rows(groups)
             work = rows if by_token else rows_to_work_on(rows, self.recipe.train.objective)[0]
             read = trainer.with_old_logprobs(work, loss_function)
         by_row = {id(row): own for row, own in zip(work, read, strict=True)}
@@ -200,13 +221,13 @@ class GroupSource:
         names = {spec: [column.name for column in spec.columns] for spec in tables}
         self.step.write_shards(shard, {spec: [{n: row[n] for n in names[spec]} for row in rows] for spec in tables})
 
-    def _epoch(self, epoch: int) -> Iterator[list[Trajectory]]:
+    def _epoch(self, epoch: int) -> Iterator[Group]:
         for group in self._in_order(epoch):
             self.rows_read += len(group.rows)
             if epoch == 0:
                 self._count(group.rows, group.trajectories)
             if group.trajectories:
-                yield group.trajectories
+                yield group
 
     def _in_order(self, epoch: int, *, as_stored: bool = False) -> Iterator[Group]:
         """Each problem, in the epoch's order, with what `read_old` wrote of it, or as the groups have it."""
@@ -264,7 +285,6 @@ class GroupSource:
             tally.counts["ungated_errors_without_pair"] += sum(row["in_pair"] for row in rows) - len(group)
         reason = left_out(rows, self.recipe.train)
         if reason is None:
-            equal = len({t.advantage for t in group}) == 1
-            tally.counts["groups_of_equal_rewards"] += equal
+            tally.counts["groups_of_equal_rewards"] += without_contrast([t.advantage for t in group])
         else:
             tally.dropped[reason] += 1

@@ -188,6 +188,11 @@ def advantages_of(
     return group_advantages(rewards_G, scale="none" if objective.algorithm == "dr_grpo" else "std").tolist()
 
 
+def without_contrast(advantages: Sequence[float]) -> bool:
+    """Whether one group's rewards, their overlong penalty included, are all equal; told from its advantages."""
+    return len(set(advantages)) == 1
+
+
 def with_token_advantages(rows: Sequence[TrainingRow], objective: ObjectiveSection) -> list[TrainingRow]:
     """The rows of one optimizer step with PPO's advantages and returns, or as they are where there is no critic.
 

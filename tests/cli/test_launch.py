@@ -2,12 +2,13 @@
 
 import os
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from forked import df_of_nodes, df_pair
 from launching import launch, launch_nodes
-from stages.artifacts.columns import GROUPS, ROLLOUTS
+from stages.artifacts.columns import GROUPS, METRICS, ROLLOUTS
 from stages.artifacts.lock import lock_output
 from stages.artifacts.manifests import read_manifest
 from stages.artifacts.store import iterate_rows, write_rows
@@ -119,7 +120,10 @@ def test_two_processes_stop_together_and_go_on(df_twice, tmp_path, digits, base_
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_nodes_write_what_two_processes_of_one_write(tmp_path, digits, base_dir):
-    """A round of rollouts, masks and training, each command on what the one before it wrote, byte for byte."""
+    """A round of rollouts, masks and training, each command on what the one before it wrote, byte for byte.
+
+    Every step has as many rollouts, so that the means over them are the means over steps.
+    """
     problems = tmp_path / "problems.parquet"
     pq.write_table(pq.read_table(digits / "problems_train.parquet").slice(0, 8), problems)
     on = ["--recipe", "digits", "--problems", problems, "--policy", base_dir]
@@ -135,6 +139,15 @@ def test_two_nodes_write_what_two_processes_of_one_write(tmp_path, digits, base_
             assert read_manifest(folder / step)["devices"] == 2
     one, two = (read_manifest(tmp_path / name / "train-policy")["counts"] for name in ("one", "two"))
     assert one == two
+    rollouts = pq.read_table([*(tmp_path / "one" / "rollout").glob("*.parquet")])
+    metrics = list(iterate_rows(tmp_path / "one" / "train-policy" / "metrics.parquet", METRICS))
+    for name, values in (
+        ("reward_mean", rollouts["reward"]),
+        ("response_length", pc.list_value_length(rollouts["ids"])),
+    ):
+        told = [row["value"] for row in metrics if row["metric"] == name]
+        assert len(told) == 4
+        assert sum(told) / 4 == pytest.approx(pc.mean(values).as_py())
     written = [file.relative_to(tmp_path / "one") for file in (tmp_path / "one").rglob("*") if file.is_file()]
     timed = {"manifest.json", "plan.json", "metrics.parquet"}
     compared = [file for file in written if file.name not in timed]

@@ -4,6 +4,9 @@ import json
 import math
 from itertools import accumulate, count, islice
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors import safe_open
@@ -125,7 +128,7 @@ def metrics_of(out, name):
 
 
 def names(batches):
-    return [[group[0].row["problem_id"] for group in batch] for batch in batches]
+    return [[group.rows[0]["problem_id"] for group in batch] for batch in batches]
 
 
 def flat(batches):
@@ -213,6 +216,58 @@ def test_dpo_s_beta_scales_the_margin(stage_of, trajectories, tmp_path):
         execute(stage_of([[pair(trajectories[0])]], *settings), tmp_path / str(beta))
     small, large = (metrics_of(tmp_path / str(beta), "reward_margin")[2] for beta in (0.1, 0.5))
     assert large > 2 * small > 0
+
+
+def cut(row):
+    """A rollout three tokens before its end, at which it would have been worth a quarter."""
+    kept = {name: row[name][:-3] for name in ("ids", "mask", "old_logprobs")}
+    return row | kept | {"finish_reason": "length", "reward": row["reward"] / 4}
+
+
+def rollouts_of(folder, problem_ids):
+    """A table of what the policy sampled for these problems, by the files alone."""
+    table = pa.concat_tables(pq.read_table(file) for file in folder.glob("*.parquet"))
+    ours = pc.and_(pc.is_in(table["problem_id"], pa.array(problem_ids)), pc.not_equal(table["role"], "repair"))
+    return table.filter(ours)
+
+
+@pytest.mark.parametrize(
+    ("settings", "equal"),
+    [
+        ([], {"mixed": False, "pair": False, "wrong": True}),
+        (["train.group=all"], {"mixed": False, "pair": False, "wrong": True, "right": True}),
+        (["train.gate=none"], {"mixed": False, "pair": False, "wrong": True, "right": True}),
+        (
+            ["train.gate=none", "train.objective.overlong_buffer=72"],
+            {"mixed": False, "pair": False, "wrong": False, "right": True},
+        ),
+        (["train.gate=none", "train.objective.algorithm=dapo"], {"mixed": False, "pair": False}),
+        (["train.objective.algorithm=dpo"], {"mixed": False, "pair": False}),
+    ],
+    ids=["pairs", "all", "ungated", "penalised", "dapo", "dpo"],
+)
+def test_every_step_tells_what_the_policy_sampled(stage_of, source_of, trajectories, tmp_path, settings, equal):
+    """For its problems, what is not trained on too; which of their groups have equal rewards is told by hand."""
+    mixed, paired, wrong, right = trajectories[:4]
+    groups = [
+        [*pair(mixed), *all_correct(mixed), cut(all_correct(mixed)[0])],
+        [*pair(paired), all_correct(paired)[0]],
+        [*ungated(wrong), cut(ungated(wrong)[0])],
+        all_correct(right),
+    ]
+    kinds = dict(zip([problem_id for problem_id, _ in trajectories], ("mixed", "pair", "wrong", "right"), strict=False))
+    shards = [groups[:2], groups[2:]]
+    execute(stage_of(shards, *settings), tmp_path / "out")
+    steps = names(source_of(shards, *settings).batches())
+    assert sorted(kinds[problem] for step in steps for problem in step) == sorted(equal)
+    for number, problems in enumerate(steps, start=1):
+        rollouts = rollouts_of(tmp_path / "groups", problems)
+        told = {row["metric"]: row["value"] for row in metric_rows(tmp_path / "out") if row["step"] == number}
+        assert told["reward_mean"] == pytest.approx(pc.mean(rollouts["reward"]).as_py())
+        assert told["reward_std"] == pytest.approx(pc.stddev(rollouts["reward"]).as_py())
+        assert told["response_length"] == pytest.approx(pc.mean(pc.list_value_length(rollouts["ids"])).as_py())
+        assert told["cut_share"] == rollouts["finish_reason"].to_pylist().count("length") / len(rollouts)
+        assert told["groups_without_contrast"] == sum(equal[kinds[problem]] for problem in problems) / len(problems)
 
 
 @pytest.mark.parametrize(("algorithm", "sequences"), [("grpo", 4), ("gspo", 4), ("dapo", 2)])
@@ -517,8 +572,9 @@ def test_what_is_believed_stays_so_when_old_log_probs_are_read_again(source_of, 
     names = [column.name for column in OLD_LOGPROBS.columns]
     source.step.write_shards(0, {OLD_LOGPROBS: [{name: row[name] for name in names} for row in read]})
     (groups,) = source.batches()
-    assert [[t.row["role"] for t in group] for group in groups] == [["error", "repair"]] * 2
-    assert all(t.row["old_logprobs"] == pytest.approx([math.log(0.03)] * len(t.gate_T)) for g in groups for t in g)
+    assert [[t.row["role"] for t in group.trajectories] for group in groups] == [["error", "repair"]] * 2
+    trained = [t for group in groups for t in group.trajectories]
+    assert all(t.row["old_logprobs"] == pytest.approx([math.log(0.03)] * len(t.gate_T)) for t in trained)
 
 
 def test_in_float32_the_groups_old_log_probs_are_trained_on(stage_of, trajectories, tmp_path, caplog):
