@@ -22,7 +22,7 @@ from stages.recipe import Recipe
 from stages.repair.repairs import Attempt, Draft, Repairer
 from stages.runtime.batching import batched
 from stages.seeds import Purpose, derive_seed
-from stages.training.groups import advantages_of, rows_to_work_on, with_token_advantages
+from stages.training.groups import advantages_of, rows_to_work_on, with_token_advantages, without_contrast
 from stages.training.losses import PolicyObjective, mismatch_metrics
 from stages.training.metrics import MetricsLog
 from stages.training.trainer import Trainer, TrainingRow
@@ -98,9 +98,10 @@ class RepairLoop:
             groups = self._episodes(drafts, iteration)
         self.episodes += [episode.row(iteration) for group in groups for episode in group]
         self._count(groups)
-        self._train(groups)
+        rows = [self._training_rows(group) for group in groups]
+        self._train(rows)
         self._sample_from_trainer()
-        self.log.add(self.trainer.steps_done, _summary(groups, self.recipe.reward.threshold))
+        self.log.add(self.trainer.steps_done, _summary(groups, self.recipe.reward.threshold) | _contrast(rows))
 
     def write_episodes(self, checkpoint: Path) -> None:
         """Add to a checkpoint what `go_on` reads."""
@@ -171,13 +172,13 @@ class RepairLoop:
         )
         return Episode(attempt, gate_c1, verdict, None if filtered else reward)
 
-    def _train(self, groups: Sequence[Sequence[Episode]]) -> None:
+    def _train(self, groups: Sequence[Sequence[TrainingRow]]) -> None:
         """Optimizer steps on one iteration's repairs; all old log-probs and values are from before the first,
         each step's read in its own passes."""
         section = self.recipe.repair_rl
         steps = [
             rows_to_work_on([row for group in batch for row in group], section.objective)
-            for batch in batched(self._training_groups(groups), section.errors_per_step)
+            for batch in batched(groups, section.errors_per_step)
         ]
         self.trainer.start_critic([row.advantage for rows, _ in steps for row in rows])
         with self.step.ledger.phase("score"):
@@ -189,11 +190,8 @@ class RepairLoop:
                     metrics = self.trainer.step(own, self.objective, totals) | mismatch_metrics(own)
                     self.log.add(self.trainer.steps_done, metrics)
 
-    def _training_groups(self, groups: Sequence[Sequence[Episode]]) -> list[list[TrainingRow]]:
-        """Each error's repairs with their advantages; nulls are left out of the group and its mean."""
-        return [self._training_rows(group) for group in groups]
-
     def _training_rows(self, group: Sequence[Episode]) -> list[TrainingRow]:
+        """One error's repairs with their advantages; nulls are left out of the group and its mean."""
         scored = [(episode.attempt, reward) for episode in group if (reward := episode.repair_reward) is not None]
         rewards = [reward for _, reward in scored]
         advantages = advantages_of(
@@ -236,15 +234,29 @@ class RepairLoop:
 
 
 def _summary(groups: Sequence[Sequence[Episode]], threshold: float) -> dict[str, float]:
-    """Means of an iteration, over its scored repairs; what nothing was measured on is left out."""
+    """Means of an iteration, over its scored repairs; what nothing was measured on is left out.
+
+    `repair_reward_std` is the population deviation of all of them, `response_length` is in tokens, `cut_share` is the
+    share that ends at the length limit.
+    """
     episodes = [episode for group in groups for episode in group if episode.attempt.reward is not None]
+    rewards = [episode.repair_reward for episode in episodes if episode.repair_reward is not None]
     values: dict[str, list[float]] = {
         "accuracy": [is_correct(episode.attempt.reward, threshold) for episode in episodes],
         "edit_cost": [episode.attempt.cost for episode in episodes],
-        "repair_reward": [e.repair_reward for e in episodes if e.repair_reward is not None],
+        "repair_reward": rewards,
+        "response_length": [len(episode.attempt.ids) for episode in episodes],
+        "cut_share": [episode.attempt.is_cut for episode in episodes],
         "c1_hit_rate": [group[0].gate_c1 is False for group in groups if group[0].gate_c1 is not None],
         "audit_hit_rate": [
             e.verdict.flagged is True for e in episodes if is_audited(e.attempt.reward, e.verdict, threshold)
         ],
     }
-    return {name: float(np.mean(measured)) for name, measured in values.items() if measured}
+    means = {name: float(np.mean(measured)) for name, measured in values.items() if measured}
+    return means | ({"repair_reward_std": float(np.std(rewards))} if rewards else {})
+
+
+def _contrast(groups: Sequence[Sequence[TrainingRow]]) -> dict[str, float]:
+    """Share of an iteration's groups, of those that are trained on, of equal rewards."""
+    equal = [without_contrast([row.advantage for row in group]) for group in groups if group]
+    return {"groups_without_contrast": float(np.mean(equal))} if equal else {}

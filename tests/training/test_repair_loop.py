@@ -1,7 +1,7 @@
 """C1, the text-only filter and the audit gate on the trained base policy: what each of them changes."""
 
 from dataclasses import replace
-from statistics import mean
+from statistics import mean, pstdev
 from types import SimpleNamespace
 
 import numpy as np
@@ -40,15 +40,16 @@ IMPOSSIBLE = "999"
 
 
 class Recording(TransformersEngine):
-    """Keeps every call's requests."""
+    """Keeps every call's requests and completions."""
 
     def __init__(self, vlm):
         super().__init__(vlm, rows_per_batch=64)
-        self.calls = []
+        self.calls, self.made = [], []
 
     def generate(self, requests, sampling):
         self.calls.append(list(requests))
-        return super().generate(requests, sampling)
+        self.made.append(super().generate(requests, sampling))
+        return self.made[-1]
 
 
 class ByTurns(Reward):
@@ -419,8 +420,26 @@ def test_the_text_only_share_is_of_the_tries(base_vlm, step, text_only_problems,
     assert step.tally.dropped["text_only_solvable"] == dropped
 
 
+def test_an_iteration_tells_of_the_repairs_that_it_scored(loop_of, base_vlm, repair_problems):
+    """The second error's are equally good, the third's are but for one without a score, the fourth has none."""
+    rewards = [[1.0, 0.0, 0.0, 1.0], [1.0] * 4, [0.0, None, 0.0, 0.0], [None] * 4]
+    loop = loop_of(*RIGHT_OR_NOT, "rollout.max_new_tokens=34", reward=ByTurns(*[r for group in rewards for r in group]))
+    loop.iterate(0, [annotated_draft(base_vlm, problem) for problem in repair_problems[:4]])
+    (made,) = loop.repairer.engine.made
+    scores = [row["reward"] for row in loop.episodes]
+    scored = [c for c, score in zip((c for group in made for c in group), scores, strict=True) if score is not None]
+    told = {row["metric"]: row["value"] for row in loop.log.rows}
+    kept = [score for score in scores if score is not None]
+    assert told["repair_reward"] == pytest.approx(sum(kept) / len(kept))
+    assert told["repair_reward_std"] == pytest.approx(pstdev(kept))
+    assert told["response_length"] == pytest.approx(mean(len(c.ids) for c in scored))
+    assert told["cut_share"] == mean(c.finish_reason == "length" for c in scored)
+    assert 0 < told["cut_share"] < 1
+    assert told["groups_without_contrast"] == pytest.approx(2 / 3)
+
+
 def episode(reward, gate_c1, flagged):
-    attempt = SimpleNamespace(reward=reward, cost=0.5)
+    attempt = SimpleNamespace(reward=reward, cost=0.5, ids=[1, 2], is_cut=False)
     return Episode(attempt, gate_c1, Verdict(flagged, "answer_pasted" if flagged else None), None)
 
 
