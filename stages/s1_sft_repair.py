@@ -125,7 +125,7 @@ class SftRepair:
                             metrics = trainer.step(rows, SupervisedLoss())
                         log.add(trainer.steps_done, metrics)
                         checkpoints.advance()
-                        advance(len(rows))
+                        advance(len(rows), log.last_step())
                 checkpoints.finish()
                 write_summary(step, self._heldout(trainer, repairer, split, step))
         with ledger.phase("save"):

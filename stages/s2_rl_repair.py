@@ -139,7 +139,7 @@ class RlRepair:
                 for iteration in range(checkpoints.done, recipe.repair_rl.iterations):
                     loop.iterate(iteration, loop.draw(drafts, iteration))
                     checkpoints.advance()
-                    advance(1)
+                    advance(1, loop.log.last_step())
             checkpoints.finish()
             measures = c1_by_kind(loop.episodes, drafts)
             if self.usable_repair_set is not None:

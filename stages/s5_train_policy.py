@@ -112,7 +112,7 @@ class TrainPolicy:
             deque(islice(batches, checkpoints.done), maxlen=0)
             total = count_rows(self.groups, GROUPS) * section.epochs
             with track("train-policy", total, "trajectories") as advance:
-                for groups, batch in prefetch((groups, source.training_rows(groups)) for groups in batches):
+                for groups, batch, read in prefetch((g, source.training_rows(g), source.rows_read) for g in batches):
                     if self._is_spent(step):
                         break
                     with step.ledger.phase("train"):
@@ -123,8 +123,9 @@ class TrainPolicy:
                     log.add(trainer.steps_done, metrics | rollout_metrics(groups) | first)
                     first = {}
                     checkpoints.advance()
-                    advance(source.rows_read - advanced)
-                    advanced = source.rows_read
+                    advance(read - advanced, log.last_step())
+                    advanced = read
+                advance(source.rows_read - advanced, log.last_step())  # problems left out behind the last step
             if trackers.shows_samples:
                 trackers.show_samples(sample_table(self.groups, self.usable, trainer.vlm))
         self._check_trained(step, log)

@@ -23,17 +23,13 @@ from stages.reward.extraction import MAX_ANSWER_CHARS, gold_answer
 from stages.reward.rules.choosing import is_choice
 from stages.runtime import processes
 from stages.runtime.batching import batched
-from stages.runtime.progress import track
+from stages.runtime.progress import track, untold
 
 RESPONSES = ("error", "repair", "chosen", "rejected", "preferred")
 """Columns of a repair set, of preference data and of `problems` that hold whole responses."""
 
 _QUICK = 4 * PROBLEMS_AT_ONCE
 """So many problems are looked at without telling how far it is."""
-
-
-def _quiet(_amount: int) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,7 @@ class ProblemCheck:
         return chosen
 
     def _look(self, problems: ProblemSet, ids: Sequence[str]) -> Iterator[BadRow | None]:
-        told = track("looking at the problems", len(ids), "problems") if len(ids) > _QUICK else nullcontext(_quiet)
+        told = track("looking at the problems", len(ids), "problems") if len(ids) > _QUICK else nullcontext(untold)
         with ThreadPoolExecutor(os.cpu_count()) as threads, told as advance:
             for names in batched(ids, PROBLEMS_AT_ONCE):
                 yield from threads.map(self._look_at_pixels, [self._read(problems, name) for name in names])

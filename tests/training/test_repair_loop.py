@@ -311,8 +311,10 @@ def test_an_overlong_buffer_lowers_the_advantage_of_long_repairs(loop_of, base_v
         assert group[0][1] < 0 < group[-1][1]
 
 
-def test_ppo_trains_on_every_repair_that_has_a_reward(digits, base_dir, tmp_path):
-    """The stage from end to end: the value head lies beside the repair model, and the next one starts from it."""
+def test_ppo_trains_on_every_repair_that_has_a_reward(digits, base_dir, tmp_path, capsys):
+    """The stage from end to end, as progress shows it: the value head lies beside the repair model, and the next one
+    starts from it.
+    """
     settings = ("repair_rl.objective.algorithm=ppo", "repair_rl.problems=12", "repair_rl.text_only_tries=0",
                 "repair_rl.iterations=2", "repair_rl.errors_per_iteration=3", "repair_rl.errors_per_step=2",
                 "repair_rl.repairs_per_error=2", "repair_rl.c1=false", "sft.heldout_share=0")  # fmt: skip
@@ -320,6 +322,10 @@ def test_ppo_trains_on_every_repair_that_has_a_reward(digits, base_dir, tmp_path
     problems = digits / "problems_train.parquet"
     first, second = tmp_path / "first", tmp_path / "second"
     execute(RlRepair(recipe, problems, base_dir, base_dir), first)
+    last = {row["metric"]: row["value"] for row in iterate_rows(first / "metrics.parquet", METRICS) if row["step"] == 4}
+    *_, told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rl-repair: ")]
+    shown = ("loss", "repair_reward", "kl_old/repair", "response_length")
+    assert told.partition("; ")[2] == ", ".join(f"{name} {last[name]:.3g}" for name in shown)
     metrics = [row for row in iterate_rows(first / "metrics.parquet", METRICS) if row["metric"] == "value_loss"]
     assert [row["step"] for row in metrics] == [1, 2, 3, 4]
     critic = load_file(first / CRITIC / "model.safetensors")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from itertools import accumulate, count, islice
 
 import pyarrow as pa
@@ -268,6 +269,23 @@ def test_every_step_tells_what_the_policy_sampled(stage_of, source_of, trajector
         assert told["response_length"] == pytest.approx(pc.mean(pc.list_value_length(rollouts["ids"])).as_py())
         assert told["cut_share"] == rollouts["finish_reason"].to_pylist().count("length") / len(rollouts)
         assert told["groups_without_contrast"] == sum(equal[kinds[problem]] for problem in problems) / len(problems)
+
+
+@pytest.mark.parametrize(
+    ("last", "steps"), [(pair, [1, 2, 3, 3]), (all_correct, [1, 2, 2])], ids=["paired", "left out"]
+)
+def test_progress_shows_each_step(stage_of, source_of, trajectories, tmp_path, capsys, monkeypatch, last, steps):
+    """Two problems of two rows a step; the last problem of the order makes a step, or is left out after all steps."""
+    monkeypatch.setattr("stages.runtime.progress.INTERVAL_S", 0)
+    *_, name = flat(source_of([[pair(t) for t in trajectories[:5]]]).batches())
+    groups = [last(t) if t[0] == name else pair(t) for t in trajectories[:5]]
+    execute(stage_of([groups], "train.objective.kl_coef=0.1"), tmp_path / "out")
+    shown = ("loss", "reward_mean", "kl_ref", "kl_old/error", "kl_old/repair", "response_length")
+    told = [metrics_of(tmp_path / "out", name) for name in shown]
+    words = [", ".join(f"{name} {of[step]:.3g}" for name, of in zip(shown, told, strict=True)) for step in steps]
+    lines = [line for line in capsys.readouterr().err.splitlines() if re.match(r"train-policy: \d", line)]
+    assert [line.partition("; ")[2] for line in lines] == words
+    assert [line.split()[1] for line in lines] == ["4/10", "8/10", "10/10", "10/10"][: len(steps)]
 
 
 @pytest.mark.parametrize(("algorithm", "sequences"), [("grpo", 4), ("gspo", 4), ("dapo", 2)])
