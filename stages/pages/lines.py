@@ -62,7 +62,15 @@ IN_ROUND = {
     "marked tokens": MARKED,
 }
 """Which panel shows a measure of the summary."""
+STEP_REWARD = Panel("Reward in training", "over the scored rollouts of each optimizer step's problems")
 IN_TRAINING = {
+    "reward_mean": STEP_REWARD,
+    "reward_std": STEP_REWARD,
+    "response_length": Panel("Response length", "tokens, mean over the rollouts of each optimizer step's problems"),
+    "cut_share": Panel("Cut responses", "share of those rollouts that ends at the length limit"),
+    "groups_without_contrast": Panel(
+        "Groups without contrast", "share of each optimizer step's groups whose rewards are all equal"
+    ),
     "entropy": Panel("Entropy", "nats, mean over the tokens with an open gate, each optimizer step"),
     "ratio_mean": Panel("Ratio", "mean token ratio to the old policy over the tokens with an open gate"),
     "kl_old": Panel("KL to the old policy", "k3 estimate of KL(old ‖ new), nats, over the tokens with an open gate"),
@@ -71,7 +79,17 @@ IN_TRAINING = {
     "mismatch_mean": Panel("Sampler mismatch", "mean mismatch of the sampler's log-probs and the trainer's"),
 }
 """Which panel shows a metric of `df train-policy`; its name goes on with the role of a row."""
-PANELS = (ACCURACY, ROLLOUTS_PANEL, TRIGGERED, FEASIBLE, EDIT_COST, MARKED, *IN_TRAINING.values())
+LABELS = {
+    "error": "errors",
+    "repair": "repairs",
+    "reward_mean": "mean",
+    "reward_std": "standard deviation",
+    "response_length": "rollouts",
+    "cut_share": "rollouts",
+    "groups_without_contrast": "groups",
+}
+"""Words for a role, and for a metric that is not over rows."""
+PANELS = (ACCURACY, ROLLOUTS_PANEL, TRIGGERED, FEASIBLE, EDIT_COST, MARKED, *dict.fromkeys(IN_TRAINING.values()))
 
 
 def lines_of(state: RunState, evaluations: Mapping[int, Sequence[Measure]]) -> dict[str, list[Line]]:
@@ -165,8 +183,4 @@ def _training(state: RunState) -> Iterator[tuple[str, str, list[Point]]]:
     for metric, points in found.items():
         name, _, role = metric.partition("/")
         if name in IN_TRAINING:
-            yield (
-                IN_TRAINING[name].title,
-                {"": "all rows", "error": "errors", "repair": "repairs"}.get(role, role),
-                points,
-            )
+            yield IN_TRAINING[name].title, LABELS.get(role or name, role or "all rows"), points

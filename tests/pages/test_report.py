@@ -144,6 +144,20 @@ def test_costs_and_what_was_dropped_are_the_manifests(shown):
     assert "tokens marked 16" in steps["round-1/build-masks"][4]
 
 
+def test_what_the_policy_sampled_in_training_has_panels(shown):
+    """Whole at first, halved at the next step and at the next round's first, a third at its second."""
+    for panel, label, values in (
+        ("Reward in training", "mean", ["0.750", "0.375", "0.375", "0.250"]),
+        ("Reward in training", "standard deviation", ["0.250", "0.125", "0.125", "0.083"]),
+        ("Response length", "rollouts", ["12.000", "6.000", "6.000", "4.000"]),
+        ("Cut responses", "rollouts", ["0.125", "0.062", "0.062", "0.042"]),
+        ("Groups without contrast", "groups", ["0.500", "0.250", "0.250", "0.167"]),
+    ):
+        points = shown.line(panel, label)
+        assert [point[2] for point in points] == values, (panel, label)
+        assert [point[0] for point in points] == ["0.5", "1", "1.5", "2"]
+
+
 def test_the_measures_are_those_of_the_summary(run, shown):
     """`df summarize` of the same folder."""
     from stages.summary import summarize_run

@@ -17,6 +17,9 @@ from stages.recipe import load_recipe
 
 BASE = Path(__file__).parents[2] / "data" / "digits" / "base"
 RECIPE = {"reward": {"threshold": 1.0}}
+OF_ROLLOUTS = {"reward_mean": 0.75, "reward_std": 0.25, "response_length": 12.0, "cut_share": 0.125,
+               "groups_without_contrast": 0.5}  # fmt: skip
+"""Metrics of the first optimizer step; the n-th step of round n' has its (n + n' - 1)-th part."""
 ERROR, REPAIR = "The digits are 1, 2. The answer is 4.", "The digits are 1, 2. The answer is 3."
 
 
@@ -135,6 +138,11 @@ def write_round(run, number, problems, *, count=4, text=""):
         {"step": 2 * number - 1 + half, "metric": metric, "value": scale * (0.5 * number + half)}
         for half in (0, 1)
         for metric, scale in (("entropy/error", 1), ("grad_norm", 1), ("mismatch_mean", 1), ("kl_ref", 0.125))
+    ]
+    metrics += [
+        {"step": 2 * number - 1 + half, "metric": metric, "value": value / (number + half)}
+        for half in (0, 1)
+        for metric, value in OF_ROLLOUTS.items()
     ]
     write_step(folder / "train-policy", "train-policy", {"train": 40.0}, {METRICS: metrics}, rows=(count, count),
                dropped={"all_correct": 2})  # fmt: skip
