@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stages.artifacts.columns import SAMPLES, SCORES, SUMMARY
 from stages.artifacts.ledger import EVALUATION, training_cost
@@ -15,12 +15,17 @@ from stages.artifacts.rows import ScoreRow
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.chain import BASE, MASKS, RL, ROLLOUT, SFT, final_scores, round_folder
 from stages.errors import ArtifactError
-from stages.measures.accuracy import Measure, mean_over_problems, share
+from stages.measures.accuracy import Measure, share
 from stages.measures.repairs import summarize_samples
-from stages.measures.scores import correct_by_problem, summarize_scores
+from stages.measures.scores import summarize_by_kind, summarize_gains, summarize_gains_by_kind, summarize_scores
 from stages.run_folder import SUMMARY_FILE, all_steps, has_repair_model, note_summary
 
-Scores = list[ScoreRow]
+RUN_GAIN = "gain, final over base"
+"""Of a run's last policy; its section in the summary."""
+BY_KIND = ", by kind"
+"""Ends the name of a section that has a measure for each kind of problem."""
+MOST_KINDS = 20
+"""With more kinds of problems, accuracy by kind is left to each evaluation's own summary."""
 MEASURED_WITH = {
     "model": ("dtype", "min_pixels", "max_pixels"),
     "prompt": ("instruction",),
@@ -29,6 +34,30 @@ MEASURED_WITH = {
     "evaluate": ("draws",),
 }
 """Fields of the recipe that an accuracy depends on."""
+
+
+class Evaluation(NamedTuple):
+    """A policy's scores."""
+
+    folder: Path
+    rows: list[ScoreRow]
+    threshold: float
+    """The least reward of a right answer."""
+
+
+Pairs = Mapping[str, tuple[Evaluation, Evaluation]]
+"""Two policies by the name of what the second gains over the first."""
+
+
+class Comparison(NamedTuple):
+    """Accuracies, a section a policy, and what is gained, a section a pair."""
+
+    policies: list[Measure]
+    gains: list[Measure]
+
+    def measures(self) -> list[Measure]:
+        """All of them, as a summary has them."""
+        return [*self.policies, *self.gains]
 
 
 def summarize_run(run: Path, rounds: int) -> list[Measure]:
@@ -44,7 +73,7 @@ def summarize_run(run: Path, rounds: int) -> list[Measure]:
     measures = [
         *(_repair_training(run / SFT, run / RL, threshold) if has_repair_model(run) else []),
         *(measure for number, folder in enumerate(folders, 1) for measure in measure_round(number, folder)),
-        *_policies(run / BASE, final_scores(run, rounds), threshold),
+        *_policies(read_evaluation(run / BASE), read_evaluation(final_scores(run, rounds))),
         *measure_costs(all_steps(run, rounds)),
     ]
     write_rows(run / SUMMARY_FILE, SUMMARY, [measure._asdict() for measure in measures])
@@ -97,24 +126,60 @@ def measure_round(number: int, folder: Path) -> list[Measure]:
     ]
 
 
-def _policies(base: Path, final: Path, threshold: float) -> list[Measure]:
-    check_alike(base, final)
-    before, after = read_scores(base), read_scores(final)
-    return [
-        *summarize_scores("base policy", before, threshold),
-        *summarize_scores("final policy", after, threshold),
-        *measure_gains(before, after, threshold),
-    ]
+def _policies(before: Evaluation, after: Evaluation) -> list[Measure]:
+    policies, pairs = {"base policy": before, "final policy": after}, {RUN_GAIN: (before, after)}
+    return [*compare(policies, pairs).measures(), *compare_by_kind(policies, pairs).measures()]
 
 
-def measure_gains(before: Scores, after: Scores, threshold: float) -> list[Measure]:
-    """Of two policies' rows of `scores`: sampled and greedy accuracy, paired by problem."""
-    measures = []
-    for mode in ("sampled", "greedy"):
-        base, final = (correct_by_problem(rows, mode, threshold) for rows in (before, after))
-        gains = [_mean(final[problem]) - _mean(base[problem]) for problem in base if problem in final]
-        measures.append(mean_over_problems("gain, final over base", f"{mode} accuracy", gains))
-    return measures
+def read_evaluation(folder: Path) -> Evaluation:
+    """What a complete evaluation has found."""
+    threshold = read_manifest(folder)["recipe"]["reward"]["threshold"]
+    return Evaluation(folder, list(iterate_rows(folder, SCORES)), threshold)
+
+
+def measure_scores(section: str, evaluation: Evaluation) -> list[Measure]:
+    """Greedy, sampled and image-free accuracy over all problems, and Acc@k of the draws."""
+    return summarize_scores(section, evaluation.rows, evaluation.threshold)
+
+
+def measure_gains(section: str, before: Evaluation, after: Evaluation) -> list[Measure]:
+    """Sampled and greedy accuracy of one policy over another's, paired by problem.
+
+    Raises:
+        ArtifactError: they were not evaluated alike.
+    """
+    check_alike(before.folder, after.folder)
+    return summarize_gains(section, before.rows, after.rows, before.threshold)
+
+
+def compare(policies: Mapping[str, Evaluation], pairs: Pairs) -> Comparison:
+    """What policies come to over all problems, and what is gained in each pair.
+
+    Raises:
+        ArtifactError: a pair was not evaluated alike.
+    """
+    return Comparison(
+        [measure for name, policy in policies.items() for measure in measure_scores(name, policy)],
+        [measure for name, pair in pairs.items() for measure in measure_gains(name, *pair)],
+    )
+
+
+def compare_by_kind(policies: Mapping[str, Evaluation], pairs: Pairs) -> Comparison:
+    """Sampled and greedy accuracy by kind of problem; nothing where kinds are more than `MOST_KINDS`."""
+    if len({row["kind"] for policy in policies.values() for row in policy.rows} - {None}) > MOST_KINDS:
+        return Comparison([], [])
+    return Comparison(
+        [
+            measure
+            for name, policy in policies.items()
+            for measure in summarize_by_kind(f"{name}{BY_KIND}", policy.rows, policy.threshold)
+        ],
+        [
+            measure
+            for name, (before, after) in pairs.items()
+            for measure in summarize_gains_by_kind(f"{name}{BY_KIND}", before.rows, after.rows, before.threshold)
+        ],
+    )
 
 
 def check_alike(base: Path, final: Path) -> None:
@@ -141,12 +206,6 @@ def _measured_with(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {"recipe": recipe, "inputs": {name: of for name, of in manifest["inputs"].items() if name != "model"}}
 
 
-def read_scores(folder: Path) -> Scores:
-    """Rows of `scores` of a complete evaluation."""
-    read_manifest(folder)
-    return list(iterate_rows(folder, SCORES))
-
-
 def measure_costs(folders: Sequence[Path]) -> list[Measure]:
     """Device-seconds by stage, rounds added up (eq. 29); every evaluation is `evaluate`'s."""
     seconds: dict[str, float] = defaultdict(float)
@@ -156,7 +215,3 @@ def measure_costs(folders: Sequence[Path]) -> list[Measure]:
         if EVALUATION in manifest["device_seconds"]:
             seconds[EVALUATION] += manifest["device_seconds"][EVALUATION]
     return [Measure("device-seconds", step, value) for step, value in seconds.items()]
-
-
-def _mean(draws: Sequence[bool]) -> float:
-    return sum(draws) / len(draws)

@@ -35,23 +35,50 @@ def summarize_scores(section: str, scores: Sequence[Mapping[str, Any]], threshol
     return measures
 
 
-def summarize_by_kind(section: str, scores: Sequence[Mapping[str, Any]], threshold: float) -> list[Measure]:
+def summarize_gains(
+    section: str, before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], threshold: float
+) -> list[Measure]:
+    """Sampled and greedy accuracy of one model over another's, paired by problem; those that both answered count."""
+    measures = []
+    for mode in ("sampled", "greedy"):
+        first, second = (correct_by_problem(rows, mode, threshold) for rows in (before, after))
+        gains = [_mean(second[problem]) - _mean(first[problem]) for problem in first if problem in second]
+        measures.append(mean_over_problems(section, f"{mode} accuracy", gains))
+    return measures
+
+
+def summarize_by_kind(section: str, scores: Iterable[Mapping[str, Any]], threshold: float) -> list[Measure]:
     """Sampled and greedy accuracy of each kind of problem that has a name."""
-    kinds = {row["problem_id"]: row["kind"] for row in scores}
-    greedy = correct_by_problem(scores, "greedy", threshold)
-    sampled = correct_by_problem(scores, "sampled", threshold)
     return [
-        measure
-        for kind in sorted({kind for kind in kinds.values() if kind is not None})
+        measure._replace(measure=f"{measure.measure}, {kind}")
+        for kind, rows in by_kind(scores).items()
         for measure in (
-            _sampled(section, f"sampled accuracy, {kind}", _of_kind(sampled, kinds, kind)),
-            _share(section, f"greedy accuracy, {kind}", _of_kind(greedy, kinds, kind)),
+            _sampled(section, "sampled accuracy", correct_by_problem(rows, "sampled", threshold)),
+            _share(section, "greedy accuracy", correct_by_problem(rows, "greedy", threshold)),
         )
     ]
 
 
-def _of_kind(correct: Correct, kinds: Mapping[str, str | None], kind: str) -> Correct:
-    return {problem: draws for problem, draws in correct.items() if kinds[problem] == kind}
+def summarize_gains_by_kind(
+    section: str, before: Iterable[Mapping[str, Any]], after: Iterable[Mapping[str, Any]], threshold: float
+) -> list[Measure]:
+    """The gains of each kind that both have."""
+    first, second = by_kind(before), by_kind(after)
+    return [
+        measure._replace(measure=f"{measure.measure}, {kind}")
+        for kind in first
+        if kind in second
+        for measure in summarize_gains(section, first[kind], second[kind], threshold)
+    ]
+
+
+def by_kind(scores: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Rows of each kind of problem that has a name, in the order of these."""
+    found = defaultdict(list)
+    for row in scores:
+        if row["kind"] is not None:
+            found[row["kind"]].append(row)
+    return {kind: found[kind] for kind in sorted(found)}
 
 
 def _share(section: str, measure: str, correct: Correct) -> Measure:
@@ -59,7 +86,7 @@ def _share(section: str, measure: str, correct: Correct) -> Measure:
 
 
 def _sampled(section: str, measure: str, correct: Correct) -> Measure:
-    return mean_over_problems(section, measure, [sum(draws) / len(draws) for draws in correct.values()])
+    return mean_over_problems(section, measure, [_mean(draws) for draws in correct.values()])
 
 
 def _at_k(section: str, correct: Correct, k: int) -> Measure:
@@ -70,3 +97,7 @@ def _at_k(section: str, correct: Correct, k: int) -> Measure:
 def _powers_of_two(correct: Correct) -> list[int]:
     draws = max((len(group) for group in correct.values()), default=1)
     return [2**i for i in range(1, draws.bit_length()) if 2**i <= draws]
+
+
+def _mean(draws: Sequence[bool]) -> float:
+    return sum(draws) / len(draws)

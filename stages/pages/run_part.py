@@ -6,25 +6,28 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 from stages.artifacts.columns import SAMPLES
 from stages.artifacts.overlay import text_html
 from stages.chain import MASKS, RL, ROLLOUT, SFT, round_folder
 from stages.measures.accuracy import Measure
-from stages.measures.scores import summarize_scores
-from stages.pages.chart import AXES, Bar, bars, figure, number, seconds, table
+from stages.pages.accuracies import accuracy_table, interval, kinds_table, told_accuracies, told_gains
+from stages.pages.chart import AXES, Bar, bars, figure, seconds, table
 from stages.pages.lines import PANELS, Line, lines_of
 from stages.pages.state import RunState
 from stages.summary import (
-    Scores,
-    check_alike,
+    RUN_GAIN,
+    Comparison,
+    Evaluation,
+    Pairs,
+    compare_by_kind,
     measure_costs,
     measure_gains,
     measure_gates,
     measure_repair_model,
     measure_round,
-    read_scores,
+    measure_scores,
+    read_evaluation,
 )
 from stages.untrusted.printable import counted
 
@@ -39,28 +42,38 @@ class RunResult:
     @cached_property
     def evaluations(self) -> dict[int, list[Measure]]:
         """Accuracies by the round that they follow; 0 is the base policy."""
-        return {
-            number: summarize_scores(self.policy(number), rows, self._threshold(folder.name))
-            for number, (folder, rows) in self._scores.items()
-        }
+        return {number: measure_scores(self.policy(number), policy) for number, policy in self._evaluated.items()}
 
     @cached_property
-    def gains(self) -> list[Measure]:
-        """Of the last evaluated policy over the base; none where one of them is not evaluated."""
-        if 0 not in self._scores or self.last == 0:
-            return []
-        before, after = (self._scores[number] for number in (0, self.last))
-        check_alike(before[0], after[0])
-        return measure_gains(before[1], after[1], self._threshold(after[0].name))
+    def comparison(self) -> Comparison:
+        """Every evaluated policy, and what the last one gains over the base where both are evaluated."""
+        gains = [measure for name, pair in self._pairs.items() for measure in measure_gains(name, *pair)]
+        return Comparison([measure for of in self.evaluations.values() for measure in of], gains)
+
+    @cached_property
+    def by_kind(self) -> Comparison:
+        """The base and the last evaluated policy by kind of problem."""
+        ends = {
+            self.policy(number): self._evaluated[number] for number in sorted({0, self.last} & self._evaluated.keys())
+        }
+        return compare_by_kind(ends, self._pairs)
 
     @property
     def last(self) -> int:
         """The last round that was evaluated after."""
-        return max(self._scores, default=0)
+        return max(self._evaluated, default=0)
 
     @cached_property
-    def _scores(self) -> dict[int, tuple[Path, Scores]]:
-        return {number: (folder, read_scores(folder)) for number, folder in self.state.scored().items()}
+    def _evaluated(self) -> dict[int, Evaluation]:
+        return {number: read_evaluation(folder) for number, folder in self.state.scored().items()}
+
+    @property
+    def _pairs(self) -> Pairs:
+        if 0 not in self._evaluated or self.last == 0:
+            return {}
+        complete = self.policy(self.last) == "final policy"
+        name = RUN_GAIN if complete else f"gain, after round {self.last} over base"
+        return {name: (self._evaluated[0], self._evaluated[self.last])}
 
     def policy(self, number: int) -> str:
         """What the summary calls it."""
@@ -82,73 +95,42 @@ class RunResult:
         for n in range(1, state.rounds + 1):
             if state.of_round(n, ROLLOUT) and state.of_round(n, MASKS):
                 found += measure_round(n, round_folder(state.folder, n))
-        found += [measure for measures in self.evaluations.values() for measure in measures]
-        return found + self.gains + measure_costs([state.folder / place for place in state.steps])
+        found += [*self.comparison.measures(), *self.by_kind.measures()]
+        return found + measure_costs([state.folder / place for place in state.steps])
 
     def sentence(self) -> str:
         """The result in one sentence, and what is still missing in another."""
         cost = f"{seconds(self.state.cost)} device-seconds"
-        gains = [self._gain(measure) for measure in self.gains]
+        gains = self.comparison.gains
         if gains:
+            told = told_gains(gains, self.evaluations[0], self.evaluations[self.last])
             spent = f"{seconds(self.state.cost_after(self.last))} device-seconds"
-            words = f"After {_rounds(self.last)} {', and '.join(gains)}, on {self.gains[0].n} problems, for {spent}."
+            words = f"After {_rounds(self.last)} {told}, for {spent}."
         elif 0 in self.evaluations:
-            base = ", ".join(f"{m.measure} {_interval(m)}" for m in _accuracies(self.evaluations[0]))
+            base = told_accuracies(self.evaluations[0])
             words = f"The base policy has {base}; no trained policy is evaluated so far ({cost})."
         else:
             words = f"Nothing is evaluated so far ({_rounds(self.state.rounds)} begun, {cost})."
         missing = ", ".join(self.state.missing)
         return f"{words} Still missing: {missing}." if missing else words
 
-    def _gain(self, gain: Measure) -> str:
-        before, after = (
-            next(m.value for m in self.evaluations[n] if m.measure == gain.measure) for n in (0, self.last)
-        )
-        certain = gain.low is not None and gain.high is not None and gain.low * gain.high > 0
-        way = ("rose" if gain.value > 0 else "fell") if certain else "moved within its uncertainty"
-        return f"{gain.measure} {way} from {number(before)} to {number(after)} ({_interval(gain, '+')})"
-
 
 def _rounds(count: int) -> str:
     return f"{count} round{'s' * (count != 1)}"
 
 
-def _interval(measure: Measure, sign: str = "") -> str:
-    """A number with its 95% interval."""
-    value, low, high = (f"{x:{sign}.3f}" if x is not None else "" for x in (measure.value, measure.low, measure.high))
-    return f"{value} [{low}, {high}]" if low else value
-
-
-def _accuracies(measures: Sequence[Measure]) -> list[Measure]:
-    return [measure for measure in measures if measure.measure in ("sampled accuracy", "greedy accuracy")]
-
-
 def runs_part(results: Sequence[RunResult]) -> str:
     """Everything of the runs but their gallery."""
-    several = len(results) > 1
-    sentences = "".join(f"<p class='result'>{text_html(f'{r.name}: ' * several + r.sentence())}</p>" for r in results)
+    prefixes = [f"{result.name}: " * (len(results) > 1) for result in results]
+    named = list(zip(prefixes, results, strict=True))
+    sentences = "".join(f"<p class='result'>{text_html(prefix + r.sentence())}</p>" for prefix, r in named)
     return (
-        f"{sentences}{_result_table(results)}"
+        f"{sentences}{accuracy_table({prefix: r.comparison for prefix, r in named})}"
         f"<details><summary>Every measure of df summarize</summary>{_measures_table(results)}</details>"
-        f"{_panels(results)}<h2>Device-seconds by stage and phase</h2>{_cost_bars(results)}"
+        f"{_panels(results)}{kinds_table({prefix: r.by_kind for prefix, r in named})}"
+        f"<h2>Device-seconds by stage and phase</h2>{_cost_bars(results)}"
         f"<h2>Steps, and what they dropped</h2>{_steps_table(results)}"
     )
-
-
-def _result_table(results: Sequence[RunResult]) -> str:
-    """Policies and gains below each other."""
-    rows = []
-    for result in results:
-        prefix = f"{result.name}: " if len(results) > 1 else ""
-        of = [*((result.policy(n), measures) for n, measures in result.evaluations.items())]
-        if result.gains:
-            of.append(("gain, paired by problem", result.gains))
-        for name, measures in of:
-            sign = "+" if measures is result.gains else ""
-            shown = [_interval(measure, sign) for measure in _accuracies(measures)]
-            rows.append([prefix + name, *shown, str(measures[0].n)])
-    heads = ("policy", "sampled accuracy", "greedy accuracy", "problems")
-    return table(heads, rows, "Brackets are 95% intervals.") if rows else ""
 
 
 def _measures_table(results: Sequence[RunResult]) -> str:
@@ -157,7 +139,7 @@ def _measures_table(results: Sequence[RunResult]) -> str:
     for place, result in enumerate(results):
         for measure in result.measures():
             n = "" if measure.n is None else f" (n = {measure.n:,})"
-            value = f"{measure.value:.1f}" if measure.section == "device-seconds" else _interval(measure)
+            value = f"{measure.value:.1f}" if measure.section == "device-seconds" else interval(measure)
             cells[measure.section, measure.measure][place] = value + n
     rows = [[": ".join(key), *(of.get(place, "") for place in range(len(results)))] for key, of in cells.items()]
     return table(("measure", *(result.name for result in results)), rows)

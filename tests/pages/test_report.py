@@ -102,7 +102,7 @@ def test_the_result_is_one_sentence_and_one_table(shown):
     assert "from 0.250 to 0.750 (+0.500 [" in shown.text
     assert "on 4 problems, for 150.0 device-seconds." in shown.text
     rows = shown.table("policy", "sampled accuracy")
-    assert [row[0] for row in rows] == ["base policy", "final policy", "gain, paired by problem"]
+    assert [row[0] for row in rows] == ["base policy", "final policy", "gain, final over base"]
     assert [row[1][:6].strip(" [") for row in rows] == ["0.250", "0.750", "+0.500"]
     assert {row[3] for row in rows} == {"4"}
 
@@ -158,14 +158,15 @@ def test_what_the_policy_sampled_in_training_has_panels(shown):
         assert [point[0] for point in points] == ["0.5", "1", "1.5", "2"]
 
 
-def test_the_measures_are_those_of_the_summary(run, shown):
+def test_the_measures_are_those_of_the_summary(tmp_path):
     """`df summarize` of the same folder."""
     from stages.summary import summarize_run
 
+    run = write_run(tmp_path / "run", kinds=("sum", "difference"))
     manifest = run / "round-1" / "build-masks" / "manifest.json"
     assert "repair_model" not in manifest.read_text()
     measures = {f"{m.section}: {m.measure}": m for m in summarize_run(run, 2)}
-    rows = {row[0]: row[1] for row in shown.table("measure")}
+    rows = {row[0]: row[1] for row in page(run).table("measure")}
     assert rows.keys() == measures.keys()
     for name, measure in measures.items():
         digits = 1 if measure.section == "device-seconds" else 3
@@ -285,7 +286,9 @@ def test_the_result_is_of_the_last_round_that_was_evaluated(tmp_path):
     found = page(run)
     assert "After 1 round sampled accuracy moved within its uncertainty from 0.250 to 0.500" in found.text
     assert "on 4 problems, for 75.0 device-seconds. Still missing: evaluate-round-2." in found.text
-    assert [row[0] for row in found.table("policy")][1] == "policy after round 1"
+    assert [row[0] for row in found.table("policy")] == [
+        "base policy", "policy after round 1", "gain, after round 1 over base",
+    ]  # fmt: skip
 
 
 def test_a_loop_is_measured_on_its_validation_problems(tmp_path):
@@ -325,6 +328,27 @@ def test_a_repair_model_that_is_trained_again_is_a_step_of_its_round(tmp_path):
     under_way = page(run)
     assert "for 150.0 device-seconds. Still missing: round-1/rl-repair." in under_way.text
     assert {row[0]: row[1] for row in under_way.table("step")}["round-1/rl-repair"].startswith("missing: no manifest")
+
+
+def test_each_kind_of_problem_has_its_accuracies(tmp_path, monkeypatch):
+    """Of the two sums the base has one right, the final policy both; of the two differences none and one."""
+    run = write_run(tmp_path / "run", kinds=("sum", "difference"))
+    found = page(run).table("kind", "policy")
+    assert [(*row[:2], row[2][:6].rstrip(" ["), row[3][:6].rstrip(" ["), row[4]) for row in found] == [
+        ("difference", "base policy", "0.000", "0.000", "2"),
+        ("difference", "final policy", "0.500", "0.500", "2"),
+        ("difference", "gain, final over base", "+0.500", "+0.500", "2"),
+        ("sum", "base policy", "0.500", "0.500", "2"),
+        ("sum", "final policy", "1.000", "1.000", "2"),
+        ("sum", "gain, final over base", "+0.500", "+0.500", "2"),
+    ]
+    assert "0.500 [0.095, 0.905]" in found[1]  # Wilson's interval of 1 of 2
+    monkeypatch.setattr("stages.summary.MOST_KINDS", 1)
+    assert "By kind of problem" not in page(run).text
+
+
+def test_problems_without_kinds_have_no_table_of_kinds(shown):
+    assert "By kind of problem" not in shown.text
 
 
 def test_a_run_that_has_just_begun_has_a_page(tmp_path):
@@ -380,7 +404,8 @@ def test_everything_to_look_at_or_to_use_has_a_name(shown):
 
 def test_texts_of_data_and_models_stay_texts(tmp_path):
     plain, hostile = (
-        page(write_run(tmp_path / name, rounds=2, text=text)) for name, text in (("a", "x"), ("b", HOSTILE))
+        page(write_run(tmp_path / name, rounds=2, text=text, kinds=(text,)))
+        for name, text in (("a", "x"), ("b", HOSTILE))
     )
     marks = {"mark", "/mark"}
 

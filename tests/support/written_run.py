@@ -61,16 +61,16 @@ def write_step(out, name, seconds, tables, *, counts=(), dropped=(), rows=(0, 0)
     step.finish()
 
 
-def write_scores(out, right):
+def write_scores(out, right, *, kinds=(None,), inputs=()):
     """Four problems; of each a greedy answer, and two sampled ones that are like it."""
     rows = [
-        {"problem_id": f"t{number}", "kind": None, "mode": mode, "draw": draw, "text": "",
+        {"problem_id": f"t{number}", "kind": kinds[number % len(kinds)], "mode": mode, "draw": draw, "text": "",
          "reward": float(number < right)}
         for number in range(4)
         for mode, draws in (("greedy", 1), ("sampled", 2))
         for draw in range(draws)
     ]  # fmt: skip
-    write_step(out, "evaluate", {"generate": 100.0}, {SCORES: rows}, rows=(4, len(rows)))
+    write_step(out, "evaluate", {"generate": 100.0}, {SCORES: rows}, rows=(4, len(rows)), inputs=inputs)
 
 
 def repair_row(place, candidate, **changes):
@@ -148,12 +148,12 @@ def write_round(run, number, problems, *, count=4, text=""):
                dropped={"all_correct": 2})  # fmt: skip
 
 
-def write_run(run, *, rounds=2, count=4, text="", side=3, final=3):
+def write_run(run, *, rounds=2, count=4, text="", side=3, final=3, kinds=(None,)):
     """Base right on one of four problems, the final policy on `final`; each round costs 75 device-seconds."""
     run.mkdir(parents=True, exist_ok=True)
     problems = write_problems(run.with_name(f"{run.name}-problems.parquet"), count, text=text, side=side)
     for number in range(1, rounds + 1):
         write_round(run, number, problems, count=count, text=text)
-    write_scores(run / "evaluate-base", 1)
-    write_scores(run / f"evaluate-round-{rounds}", final)
+    write_scores(run / "evaluate-base", 1, kinds=kinds)
+    write_scores(run / f"evaluate-round-{rounds}", final, kinds=kinds)
     return run
