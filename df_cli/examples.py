@@ -63,6 +63,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "report": (
         "df report runs/digits",
         "df report runs/digits runs/mine --out compared.html",
+        "df report scores-base scores-mine --out compared.html",
     ),
     "recipe list": ("df recipe list",),
     "recipe show": (

@@ -13,14 +13,19 @@ from stages.errors import DataError
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs (`make all`) or studies (`df ablate`).")
+        list[Path],
+        typer.Argument(
+            metavar="RUN",
+            help="Folders of runs (`make all`, `df loop`), studies (`df ablate`) or evaluations (`df evaluate`), of "
+            "which the first is what the others are compared with.",
+        ),
     ],
-    out: Annotated[Path | None, typer.Option(help="The file; report.html in the run's folder if not given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file; report.html in the folder if not given.")] = None,
     megabytes: Annotated[
         float, typer.Option(min=1, help="Largest size of the file; rollouts and pairs that do not fit are left out.")
     ] = 5,
 ) -> None:
-    """Write a page that shows runs or studies, complete or under way, to be opened in a browser."""
+    """Write a page that shows runs, studies, complete or under way, or evaluations, to be opened in a browser."""
     from stages.artifacts.writing import write_text
     from stages.pages.page import MEGABYTE, report_page
     from stages.run_folder import PAGE_FILE

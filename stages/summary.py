@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from stages.artifacts.columns import SAMPLES, SCORES, SUMMARY
 from stages.artifacts.ledger import EVALUATION, training_cost
-from stages.artifacts.manifests import read_manifest
+from stages.artifacts.manifests import MANIFEST, read_json, read_manifest, read_plan
 from stages.artifacts.plan import differences
 from stages.artifacts.rows import ScoreRow
 from stages.artifacts.store import iterate_rows, write_rows
@@ -131,6 +131,11 @@ def _policies(before: Evaluation, after: Evaluation) -> list[Measure]:
     return [*compare(policies, pairs).measures(), *compare_by_kind(policies, pairs).measures()]
 
 
+def is_evaluation(folder: Path) -> bool:
+    """Whether `df evaluate` has written there, complete or not."""
+    return (read_json(folder / MANIFEST) or read_plan(folder) or {}).get("step") == "evaluate"
+
+
 def read_evaluation(folder: Path) -> Evaluation:
     """What a complete evaluation has found."""
     threshold = read_manifest(folder)["recipe"]["reward"]["threshold"]
@@ -150,6 +155,12 @@ def measure_gains(section: str, before: Evaluation, after: Evaluation) -> list[M
     """
     check_alike(before.folder, after.folder)
     return summarize_gains(section, before.rows, after.rows, before.threshold)
+
+
+def over_first(policies: Mapping[str, Evaluation]) -> Pairs:
+    """Each of the others with the first."""
+    (first, before), *others = policies.items()
+    return {f"gain, {name} over {first}": (before, after) for name, after in others}
 
 
 def compare(policies: Mapping[str, Evaluation], pairs: Pairs) -> Comparison:

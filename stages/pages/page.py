@@ -1,4 +1,4 @@
-"""`df report`: runs and studies as one HTML file that needs nothing beside it."""
+"""`df report`: runs, studies and evaluations as one HTML file that needs nothing beside it."""
 
 from __future__ import annotations
 
@@ -9,37 +9,46 @@ from pathlib import Path
 
 from stages.artifacts.overlay import policy_html, text_html
 from stages.errors import DataError
+from stages.pages.evaluations_part import evaluations_part
 from stages.pages.gallery import gallery
 from stages.pages.rollouts_part import rollouts_part
 from stages.pages.room import Room
 from stages.pages.run_part import RunResult, runs_part
 from stages.pages.state import read_state
 from stages.pages.study_part import is_study, study_part
+from stages.summary import is_evaluation
 
 MEGABYTE = 10**6
 
 
 def report_page(folders: Sequence[Path], size: int) -> str:
-    """The page of these runs and studies; rollouts and gallery take what is left of `size` bytes of UTF-8.
+    """The page of these runs, studies and evaluations; rollouts and gallery take what is left of `size` bytes of UTF-8.
 
     Raises:
-        DataError: a folder is neither a run nor a study, or a file in it cannot be read.
+        DataError: a folder is none of these, or a file in it cannot be read.
     """
     names = _names(folders)
-    runs, studies = [], []
+    runs, studies, evaluations = [], [], {}
     for name, folder in zip(names, folders, strict=True):
+        if is_evaluation(folder):
+            evaluations[name] = folder
+            continue
         state = read_state(folder)
         if state is not None:
             runs.append(RunResult(name, state))
         if is_study(folder):
             studies.append(study_part(name, folder))
         elif state is None:
-            raise DataError(f"{folder}: no run of make all and no study of df ablate in it; give the folder of one")
+            raise DataError(
+                f"{folder}: no run of make all, no study of df ablate and no evaluation of df evaluate in it; give the "
+                "folder of one"
+            )
     head, foot = (
         _head(f"Difference feedback: {', '.join(names)}"),
         f"<script>{_file('page.js')}</script></body></html>\n",
     )
     body = (runs_part(runs) if runs else "") + "".join(studies)
+    body += evaluations_part(evaluations) if evaluations else ""
     room = Room(size - len((head + body + foot).encode()))
     states, run_names = [run.state for run in runs], [run.name for run in runs]
     articles = rollouts_part(states, run_names, room) + gallery(states, run_names, room)

@@ -1,4 +1,4 @@
-"""The page that shows runs: its numbers are the files', it says what is missing, and texts stay texts."""
+"""The page of runs, studies and evaluations: its numbers are the files', it says what is missing, texts stay texts."""
 
 import base64
 import hashlib
@@ -12,7 +12,10 @@ import pytest
 from df_cli.main import main
 from hostile_text import HOSTILE, MARKUP, SHOWN, assert_plain
 from stages.artifacts.columns import ABLATION, CURVES, ROLLOUTS
+from stages.artifacts.plan import Plan
+from stages.artifacts.step import Step
 from stages.artifacts.store import write_rows
+from stages.errors import ArtifactError
 from stages.pages.chart import ticks
 from stages.pages.lines import LONGEST, Point, thinned
 from stages.pages.page import MEGABYTE, report_page
@@ -351,6 +354,35 @@ def test_problems_without_kinds_have_no_table_of_kinds(shown):
     assert "By kind of problem" not in shown.text
 
 
+def test_evaluations_are_compared_with_the_first(tmp_path):
+    """One of four problems right, then three, then none."""
+    folders = [tmp_path / name for name in ("base", "ours", "theirs")]
+    for folder, right in zip(folders, (1, 3, 0), strict=True):
+        write_scores(folder, right, kinds=("sum", "difference"))
+    found = page(*folders)
+    assert "ours over base: sampled accuracy moved within its uncertainty from 0.250 to 0.750 (+0.500 [" in found.text
+    assert [(row[0], row[2][:6].rstrip(" ["), row[3]) for row in found.table("policy")] == [
+        ("base", "0.250", "4"), ("ours", "0.750", "4"), ("theirs", "0.000", "4"),
+        ("gain, ours over base", "+0.500", "4"), ("gain, theirs over base", "-0.250", "4"),
+    ]  # fmt: skip
+    assert [(row[1], row[2][:6].rstrip(" [")) for row in found.table("kind") if row[0] == "sum"] == [
+        ("base", "0.500"), ("ours", "1.000"), ("theirs", "0.000"),
+        ("gain, ours over base", "+0.500"), ("gain, theirs over base", "-0.500"),
+    ]  # fmt: skip
+    assert "base: sampled accuracy 0.250 [" in page(folders[0]).text
+
+
+def test_evaluations_on_other_problems_and_unfinished_ones_are_refused(tmp_path):
+    for count in (4, 5):
+        problems = write_problems(tmp_path / f"{count}.parquet", count)
+        write_scores(tmp_path / f"on-{count}", 1, inputs={"problems": problems})
+    with pytest.raises(ArtifactError, match=r"on-5: evaluated with other inputs\.problems than .*on-4"):
+        page(tmp_path / "on-4", tmp_path / "on-5")
+    Step.open(tmp_path / "begun", Plan("evaluate", {}, 0, {}))
+    with pytest.raises(ArtifactError, match=r"begun: no manifest\.json"):
+        page(tmp_path / "on-4", tmp_path / "begun")
+
+
 def test_a_run_that_has_just_begun_has_a_page(tmp_path):
     (tmp_path / "run" / "1-sft-repair").mkdir(parents=True)
     found = page(tmp_path / "run")
@@ -493,7 +525,7 @@ def test_the_command_writes_the_page_and_says_where(run, tmp_path, monkeypatch, 
     assert (code, told.err) == (1, "error: 2 folders: give the file with --out\n")
     code, told = df(tmp_path)
     assert code == 1
-    assert f"{tmp_path}: no run of make all and no study of df ablate in it" in told.err
+    assert f"{tmp_path}: no run of make all, no study of df ablate and no evaluation of df evaluate in it" in told.err
 
 
 def test_long_lines_keep_their_ends():
