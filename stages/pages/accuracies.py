@@ -55,7 +55,9 @@ def kinds_table(compared: Mapping[str, Comparison]) -> str:
         for (kind, name), cells in _cells(*comparison).items()
     ]
     rows.sort(key=lambda row: row[0])
-    return f"<h2>By kind of problem</h2>{table(('kind', *_HEADS), rows, _CAPTION)}" if rows else ""
+    if not rows:
+        return ""
+    return f"<h2>By kind of problem</h2><div class='kinds'>{table(('kind', *_HEADS), rows, _CAPTION)}</div>"
 
 
 def _shown(measures: Sequence[Measure]) -> list[Measure]:
