@@ -55,7 +55,11 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "df loop --recipe my.yaml --problems train --validation held --policy org/model --repair-model rl "
         "--rounds 300 --stop-after 3h30m --out runs/mine",
     ),
-    "summarize": ("df summarize runs/digits --rounds 3",),
+    "summarize": (
+        "df summarize runs/digits",
+        "df summarize runs/loop --rounds 10",
+        "df summarize scores-base scores-mine",
+    ),
     "ablate": (
         "df ablate --recipe digits --train data/digits/problems_train.parquet --test data/digits/problems_test.parquet "
         "--repair-set data/digits/repair_set.parquet --base data/digits/base --out runs/digits-ablation",

@@ -131,6 +131,11 @@ def final_scores(run: Path, rounds: int) -> Path:
     return run / f"evaluate-round-{rounds}"
 
 
+def validation_folder(number: int) -> str:
+    """Name of a loop's evaluation of the policy after that round; 0 is the policy that it starts from."""
+    return f"{VALIDATION}-round-{number}" if number else f"{VALIDATION}-base"
+
+
 _COMMANDS = {SFT: "sft-repair", RL: "rl-repair"}
 _ROUND = re.compile(r"round-([1-9]\d*)")
 

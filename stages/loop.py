@@ -23,7 +23,7 @@ from stages.artifacts.stage import execute, planned
 from stages.artifacts.store import iterate_rows
 from stages.artifacts.up_to_date import model_files, standing
 from stages.artifacts.writing import writing
-from stages.chain import RL_AGAIN, TRAIN, VALIDATION, Chain, round_folder
+from stages.chain import RL_AGAIN, TRAIN, Chain, round_folder, validation_folder
 from stages.checks.unseen import check_unseen
 from stages.errors import ArtifactError
 from stages.estimate import loop_disk
@@ -212,10 +212,6 @@ class _Rounds:
         inputs = {"problems": self.loop.problems, "policy": policy, "repair_model": old}
         self.repair_model = self._make(place, "rl-repair", self.chain.round_seed(number), **inputs)
         self.models.replaced(old, self.repair_model, self.loop.recipe)
-
-
-def validation_folder(number: int) -> str:
-    return f"{VALIDATION}-round-{number}" if number else f"{VALIDATION}-base"
 
 
 def _link(link: Path, target: Path) -> None:

@@ -1,9 +1,9 @@
-"""What a run of the pipeline came to: every step's outputs -> summary."""
+"""What a run of the pipeline came to: every step's outputs -> summary; evaluations compared."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +13,12 @@ from stages.artifacts.manifests import MANIFEST, read_json, read_manifest, read_
 from stages.artifacts.plan import differences
 from stages.artifacts.rows import ScoreRow
 from stages.artifacts.store import iterate_rows, write_rows
-from stages.chain import BASE, MASKS, RL, ROLLOUT, SFT, final_scores, round_folder
+from stages.chain import MASKS, RL, ROLLOUT, SFT, round_folder
 from stages.errors import ArtifactError
 from stages.measures.accuracy import Measure, share
 from stages.measures.repairs import summarize_samples
 from stages.measures.scores import summarize_by_kind, summarize_gains, summarize_gains_by_kind, summarize_scores
-from stages.run_folder import SUMMARY_FILE, all_steps, has_repair_model, note_summary
+from stages.run_folder import SUMMARY_FILE, all_steps, folder_names, note_summary, scores_folder
 
 RUN_GAIN = "gain, final over base"
 """Of a run's last policy; its section in the summary."""
@@ -34,6 +34,7 @@ MEASURED_WITH = {
     "evaluate": ("draws",),
 }
 """Fields of the recipe that an accuracy depends on."""
+_SAMPLES_FILE = f"{SAMPLES.name}.parquet"
 
 
 class Evaluation(NamedTuple):
@@ -61,38 +62,50 @@ class Comparison(NamedTuple):
 
 
 def summarize_run(run: Path, rounds: int) -> list[Measure]:
-    """Read the folders that `make all` writes, write `summary.parquet` beside them, return its rows.
+    """Read the folders that `make all` or a loop writes, write `summary.parquet` beside them, return its rows.
 
     What it was made from is noted beside it, so that it is known to be up to date.
 
     Raises:
         ArtifactError: a step is not complete.
     """
-    folders = [round_folder(run, number) for number in range(1, rounds + 1)]
-    threshold = read_manifest(run / BASE)["recipe"]["reward"]["threshold"]
+    steps = all_steps(run, rounds)
+    base, final = (read_evaluation(scores_folder(run, number)) for number in (0, rounds))
     measures = [
-        *(_repair_training(run / SFT, run / RL, threshold) if has_repair_model(run) else []),
-        *(measure for number, folder in enumerate(folders, 1) for measure in measure_round(number, folder)),
-        *_policies(read_evaluation(run / BASE), read_evaluation(final_scores(run, rounds))),
-        *measure_costs(all_steps(run, rounds)),
+        *measure_repair_training(steps),
+        *(measure for number in range(1, rounds + 1) for measure in measure_round(number, round_folder(run, number))),
+        *_compared({"base policy": base, "final policy": final}, {RUN_GAIN: (base, final)}),
+        *measure_costs(steps),
     ]
     write_rows(run / SUMMARY_FILE, SUMMARY, [measure._asdict() for measure in measures])
     note_summary(run, rounds)
     return measures
 
 
-def _repair_training(sft: Path, rl: Path, threshold: float) -> list[Measure]:
-    return [
-        *measure_repair_model("repair model after SFT", sft, threshold),
-        *measure_repair_model("repair model after RL", rl, threshold),
-        *measure_gates(rl),
-    ]
+def compare_evaluations(folders: Sequence[Path]) -> list[Measure]:
+    """Accuracies of the policies that were evaluated, and what the others gain over the first, overall and by kind.
+
+    Raises:
+        ArtifactError: one is not complete, or they were not evaluated alike.
+    """
+    policies = dict(zip(folder_names(folders), map(read_evaluation, folders), strict=True))
+    return _compared(policies, over_first(policies))
 
 
-def measure_repair_model(section: str, folder: Path, threshold: float) -> list[Measure]:
-    """Acc@k and edit cost of its held-out repairs."""
-    read_manifest(folder)
-    rows = list(iterate_rows(folder / f"{SAMPLES.name}.parquet", SAMPLES))
+def measure_repair_training(steps: Iterable[Path]) -> list[Measure]:
+    """Of the steps among these that trained the repair model: its held-out repairs where there are some, the gates."""
+    folders = {step.name: step for step in steps}
+    found = []
+    for place, section in ((SFT, "repair model after SFT"), (RL, "repair model after RL")):
+        if place in folders and _SAMPLES_FILE in read_manifest(folders[place])["files"]:
+            found += _held_out(section, folders[place])
+    return found + (measure_gates(folders[RL]) if RL in folders else [])
+
+
+def _held_out(section: str, folder: Path) -> list[Measure]:
+    """Acc@k and edit cost of held-out repairs."""
+    threshold = read_manifest(folder)["recipe"]["reward"]["threshold"]
+    rows = list(iterate_rows(folder / _SAMPLES_FILE, SAMPLES))
     return summarize_samples(section, rows, threshold)
 
 
@@ -126,8 +139,7 @@ def measure_round(number: int, folder: Path) -> list[Measure]:
     ]
 
 
-def _policies(before: Evaluation, after: Evaluation) -> list[Measure]:
-    policies, pairs = {"base policy": before, "final policy": after}, {RUN_GAIN: (before, after)}
+def _compared(policies: Mapping[str, Evaluation], pairs: Pairs) -> list[Measure]:
     return [*compare(policies, pairs).measures(), *compare_by_kind(policies, pairs).measures()]
 
 

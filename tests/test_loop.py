@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import signal
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
@@ -14,7 +15,7 @@ from safetensors import safe_open
 
 from doomed import Point, run
 from forked import df_pair, server
-from stages.artifacts.columns import METRICS, PROBLEMS
+from stages.artifacts.columns import METRICS, PROBLEMS, SCORES
 from stages.artifacts.manifests import read_manifest
 from stages.artifacts.stage import execute
 from stages.artifacts.store import iterate_rows, write_rows
@@ -24,11 +25,13 @@ from stages.errors import ArtifactError
 from stages.evaluate import Evaluate
 from stages.loop import Loop
 from stages.recipe import load_recipe
+from stages.run_folder import last_evaluated
 from stages.runtime.interruption import Requests, Stopped
 from stages.s2_rl_repair import RlRepair
 from stages.s3_rollout import Rollout
 from stages.s4_build_masks import BuildMasks
 from stages.s5_train_policy import TrainPolicy
+from stages.summary import summarize_run
 from stages.training.trainer import MACHINE_METRICS
 
 SMALL = [
@@ -277,6 +280,22 @@ def test_it_is_trained_as_its_command_trains_it_and_used_from_then_on(trained_ag
     made(BuildMasks, "round-2/build-masks", 2, rollouts=rollouts, repair_model=repair_model, policy=policy)
     ours, theirs = contents(out), contents(tmp_path)
     assert theirs == {place: ours[place] for place in ("round-1/rl-repair", "round-2/build-masks")}
+
+
+def test_its_summary_is_of_its_validations(tmp_path, whole):
+    """Its repair model, which it did not train, is in no cost and no measure."""
+    run = shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("model"))
+    found = {(m.section, m.measure): m.value for m in summarize_run(run, last_evaluated(run))}
+    for policy, place in (("base policy", "validation-base"), ("final policy", "validation-round-2")):
+        rewards = [row["reward"] for row in iterate_rows(run / place, SCORES) if row["mode"] == "greedy"]
+        assert found[policy, "greedy accuracy"] == pytest.approx(sum(rewards) / len(rewards))
+    costs = Counter()
+    for file in (*run.glob("round-*/*/manifest.json"), *run.glob("validation-*/manifest.json")):
+        manifest = read_manifest(file.parent)
+        costs[manifest["step"]] += sum(manifest["device_seconds"].values())
+    assert {name: value for (section, name), value in found.items() if section == "device-seconds"} == pytest.approx(
+        costs
+    )
 
 
 def options_of(loop):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -16,6 +15,7 @@ from stages.pages.room import Room
 from stages.pages.run_part import RunResult, runs_part
 from stages.pages.state import read_state
 from stages.pages.study_part import is_study, study_part
+from stages.run_folder import folder_names
 from stages.summary import is_evaluation
 
 MEGABYTE = 10**6
@@ -27,7 +27,7 @@ def report_page(folders: Sequence[Path], size: int) -> str:
     Raises:
         DataError: a folder is none of these, or a file in it cannot be read.
     """
-    names = _names(folders)
+    names = folder_names(folders)
     runs, studies, evaluations = [], [], {}
     for name, folder in zip(names, folders, strict=True):
         if is_evaluation(folder):
@@ -53,12 +53,6 @@ def report_page(folders: Sequence[Path], size: int) -> str:
     states, run_names = [run.state for run in runs], [run.name for run in runs]
     articles = rollouts_part(states, run_names, room) + gallery(states, run_names, room)
     return head + body + articles + room.definitions + foot
-
-
-def _names(folders: Sequence[Path]) -> list[str]:
-    """The last part of each path, or all of it where two would be called the same."""
-    last = [os.path.basename(os.path.abspath(folder)) for folder in folders]
-    return last if len(set(last)) == len(last) else [str(folder) for folder in folders]
 
 
 def _head(title: str) -> str:

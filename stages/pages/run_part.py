@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from stages.artifacts.columns import SAMPLES
 from stages.artifacts.overlay import text_html
-from stages.chain import MASKS, RL, ROLLOUT, SFT, round_folder
+from stages.chain import MASKS, ROLLOUT, round_folder
 from stages.measures.accuracy import Measure
 from stages.pages.accuracies import accuracy_table, interval, kinds_table, told_accuracies, told_gains
 from stages.pages.chart import AXES, Bar, bars, figure, seconds, table
@@ -23,8 +22,7 @@ from stages.summary import (
     compare_by_kind,
     measure_costs,
     measure_gains,
-    measure_gates,
-    measure_repair_model,
+    measure_repair_training,
     measure_round,
     measure_scores,
     read_evaluation,
@@ -81,22 +79,16 @@ class RunResult:
             return "base policy"
         return "final policy" if number == self.last == self.state.rounds else f"policy after round {number}"
 
-    def _threshold(self, place: str) -> float:
-        return float(self.state.steps[place]["recipe"]["reward"]["threshold"])
-
     def measures(self) -> list[Measure]:
         """Those of `df summarize`, of the steps that are complete."""
-        state, found = self.state, list[Measure]()
-        for place, section in ((SFT, "repair model after SFT"), (RL, "repair model after RL")):
-            if place in state.steps and (state.folder / place / f"{SAMPLES.name}.parquet").is_file():
-                found += measure_repair_model(section, state.folder / place, self._threshold(place))
-        if RL in state.steps:
-            found += measure_gates(state.folder / RL)
+        state = self.state
+        folders = [state.folder / place for place in state.steps]
+        found = measure_repair_training(folders)
         for n in range(1, state.rounds + 1):
             if state.of_round(n, ROLLOUT) and state.of_round(n, MASKS):
                 found += measure_round(n, round_folder(state.folder, n))
         found += [*self.comparison.measures(), *self.by_kind.measures()]
-        return found + measure_costs([state.folder / place for place in state.steps])
+        return found + measure_costs(folders)
 
     def sentence(self) -> str:
         """The result in one sentence, and what is still missing in another."""

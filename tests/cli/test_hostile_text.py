@@ -62,9 +62,7 @@ def test_names_in_errors(arguments, df):
 
 
 @pytest.mark.usefixtures("workspace")
-@pytest.mark.parametrize(
-    "arguments", [["rollout", "--engine", CONTROLS], ["summarize", "run", "--rounds", "1", CONTROLS], [CONTROLS]]
-)
+@pytest.mark.parametrize("arguments", [["rollout", "--engine", CONTROLS], ["recipe", "list", CONTROLS], [CONTROLS]])
 def test_arguments_in_usage_errors(arguments, df):
     code, out, err = df("", *arguments)
     assert (code, out) == (2, "")
