@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from stages.artifacts.manifests import model_folder
+from stages.core.objectives import has_critic
 from stages.engines.loading import engine_name
 from stages.model.footprint import Size, masters, size_of, trained_elements, training, training_pass
 from stages.model.loading import empty_checkpoint
@@ -18,7 +19,8 @@ PROMPT_TOKENS = 1024
 """Tokens that the estimate takes a prompt to have: those of an image of 1,000 tokens, and some text."""
 _GIB = 2**30
 _MOMENTS, _RESUMED = 8, 12
-"""Bytes that a trained element takes in AdamW's file, and in a checkpoint that a run goes on from."""
+"""Bytes that a trained element takes in AdamW's file, and that with its own float32 weight, as in a checkpoint that a
+run goes on from."""
 
 
 class Held(NamedTuple):
@@ -77,15 +79,14 @@ def estimate(step: str, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, A
         return {}
     shards = processes.count() if processes.will_shard() else 1
     need = on_device(step, recipe, sizes, shards)
-    trained = [sizes[model.option] for model in models if model.use == "trains"]
     return {
         "device_gib": {
             "at_rest": {name: _gib(part) for name, part in need.rest.items()},
             "at_work_one_at_a_time": {name: _gib(part) for name, part in need.work.items()},
             "at_most": round(need.most / _GIB, 2),
         },
-        "host_gib": _gib(_on_host(trained, recipe, shards)),
-        "disk_gib": _gib(_on_disk(trained, recipe)),
+        "host_gib": _gib(_on_host(_trained(step, recipe, sizes), recipe, shards)),
+        "disk_gib": _gib(_on_disk(step, recipe, sizes)),
     }
 
 
@@ -152,7 +153,8 @@ def _saving(size: Size, recipe: Recipe) -> int:
     return whole + max(copies, _MOMENTS * trained_elements(size, recipe.trainer))
 
 
-def _on_disk(trained: list[Size], recipe: Recipe) -> dict[str, int]:
+def _on_disk(step: str, recipe: Recipe, sizes: Mapping[str, Size]) -> dict[str, int]:
+    trained = _trained(step, recipe, sizes)
     if not trained:
         return {}
     learns = sum(trained_elements(size, recipe.trainer) for size in trained)
@@ -160,18 +162,56 @@ def _on_disk(trained: list[Size], recipe: Recipe) -> dict[str, int]:
     model = {"model": sum(size.checkpoint(recipe.model.dtype) for size in trained)}
     if whole := sum(masters(size, recipe.trainer, recipe.model.dtype) for size in trained):
         carried["masters"] = whole
+    if _has_critic(step, recipe):
+        head = trained[0].text.hidden + 1
+        carried["critic"] = _RESUMED * head
+        learns += head
     return model | carried | {"checkpoints_until_it_is_done": 2 * _RESUMED * learns}
 
 
-def loop_disk(recipe: Recipe, policy: Path) -> int:
-    """Bytes that the weights of a loop take at most: rounds that are kept, the best, and the one that is being made.
+def _trained(step: str, recipe: Recipe, sizes: Mapping[str, Size]) -> list[Size]:
+    return [sizes[model.option] for model in held(step, recipe) if model.use == "trains"]
+
+
+def _has_critic(step: str, recipe: Recipe) -> bool:
+    if step == "rl-repair":
+        return has_critic(recipe.repair_rl.objective.algorithm)
+    return step == "train-policy" and recipe.train.has_critic
+
+
+def loop_disk(
+    recipe: Recipe, policy: Path, repair_model: Path | None, *, rounds: int, has_best: bool
+) -> dict[str, int]:
+    """Bytes of a loop's weights and optimizer states when they take most, by part.
+
+    Policies are those of the rounds that are kept, of the best where there is one, and of the round under way. Repair
+    models are the one in use, once it was trained here, and the one that is about to replace it. Checkpoints are of
+    what is in training.
 
     Raises:
-        ModelError: the policy's configuration cannot be read.
+        ModelError: a model's configuration cannot be read.
     """
-    parts = _on_disk([_size(policy, recipe)], recipe)
+    every, kept = recipe.loop.repair_rl_every, recipe.loop.keep_rounds + has_best
+    made, checkpoints = _written("train-policy", recipe, {"policy": policy})
+    if repair_model is None or every is None or every >= rounds:
+        return {"policies": min(rounds, kept + 1) * made, "checkpoints_until_it_is_done": checkpoints}
+    repairs, own_checkpoints = _written("rl-repair", recipe, {"repair_model": repair_model})
+    moments = [
+        (min(rounds, kept + 1), 1, checkpoints),  # a policy in training
+        (min(rounds - 1, kept), min((rounds - 1) // every, 2), own_checkpoints),  # a repair model
+    ]
+    parts = [
+        {"policies": n * made, "repair_models": m * repairs, "checkpoints_until_it_is_done": saved}
+        for n, m, saved in moments
+    ]
+    return max(parts, key=lambda part: sum(part.values()))
+
+
+def _written(step: str, recipe: Recipe, given: Mapping[str, Path]) -> tuple[int, int]:
+    """Bytes of the models that a training step leaves, and of the checkpoints that it goes on from until then."""
+    parts = _on_disk(step, recipe, {name: _size(path, recipe) for name, path in given.items()})
     checkpoints = parts.pop("checkpoints_until_it_is_done")
-    return (recipe.loop.keep_rounds + 2) * sum(parts.values()) + checkpoints
+    return sum(parts.values()), checkpoints
 
 
 def _gib(parts: Mapping[str, int]) -> dict[str, float]:

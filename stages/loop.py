@@ -78,7 +78,8 @@ class Loop:
     def run(self) -> Iterator[RoundResult]:
         """Each round when it is done; what is there already is not made again.
 
-        Weights of rounds that are neither among the last nor the best are deleted on the way.
+        Weights of rounds that are neither among the last nor the best, and of repair models that others have replaced,
+        are deleted on the way.
 
         Raises:
             DifferenceFeedbackError: whatever is wrong with inputs, recipe or output folder.
@@ -102,15 +103,19 @@ class Loop:
 
     def _check_disk(self) -> None:
         """Raises ArtifactError where there is no room for the weights; those of an earlier start count as room."""
-        weights = self.out.glob(f"round-*/{TRAIN}/**/*.safetensors")
+        weights = [file for step in (TRAIN, RL_AGAIN) for file in self.out.glob(f"round-*/{step}/**/*.safetensors")]
         room = shutil.disk_usage(self.out).free + sum(file.stat().st_size for file in weights)
-        need = loop_disk(self.recipe, self.policy)
+        need = sum(self._disk().values())
         if need > room:
             raise ArtifactError(
                 f"{self.out}: weights and optimizer states take {need / GIB:.1f} GiB (loop.keep_rounds is "
                 f"{self.recipe.loop.keep_rounds}, and the best), {room / GIB:.1f} GiB are free; lower it, or give "
                 "another --out"
             )
+
+    def _disk(self) -> dict[str, int]:
+        has_best = self.validation is not None
+        return loop_disk(self.recipe, self.policy, self.repair_model, rounds=self.rounds, has_best=has_best)
 
 
 class _Rounds:
@@ -212,6 +217,8 @@ class _Rounds:
         inputs = {"problems": self.loop.problems, "policy": policy, "repair_model": old}
         self.repair_model = self._make(place, "rl-repair", self.chain.round_seed(number), **inputs)
         self.models.replaced(old, self.repair_model, self.loop.recipe)
+        if old != self.loop.repair_model:  # that one is the user's
+            processes.on_main(lambda: _delete_models([old]))
 
 
 def _link(link: Path, target: Path) -> None:

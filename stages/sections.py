@@ -574,7 +574,9 @@ class LoopSection(Section):
         "rollouts, repairs and groups are.",
     )
     repair_rl_every: Positive | None = Field(
-        None, description="Rounds after which the repair model is trained again, on the newest policy's errors."
+        None,
+        description="Rounds after which the repair model is trained again, on the newest policy's errors; of the one "
+        "that it then replaces the rows are kept, not the weights and optimizer states.",
     )
 
 

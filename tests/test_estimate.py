@@ -47,7 +47,7 @@ def test_a_whole_model_in_training_takes_16_bytes_a_weight_and_a_shard_its_part(
 )
 def test_a_step_writes_the_model_in_the_recipes_type_and_float32_beside_it(settings, gib, sizes):
     recipe = load_recipe("qwen2.5-vl-7b-gspo", settings)
-    assert _gib(_on_disk([sizes["7B"]], recipe)) == gib
+    assert _gib(_on_disk("train-policy", recipe, {"policy": sizes["7B"]})) == gib
 
 
 def test_adapters_leave_2_bytes_a_weight_and_4_of_embeddings_and_norms(sizes):

@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -298,6 +299,30 @@ def test_its_summary_is_of_its_validations(tmp_path, whole):
     )
 
 
+def test_a_repair_model_that_was_replaced_keeps_its_rows_alone(trained_again, tmp_path):
+    """Stopped behind it, and over all that is complete, the loop goes on without."""
+    out = tmp_path / "run"
+    shutil.copytree(trained_again.out, out)
+
+    class InTheThirdRound(Requests):
+        def to_stop(self):
+            return ("SIGTERM", 143) if (out / "round-3/rollout/manifest.json").exists() else None
+
+    going_on = replace(trained_again, out=out, rounds=3)
+    with pytest.raises(Stopped):
+        list(replace(going_on, requests=InTheThirdRound()).run())
+    assert weights(out) == ["round-1/train-policy", "round-2/rl-repair", "round-2/train-policy"]
+    left = {file.name for file in (out / "round-1/rl-repair").rglob("*") if file.is_file()}
+    assert "episodes.parquet" in left
+    assert not {name for name in left if name.endswith("safetensors")}
+    list(going_on.run())
+    used = read_manifest(out / "round-3/build-masks")["inputs"]["repair_model"]["path"]
+    assert used == str(out / "round-2/rl-repair")
+    complete = written(out)
+    list(going_on.run())
+    assert written(out) == complete
+
+
 def options_of(loop):
     """The command line of a loop."""
     given = {"--problems": loop.problems, "--policy": loop.policy, "--repair-model": loop.repair_model}
@@ -349,18 +374,86 @@ def test_a_kl_term_compares_with_the_policy_of_the_start(tmp_path, loop_of, anch
     assert ("reference" in inputs) == is_far
 
 
-def test_a_disk_without_room_for_the_weights_is_told_before_the_first_rollout(tmp_path, loop_of, base_dir, monkeypatch):
-    """Weights and AdamW's two moments in float32, of two rounds that are kept, the best and the one under way; two
-    checkpoints of those three, of which the newer takes the older's place."""
+@pytest.fixture
+def told_beyond(tmp_path, loop_of, monkeypatch):
+    """Whether a loop is refused a disk with a byte less than this, and only that one."""
+
+    def check(need, *settings, **others):
+        def with_free(space):
+            usage = shutil.disk_usage(tmp_path)._replace(free=space)
+            with monkeypatch.context() as patched:
+                patched.setattr("shutil.disk_usage", lambda _path: usage)
+                loop_of(tmp_path / "run", *settings, **others)._check_disk()
+
+        with_free(need)
+        with pytest.raises(ArtifactError, match=r"weights and optimizer states take 0\.\d GiB .* are free"):
+            with_free(need - 1)
+
+    return check
+
+
+@pytest.fixture(scope="module")
+def written_by_a_step(base_dir):
+    """Bytes of weights and AdamW's two moments, in float32."""
     with safe_open(base_dir / "model.safetensors", "np") as file:
         elements = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    need = 4 * elements * 3 * (2 + 1 + 1) + 2 * 4 * elements * 3
+    return 3 * 4 * elements
 
-    def with_free(space):
-        usage = shutil.disk_usage(tmp_path)._replace(free=space)
-        monkeypatch.setattr("shutil.disk_usage", lambda _path: usage)
-        return loop_of(tmp_path / "run")._check_disk()
 
-    with_free(need)
-    with pytest.raises(ArtifactError, match=r"weights and optimizer states take 0.1 GiB .* are free"):
-        with_free(need - 1)
+@pytest.mark.parametrize(
+    ("rounds", "others", "steps"),
+    [
+        pytest.param(9, {}, 2 + 1 + 1, id="two that are kept, the best, the one under way"),
+        pytest.param(9, {"validation": None}, 2 + 1, id="no best"),
+        pytest.param(1, {}, 1, id="the only one"),
+    ],
+)
+def test_a_disk_without_room_for_the_weights_is_told_before_the_first_rollout(
+    told_beyond, written_by_a_step, rounds, others, steps
+):
+    """Two checkpoints of the step under way come on top, of which the newer takes the older's place."""
+    told_beyond((steps + 2) * written_by_a_step, rounds=rounds, **others)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "steps"),
+    [
+        pytest.param(9, 4 + 1, id="beside the policies the one in use; or, with a policy less, the next one too"),
+        pytest.param(3, 3 + 1, id="trained once"),
+        pytest.param(2, 2, id="not after the last round"),
+    ],
+)
+def test_repair_models_that_are_trained_again_take_room_too(told_beyond, written_by_a_step, rounds, steps):
+    told_beyond((steps + 2) * written_by_a_step, "loop.repair_rl_every=2", rounds=rounds)
+
+
+def test_weights_of_an_earlier_start_are_room(told_beyond, written_by_a_step, tmp_path):
+    need = (1 + 2) * written_by_a_step
+    for found, step in enumerate(("train-policy", "rl-repair"), start=1):
+        weights = tmp_path / "run/round-1" / step / "model/model.safetensors"
+        weights.parent.mkdir(parents=True)
+        weights.write_bytes(b"0")
+        told_beyond(need - found, rounds=1)
+
+
+def test_a_larger_repair_model_takes_most_while_it_is_trained(told_beyond, written_by_a_step, tmp_path, base_dir):
+    """Three policies, the repair model in use, the next one and its checkpoints; of other sizes than the policy."""
+    larger = tmp_path / "larger"
+    shutil.copytree(base_dir, larger)
+    config = json.loads((larger / "config.json").read_text())
+    text = config["text_config"]
+    text["num_hidden_layers"] += 1
+    text["layer_types"] = [*text["layer_types"], text["layer_types"][-1]]
+    (larger / "config.json").write_text(json.dumps(config))
+    with safe_open(base_dir / "model.safetensors", "np") as file:
+        layer = [name for name in file.keys() if ".layers.0." in name and "visual" not in name]  # noqa: SIM118
+        added = sum(math.prod(file.get_slice(name).get_shape()) for name in layer)
+    repairs = written_by_a_step + 3 * 4 * added
+    told_beyond(3 * written_by_a_step + (2 + 2) * repairs, "loop.repair_rl_every=2", rounds=9, repair_model=larger)
+
+
+def test_a_critic_and_prime_s_model_take_room_too(told_beyond, written_by_a_step, base_dir):
+    """The critic is a weight for each element of the hidden state and a bias; PRIME's model is a second policy."""
+    hidden = json.loads((base_dir / "config.json").read_text())["text_config"]["hidden_size"]
+    told_beyond(6 * (written_by_a_step + 3 * 4 * (hidden + 1)), *PPO, rounds=9)
+    told_beyond(6 * 2 * written_by_a_step, "train.gate=none", "train.advantage=prime", rounds=9)
