@@ -29,6 +29,12 @@ class Held(NamedTuple):
     option: str
     """The command's option that names the model's folder: `policy`, `repair_model` or `model`."""
     use: Literal["samples", "scores", "trains"]
+    role: str | None = None
+    """What it is beside the option's own model, where it is another that begins as that one."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.role or self.option} {self.use}"
 
 
 def held(step: str, recipe: Recipe) -> list[Held]:
@@ -36,14 +42,18 @@ def held(step: str, recipe: Recipe) -> list[Held]:
     if step == "sft-repair":
         return [Held("model", "trains")] + [Held("model", "samples")] * (recipe.audit.auditor != "none")
     if step == "rl-repair":
-        reference = [Held("repair_model", "scores")] * _anchored(recipe.repair_rl.objective.kl_coef, recipe)
+        reference = [Held("repair_model", "scores", "repair_model_reference")] * _anchored(
+            recipe.repair_rl.objective.kl_coef, recipe
+        )
         return [Held("policy", "samples"), Held("repair_model", "trains"), *reference]
     if step == "build-masks":
         return [Held("repair_model", "samples")] * (recipe.masks.repairer == "model") + [Held("policy", "scores")]
     if step == "train-policy":
         apart = recipe.train.kl_reference == "start" and recipe.train.objective.kl_coef > 0
-        reference = [Held("policy", "scores")] * (apart or _anchored(recipe.train.objective.kl_coef, recipe))
-        prm = [Held("policy", "trains")] * (recipe.train.advantage == "prime")
+        reference = [Held("policy", "scores", "policy_reference")] * (
+            apart or _anchored(recipe.train.objective.kl_coef, recipe)
+        )
+        prm = [Held("policy", "trains", "process_reward_model")] * (recipe.train.advantage == "prime")
         return [Held("policy", "trains"), *reference, *prm]
     sampled = {"repair-set sheet": "policy", "rollout": "policy", "evaluate": "model"}
     return [Held(sampled[step], "samples")] if step in sampled else []
@@ -98,7 +108,7 @@ def on_device(step: str, recipe: Recipe, sizes: Mapping[str, Size], shards: int)
     for model in held(step, recipe):
         if model.option not in sizes:
             continue
-        name, size = f"{model.option} {model.use}", sizes[model.option]
+        name, size = model.name, sizes[model.option]
         if model.use == "trains":
             rest[name] = training(size, trainer, dtype, shards=shards)._asdict()
             tokens, sharded = trainer.tokens_per_micro_batch, shards > 1

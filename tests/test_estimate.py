@@ -50,6 +50,14 @@ def test_a_step_writes_the_model_in_the_recipes_type_and_float32_beside_it(setti
     assert _gib(_on_disk("train-policy", recipe, {"policy": sizes["7B"]})) == gib
 
 
+def test_prime_trains_a_second_policy(sizes):
+    recipe = load_recipe("qwen2.5-vl-7b-gspo", ["train.gate=none", "train.advantage=prime"])
+    rest = need("train-policy", recipe, sizes["7B"]).rest
+    assert [sum(rest[f"{name} trains"].values()) for name in ("policy", "process_reward_model")] == [
+        pytest.approx(16 * 8_292_166_656, rel=1e-9)
+    ] * 2
+
+
 def test_adapters_leave_2_bytes_a_weight_and_4_of_embeddings_and_norms(sizes):
     recipe = load_recipe("qwen2.5-vl-7b-gspo", ["trainer.lora={rank: 16, alpha: 32}"])
     rest = need("train-policy", recipe, sizes["7B"]).rest["policy trains"]
@@ -74,7 +82,7 @@ def test_commands_hold_what_they_open(sizes):
         "evaluate": {"model samples"},
     }
     whole = load_recipe("qwen2.5-vl-7b-gspo", ["train.objective.kl_coef=0.1", "masks.repairer=sibling"])
-    assert set(need("train-policy", whole, sizes["7B"]).rest) == {"policy trains", "policy scores"}
+    assert set(need("train-policy", whole, sizes["7B"]).rest) == {"policy trains", "policy_reference scores"}
     assert set(need("build-masks", whole, sizes["7B"]).rest) == {"policy scores"}
 
 
