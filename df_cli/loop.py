@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from df_cli import options
-from df_cli.report import print_line
+from df_cli.report import print_line, print_outcome
 from df_cli.stage_command import asked
 from stages.runtime.interruption import Requests
 
 if TYPE_CHECKING:
+    from stages.estimate import LoopEstimate
     from stages.loop import RoundResult
 
 
@@ -31,12 +32,18 @@ def loop(
     stop_after: options.StopAfter = None,
     save_every: options.SaveEvery = None,
     engine: options.Engine = None,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Roll out, build masks and train, round after round, in one process that keeps its models open."""
     given = {"problems": problems, "policy": policy, "repair_model": repair_model, "validation": validation}
     wanted = asked("loop", given, out=out, recipe=recipe, assignments=assignments, seed=seed, engine=engine)
+    from stages.artifacts.stage import Outcome
     from stages.loop import BEST, Loop
     from stages.runtime import processes
+
+    def begin() -> None:
+        if processes.is_main():
+            print_line(_takes(made.estimate()))
 
     made = Loop(
         wanted.recipe,
@@ -48,7 +55,13 @@ def loop(
         validation,
         origin=wanted.origin.as_record(),
         requests=Requests(stop_after_s=stop_after, save_every=save_every),
+        when_checked=begin,
     )
+    if dry_run:
+        outcome = Outcome(out, made.plan(), None, ran=False)
+        if processes.is_main():
+            print_outcome(outcome)
+        return
     best = None
     for result in made.run():
         best = result if result.is_best else best
@@ -57,6 +70,16 @@ def loop(
     if best is not None and processes.is_main():
         where = str(out / BEST) if best.number else str(policy)
         print_line(f"best: round {best.number}, {_accuracy(best)}; {where}")
+
+
+def _takes(estimate: LoopEstimate) -> str:
+    """What the loop holds and writes, in a line; `--dry-run` has the parts."""
+    told, disk = estimate.gib(), sum(estimate.disk().values()) / 2**30
+    return (
+        f"takes at most {told['device_gib']['at_most']:.2f} GiB of each device (in {told['device_gib']['during']}), "
+        f"{max(told['host_gib'].values()):.2f} GiB of the host, {disk:.2f} GiB of disk (loop.keep_rounds is "
+        f"{estimate.recipe.loop.keep_rounds})"
+    )
 
 
 def _line(result: RoundResult, rounds: int) -> str:

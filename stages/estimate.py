@@ -14,6 +14,8 @@ from stages.model.footprint import Size, masters, size_of, trained_elements, tra
 from stages.model.loading import empty_checkpoint
 from stages.recipe import Recipe
 from stages.runtime import processes
+from stages.training.resident import keeps_trainer
+from stages.training.trainer import is_plain
 
 PROMPT_TOKENS = 1024
 """Tokens that the estimate takes a prompt to have: those of an image of 1,000 tokens, and some text."""
@@ -82,22 +84,36 @@ def estimate(step: str, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, A
     Raises:
         ModelError: a model's configuration cannot be read.
     """
-    models = held(step, recipe)
-    names = {model.option for model in models}
-    sizes = {name: _size(given[name], recipe) for name in names if given.get(name) is not None}
+    sizes = sizes_of(recipe, {name: given.get(name) for name, _, _ in held(step, recipe)})
     if not sizes:
         return {}
-    shards = processes.count() if processes.will_shard() else 1
-    need = on_device(step, recipe, sizes, shards)
+    shards = _shards()
     return {
-        "device_gib": {
-            "at_rest": {name: _gib(part) for name, part in need.rest.items()},
-            "at_work_one_at_a_time": {name: _gib(part) for name, part in need.work.items()},
-            "at_most": round(need.most / _GIB, 2),
-        },
+        "device_gib": _device_gib(on_device(step, recipe, sizes, shards)),
         "host_gib": _gib(_on_host(_trained(step, recipe, sizes), recipe, shards)),
         "disk_gib": _gib(_on_disk(step, recipe, sizes)),
     }
+
+
+def _device_gib(need: Need) -> dict[str, Any]:
+    return {
+        "at_rest": {name: _gib(part) for name, part in need.rest.items()},
+        "at_work_one_at_a_time": {name: _gib(part) for name, part in need.work.items()},
+        "at_most": round(need.most / _GIB, 2),
+    }
+
+
+def _shards() -> int:
+    return processes.count() if processes.will_shard() else 1
+
+
+def sizes_of(recipe: Recipe, given: Mapping[str, Path | None]) -> dict[str, Size]:
+    """Of the models that are given, by option.
+
+    Raises:
+        ModelError: a model's configuration cannot be read.
+    """
+    return {name: _size(path, recipe) for name, path in given.items() if path is not None}
 
 
 def on_device(step: str, recipe: Recipe, sizes: Mapping[str, Size], shards: int) -> Need:
@@ -189,39 +205,97 @@ def _has_critic(step: str, recipe: Recipe) -> bool:
     return step == "train-policy" and recipe.train.has_critic
 
 
-def loop_disk(
-    recipe: Recipe, policy: Path, repair_model: Path | None, *, rounds: int, has_best: bool
-) -> dict[str, int]:
-    """Bytes of a loop's weights and optimizer states when they take most, by part.
+@dataclass(frozen=True)
+class LoopEstimate:
+    """What `df loop` takes, whose models stay open from step to step."""
 
-    Policies are those of the rounds that are kept, of the best where there is one, and of the round under way. Repair
-    models are the one in use, once it was trained here, and the one that is about to replace it. Checkpoints are of
-    what is in training.
+    recipe: Recipe
+    sizes: Mapping[str, Size]
+    """Of `policy`, and of `repair_model` where there is one."""
+    rounds: int
+    has_best: bool
+    """Whether it validates, and keeps the best policy."""
 
-    Raises:
-        ModelError: a model's configuration cannot be read.
-    """
-    every, kept = recipe.loop.repair_rl_every, recipe.loop.keep_rounds + has_best
-    made, checkpoints = _written("train-policy", recipe, {"policy": policy})
-    if repair_model is None or every is None or every >= rounds:
-        return {"policies": min(rounds, kept + 1) * made, "checkpoints_until_it_is_done": checkpoints}
-    repairs, own_checkpoints = _written("rl-repair", recipe, {"repair_model": repair_model})
-    moments = [
-        (min(rounds, kept + 1), 1, checkpoints),  # a policy in training
-        (min(rounds - 1, kept), min((rounds - 1) // every, 2), own_checkpoints),  # a repair model
-    ]
-    parts = [
-        {"policies": n * made, "repair_models": m * repairs, "checkpoints_until_it_is_done": saved}
-        for n, m, saved in moments
-    ]
-    return max(parts, key=lambda part: sum(part.values()))
+    def gib(self) -> dict[str, Any]:
+        """As `estimate` tells it of a command; of a device, at the step at which most is held."""
+        shards = _shards()
+        step, need = max(self.on_device(shards).items(), key=lambda item: item[1].most)
+        hosts = [_on_host(_trained(name, self.recipe, self.sizes), self.recipe, shards) for name in self._steps]
+        return {
+            "device_gib": {"during": step} | _device_gib(need),
+            "host_gib": _gib({name: max(host.get(name, 0) for host in hosts) for host in hosts for name in host}),
+            "disk_gib": _gib(self.disk()),
+        }
 
+    def on_device(self, shards: int) -> dict[str, Need]:
+        """By step: its own models and passes, and the models that other steps leave open (`ResidentModels`).
 
-def _written(step: str, recipe: Recipe, given: Mapping[str, Path]) -> tuple[int, int]:
-    """Bytes of the models that a training step leaves, and of the checkpoints that it goes on from until then."""
-    parts = _on_disk(step, recipe, {name: _size(path, recipe) for name, path in given.items()})
-    checkpoints = parts.pop("checkpoints_until_it_is_done")
-    return sum(parts.values()), checkpoints
+        An evaluation takes what a rollout takes.
+        """
+        needs = {step: on_device(step, self.recipe, self.sizes, shards) for step in self._steps}
+        own = {step: dict(need.rest) for step, need in needs.items()}
+        engines = own["rollout"] | own["build-masks"]
+        scorer = {"policy scores": engines.pop("policy scores")}
+        plain, float32 = is_plain(self.recipe.trainer), self.recipe.model.dtype == "float32"
+        embedded = _embedded("rollout", self.recipe)
+        if embedded and (plain or float32):
+            scorer = {}  # what is trained scores, or what samples
+        left = self._left_open(own["train-policy"]) if plain else {}
+        rest = {
+            "rollout": engines | left,
+            "build-masks": engines | (left or scorer),
+            "train-policy": engines | scorer | own["train-policy"],
+            "rl-repair": engines | left | own.get("rl-repair", {}),
+        }
+        if embedded and plain and float32:  # what is trained samples
+            for models in rest.values():
+                del models["policy samples"]
+            rest["rl-repair"].pop("repair_model samples", None)
+        return {step: Need(rest[step], need.work) for step, need in needs.items()}
+
+    def _left_open(self, trained: Mapping[str, Mapping[str, int]]) -> dict[str, Mapping[str, int]]:
+        """Of the policy's training: the weights, and where the trainer goes on, moments and reference, no gradients."""
+        parts = ("weights", "moments") if keeps_trainer(self.recipe) else ("weights",)
+        left = {"policy trains": {part: trained["policy trains"][part] for part in parts}}
+        reference = "policy_reference scores"
+        return left | ({reference: trained[reference]} if keeps_trainer(self.recipe) and reference in trained else {})
+
+    def disk(self) -> dict[str, int]:
+        """Bytes of weights and optimizer states when they take most, by part.
+
+        Policies are those of the rounds that are kept, of the best where there is one, and of the round under way.
+        Repair models are the one in use, once it was trained here, and the one that is about to replace it. Checkpoints
+        are of what is in training.
+        """
+        kept = self.recipe.loop.keep_rounds + self.has_best
+        made, checkpoints = self._written("train-policy")
+        if not self._repair_trainings:
+            return {"policies": min(self.rounds, kept + 1) * made, "checkpoints_until_it_is_done": checkpoints}
+        repairs, own_checkpoints = self._written("rl-repair")
+        moments = [
+            (min(self.rounds, kept + 1), 1, checkpoints),  # a policy in training
+            (min(self.rounds - 1, kept), min(self._repair_trainings, 2), own_checkpoints),  # a repair model
+        ]
+        parts = [
+            {"policies": n * made, "repair_models": m * repairs, "checkpoints_until_it_is_done": saved}
+            for n, m, saved in moments
+        ]
+        return max(parts, key=lambda part: sum(part.values()))
+
+    def _written(self, step: str) -> tuple[int, int]:
+        """Bytes of the models that a training step leaves, and of the checkpoints that it goes on from until then."""
+        parts = _on_disk(step, self.recipe, self.sizes)
+        checkpoints = parts.pop("checkpoints_until_it_is_done")
+        return sum(parts.values()), checkpoints
+
+    @property
+    def _repair_trainings(self) -> int:
+        every = self.recipe.loop.repair_rl_every
+        return 0 if every is None or "repair_model" not in self.sizes else (self.rounds - 1) // every
+
+    @property
+    def _steps(self) -> list[str]:
+        return ["rollout", "build-masks", "train-policy", *(["rl-repair"] if self._repair_trainings else [])]
 
 
 def _gib(parts: Mapping[str, int]) -> dict[str, float]:

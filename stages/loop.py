@@ -15,18 +15,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stages.artifacts.columns import SUMMARY
+from stages.artifacts.columns import PROBLEMS, SUMMARY
 from stages.artifacts.digests import DIGESTS
 from stages.artifacts.lock import lock_output
 from stages.artifacts.manifests import read_manifest
+from stages.artifacts.plan import Input, Plan
 from stages.artifacts.stage import execute, planned
 from stages.artifacts.store import iterate_rows
 from stages.artifacts.up_to_date import model_files, standing
 from stages.artifacts.writing import writing
 from stages.chain import RL_AGAIN, TRAIN, Chain, round_folder, validation_folder
 from stages.checks.unseen import check_unseen
+from stages.declared import WEIGHTS, table_input
+from stages.engines.loading import with_engine
 from stages.errors import ArtifactError
-from stages.estimate import loop_disk
+from stages.estimate import LoopEstimate, sizes_of
 from stages.evaluate import Evaluate
 from stages.measures.accuracy import Measure, is_better
 from stages.recipe import Recipe
@@ -41,6 +44,11 @@ from stages.training.quantized import check_quantized
 from stages.training.resident import ResidentModels
 
 GIB = 2**30
+SECTIONS = (
+    *("model", "engine", "prompt", "reward", "audit", "repair_rl", "rollout", "masks", "train", "trainer"),
+    *("evaluate", "loop"),
+)
+"""Of the recipe, those that a loop reads."""
 BEST = "best"
 """Link to the step that trained the best policy so far."""
 
@@ -74,6 +82,33 @@ class Loop:
     origin: Mapping[str, Any] = field(default_factory=dict)
     """Of the recipe, for the plans of the steps."""
     requests: Requests = field(default_factory=Requests)
+    when_checked: Callable[[], None] = lambda: None
+    """Called before the first rollout, when everything was found right."""
+
+    def plan(self) -> dict[str, Any]:
+        """Check everything that `run` checks; say what it reads and what it takes. Nothing is written.
+
+        Raises:
+            DifferenceFeedbackError: whatever is wrong with inputs, recipe or output folder.
+        """
+        self._check()
+        inputs = dict(Rollout(self.recipe, self.problems, self.policy).inputs)
+        if self.repair_model is not None:
+            inputs["repair_model"] = Input(self.repair_model, WEIGHTS)
+        if self.validation is not None:
+            inputs["validation"] = table_input(self.validation, PROBLEMS)
+        recipe = with_engine(self.recipe).subset(*SECTIONS)
+        plan = Plan("loop", recipe, self.recipe.seed, inputs, origin=self.origin)
+        return plan.record() | {"rounds": self.rounds, "estimate": self.estimate().gib()}
+
+    def estimate(self) -> LoopEstimate:
+        """What it takes.
+
+        Raises:
+            ModelError: a model's configuration cannot be read.
+        """
+        sizes = sizes_of(self.recipe, {"policy": self.policy, "repair_model": self.repair_model})
+        return LoopEstimate(self.recipe, sizes, self.rounds, has_best=self.validation is not None)
 
     def run(self) -> Iterator[RoundResult]:
         """Each round when it is done; what is there already is not made again.
@@ -89,6 +124,7 @@ class Loop:
             processes.on_main(lambda: held.enter_context(lock_output(self.out)))
             os.environ.setdefault(DIGESTS, str(self.out / "digests.jsonl"))  # each file is hashed once
             self._check()
+            self.when_checked()
             yield from _Rounds(self).run()
 
     def _check(self) -> None:
@@ -104,18 +140,15 @@ class Loop:
     def _check_disk(self) -> None:
         """Raises ArtifactError where there is no room for the weights; those of an earlier start count as room."""
         weights = [file for step in (TRAIN, RL_AGAIN) for file in self.out.glob(f"round-*/{step}/**/*.safetensors")]
-        room = shutil.disk_usage(self.out).free + sum(file.stat().st_size for file in weights)
-        need = sum(self._disk().values())
+        place = next(folder for folder in (self.out, *self.out.absolute().parents) if folder.is_dir())
+        room = shutil.disk_usage(place).free + sum(file.stat().st_size for file in weights)
+        need = sum(self.estimate().disk().values())
         if need > room:
             raise ArtifactError(
                 f"{self.out}: weights and optimizer states take {need / GIB:.1f} GiB (loop.keep_rounds is "
                 f"{self.recipe.loop.keep_rounds}, and the best), {room / GIB:.1f} GiB are free; lower it, or give "
                 "another --out"
             )
-
-    def _disk(self) -> dict[str, int]:
-        has_best = self.validation is not None
-        return loop_disk(self.recipe, self.policy, self.repair_model, rounds=self.rounds, has_best=has_best)
 
 
 class _Rounds:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.estimate import _gib, _on_disk, on_device
+from stages.estimate import LoopEstimate, _gib, _on_disk, on_device
 from stages.model.architecture import empty_model
 from stages.model.footprint import size_of
 from stages.recipe import RECIPES, load_recipe
@@ -84,6 +84,97 @@ def test_commands_hold_what_they_open(sizes):
     whole = load_recipe("qwen2.5-vl-7b-gspo", ["train.objective.kl_coef=0.1", "masks.repairer=sibling"])
     assert set(need("train-policy", whole, sizes["7B"]).rest) == {"policy trains", "policy_reference scores"}
     assert set(need("build-masks", whole, sizes["7B"]).rest) == {"policy scores"}
+
+
+WHOLE = 8_292_166_656
+"""Weights of the 7B model."""
+ROUNDED = 2 * WHOLE + 2 * 545_284_864
+"""Bytes in bfloat16 of a copy that computes as the trained model: embeddings and norms stay float32."""
+
+
+def loop_holds(settings, size):
+    """Bytes between passes, by step."""
+    recipe = load_recipe("qwen2.5-vl-7b-gspo", ["engine.name=transformers", "loop.repair_rl_every=2", *settings])
+    told = LoopEstimate(recipe, {"policy": size, "repair_model": size}, rounds=9, has_best=True).on_device(1)
+    return {step: sum(sum(part.values()) for part in told[step].rest.values()) for step in BUSY}
+
+
+BUSY = ("build-masks", "train-policy", "rl-repair")
+
+
+@pytest.mark.parametrize(
+    ("settings", "held"),
+    [
+        # Two samplers of 2 bytes a weight; of the policy's trainer 16, between its steps 12; the repair model's 16.
+        pytest.param([], (4 + 12, 4 + 16, 4 + 12 + 16), id="whole"),
+        # The policy's sampler is what is trained, and so is, while it is trained, the repair model's.
+        pytest.param(["model.dtype=float32"], (4 + 12, 4 + 16, 12 + 16), id="float32"),
+        # Its trainer is not kept: the weights alone stay.
+        pytest.param(
+            ["train.objective.algorithm=ppo", "masks.on_no_correct=repair"], (4 + 4, 4 + 16, 4 + 4 + 16), id="critic"
+        ),
+    ],
+)
+def test_a_loop_holds_the_models_of_all_its_steps(settings, held, sizes):
+    expected = {step: bytes_a_weight * WHOLE for step, bytes_a_weight in zip(BUSY, held, strict=True)}
+    assert loop_holds(settings, sizes["7B"]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("reference", "expected"),
+    [
+        pytest.param("start", (16 * WHOLE + ROUNDED, 20 * WHOLE + ROUNDED, 32 * WHOLE + 2 * ROUNDED), id="kept"),
+        pytest.param("previous", (8 * WHOLE, 20 * WHOLE + ROUNDED, 24 * WHOLE + ROUNDED), id="opened for a step"),
+    ],
+)
+def test_a_loop_holds_what_its_kl_compares_with(reference, expected, sizes):
+    settings = ["train.objective.kl_coef=0.1", f"train.kl_reference={reference}"]
+    assert loop_holds(settings, sizes["7B"]) == pytest.approx(dict(zip(BUSY, expected, strict=True)), rel=1e-9)
+
+
+def test_a_loop_opens_a_policy_with_adapters_anew(sizes):
+    """A sampler and a scorer lie beside what trains, until they are older than it."""
+    adapters = 16 * 28 * (2 * 2 * 3584 + 2 * (3584 + 512) + 3 * (3584 + 18_944))
+    trains = ROUNDED + 16 * adapters
+    assert loop_holds(["trainer.lora={rank: 16, alpha: 32}"], sizes["7B"]) == {
+        "build-masks": 4 * WHOLE + ROUNDED,
+        "train-policy": 4 * WHOLE + ROUNDED + trains,
+        "rl-repair": 4 * WHOLE + trains,
+    }
+
+
+def test_a_loop_beside_vllm_holds_what_scores_and_trains(sizes, monkeypatch):
+    """vLLM's engines take the share that they are given."""
+    monkeypatch.setattr("stages.estimate.engine_name", lambda _recipe: "vllm")
+    expected = {"build-masks": 12 * WHOLE, "train-policy": 16 * WHOLE + ROUNDED, "rl-repair": 28 * WHOLE}
+    assert loop_holds([], sizes["7B"]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_loop_tells_the_step_that_holds_most(sizes):
+    """Of 20 bytes a weight, or 32; on the host the saved weights and moments; on disk rounds kept, the best, the next."""
+    settings = ["engine.name=transformers", "loop.keep_rounds=3"]
+    for every, step, bytes_a_weight in (("null", "train-policy", 20), ("2", "rl-repair", 32)):
+        recipe = load_recipe("qwen2.5-vl-7b-gspo", [*settings, f"loop.repair_rl_every={every}"])
+        models = {"policy": sizes["7B"], "repair_model": sizes["7B"]}
+        told = LoopEstimate(recipe, models, rounds=9, has_best=True).gib()
+        device = told["device_gib"]
+        assert device["during"] == step
+        assert sum(sum(part.values()) for part in device["at_rest"].values()) == pytest.approx(
+            bytes_a_weight * WHOLE / GIB, abs=0.1
+        )
+        assert device["at_most"] > bytes_a_weight * WHOLE / GIB
+        assert told["host_gib"] == {"saving": pytest.approx(12 * WHOLE / GIB, abs=0.01)}
+        # 16.46 of the model, 61.78 of moments, 28.86 of float32 weights; two checkpoints of 92.67.
+        step_gib = 16.46 + 61.78 + 28.86
+        repairs = {} if every == "null" else {"repair_models": pytest.approx(step_gib, abs=0.02)}
+        assert (
+            told["disk_gib"]
+            == {
+                "policies": pytest.approx(5 * step_gib, abs=0.1),
+                "checkpoints_until_it_is_done": pytest.approx(185.34, abs=0.01),
+            }
+            | repairs
+        )
 
 
 def test_shards_are_whole_where_they_sample(sizes):

@@ -1,7 +1,9 @@
 """`df loop`: the artifacts of the commands, byte for byte, from models that stay open."""
 
+import gc
 import itertools
 import json
+import logging
 import math
 import shutil
 import signal
@@ -13,7 +15,10 @@ from unittest.mock import patch
 
 import pytest
 from safetensors import safe_open
+from torch import nn
+from typer.testing import CliRunner
 
+from df_cli.main import app
 from doomed import Point, run
 from forked import df_pair, server
 from stages.artifacts.columns import METRICS, PROBLEMS, SCORES
@@ -22,7 +27,7 @@ from stages.artifacts.stage import execute
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.chain import Chain
 from stages.engines.loading import open_model
-from stages.errors import ArtifactError
+from stages.errors import ArtifactError, DataError
 from stages.evaluate import Evaluate
 from stages.loop import Loop
 from stages.recipe import load_recipe
@@ -33,7 +38,7 @@ from stages.s3_rollout import Rollout
 from stages.s4_build_masks import BuildMasks
 from stages.s5_train_policy import TrainPolicy
 from stages.summary import summarize_run
-from stages.training.trainer import MACHINE_METRICS
+from stages.training.trainer import MACHINE_METRICS, Trainer
 
 SMALL = [
     "rollout.problems=8",
@@ -43,6 +48,7 @@ SMALL = [
     "evaluate.draws=1",
     "evaluate.image_removed=false",
 ]
+REPAIR_RL = ["repair_rl.problems=8", "repair_rl.iterations=1", "repair_rl.errors_per_iteration=4"]
 MOVING = ["train.objective.kl_coef=0.1", "train.kl_reference=previous"]
 PPO = ["train.objective.algorithm=ppo", "masks.on_no_correct=repair"]
 STAGES = {"rollout": Rollout, "build-masks": BuildMasks, "train-policy": TrainPolicy, "evaluate": Evaluate}
@@ -251,9 +257,8 @@ def test_it_ends_when_nothing_was_better_for_so_long(patient):
 @pytest.fixture(scope="module")
 def trained_again(tmp_path_factory, loop_of):
     """A loop of two rounds whose repair model is trained between them."""
-    settings = ["repair_rl.problems=8", "repair_rl.iterations=1", "repair_rl.errors_per_iteration=4"]
     out = tmp_path_factory.mktemp("again") / "run"
-    loop = loop_of(out, *settings, "loop.repair_rl_every=1", validation=None)
+    loop = loop_of(out, *REPAIR_RL, "loop.repair_rl_every=1", validation=None)
     list(loop.run())
     return loop
 
@@ -327,7 +332,7 @@ def options_of(loop):
     """The command line of a loop."""
     given = {"--problems": loop.problems, "--policy": loop.policy, "--repair-model": loop.repair_model}
     given |= {"--validation": loop.validation, "--rounds": loop.rounds, "--out": loop.out, "--recipe": "digits"}
-    words = [str(word) for pair in given.items() for word in pair]
+    words = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
     return ["loop", *words, *(word for setting in SMALL for word in ("--set", setting))]
 
 
@@ -356,8 +361,8 @@ def test_two_processes_do_a_loop_together(tmp_path, loop_of):
     done = df_pair(*options_of(loop))
     assert done.returncode == 0, done.stderr[-3000:]
     told = [line.split(";")[0] for line in done.stdout.splitlines()]
-    assert told[:3] == ["round 0/2", "round 1/2", "round 2/2"]
-    assert len(told) == 4  # one process speaks
+    assert told[1:4] == ["round 0/2", "round 1/2", "round 2/2"]
+    assert len(told) == 5  # one process speaks
     devices = {read_manifest(file.parent)["devices"] for file in loop.out.rglob("manifest.json")}
     assert devices == {2}
 
@@ -372,6 +377,82 @@ def test_a_kl_term_compares_with_the_policy_of_the_start(tmp_path, loop_of, anch
     assert (first > 1e-3) == is_far
     inputs = read_manifest(tmp_path / "round-2/train-policy")["inputs"]
     assert ("reference" in inputs) == is_far
+
+
+def df(loop, *options):
+    done = CliRunner().invoke(app, [*options_of(loop), *options], catch_exceptions=False)
+    assert done.exit_code == 0
+    return done.stdout
+
+
+def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path, loop_of):
+    loop = loop_of(tmp_path / "run")
+    told = json.loads(df(loop, "--dry-run", "--seed", "5", "--set", "loop.keep_rounds=3"))
+    assert (told["step"], told["rounds"], told["seed"]) == ("loop", 2, 5)
+    paths = {name: Path(entry["path"]) for name, entry in told["inputs"].items()}
+    given = {"policy": loop.policy, "repair_model": loop.repair_model}
+    assert paths == given | {"problems": loop.problems, "validation": loop.validation}
+    assert told["recipe"]["engine"]["name"] == "transformers"
+    assert told["recipe"]["loop"]["keep_rounds"] == 3
+    assert told["estimate"] == loop_of(loop.out, "loop.keep_rounds=3").estimate().gib()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_begins_with_what_it_takes(loop_of, whole):
+    """And goes over rounds that are there."""
+    loop = loop_of(whole)
+    told, estimate = df(loop).splitlines(), loop.estimate()
+    disk = sum(estimate.disk().values()) / 2**30
+    assert told[0].endswith(f" GiB of the host, {disk:.2f} GiB of disk (loop.keep_rounds is 2)")
+    assert told[0].startswith(f"takes at most {estimate.gib()['device_gib']['at_most']:.2f} GiB of each device (in ")
+    assert [line.partition(";")[0] for line in told[1:4]] == ["round 0/2", "round 1/2", "round 2/2"]
+
+
+def test_a_dry_run_refuses_what_a_run_could_not_do(tmp_path, loop_of):
+    loop = loop_of(tmp_path / "run")
+    with pytest.raises(DataError, match="2400 of its problems stand in"):
+        replace(loop, validation=loop.problems).plan()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param([], id="float32"),
+        pytest.param(["model.dtype=bfloat16"], id="bfloat16"),
+        pytest.param(["trainer.lora={rank: 2, alpha: 4}"], id="adapters"),
+        pytest.param(["train.objective.kl_coef=0.1"], id="reference"),
+        pytest.param(MOVING, id="moving reference"),
+    ],
+)
+def test_while_it_trains_it_holds_the_models_that_it_told(tmp_path, loop_of, base_dir, settings, monkeypatch, caplog):
+    """All weights that are alive when a step trains, but for those of earlier tests."""
+    caplog.set_level(logging.ERROR)  # a record that is kept may hold a traceback, and that the models of its frames
+    repair_model = tmp_path / "repair model"
+    shutil.copytree(base_dir, repair_model)
+
+    def alive():
+        gc.collect()
+        return [one for one in gc.get_objects() if isinstance(one, nn.Parameter)]
+
+    before = alive()
+    held = {}
+    train = Trainer.step
+
+    def step(trainer, *arguments):
+        others = {id(one) for one in before}
+        found = {one.data_ptr(): one.nbytes for one in alive() if id(one) not in others}
+        held[trainer.section] = max(held.get(trainer.section, 0), sum(found.values()))
+        return train(trainer, *arguments)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    settings = [*REPAIR_RL, *settings, "loop.repair_rl_every=1"]
+    loop = loop_of(tmp_path / "run", *settings, repair_model=repair_model, validation=None)
+    list(loop.run())
+    told = loop.estimate().on_device(1)
+    sections = {"train-policy": loop.recipe.train.optimizer, "rl-repair": loop.recipe.repair_rl.optimizer}
+    for name, section in sections.items():
+        assert held[section] == sum(part["weights"] for part in told[name].rest.values()), name
 
 
 @pytest.fixture

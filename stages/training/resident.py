@@ -18,6 +18,12 @@ from stages.runtime import processes
 from stages.training.trainer import Trainer, is_plain
 
 
+def keeps_trainer(recipe: Recipe) -> bool:
+    """Whether a policy's trainer goes on with the next round: no critic, and no reference that moves on with it."""
+    moves = recipe.train.objective.kl_coef > 0 and recipe.train.kl_reference != "start"
+    return is_plain(recipe.trainer) and not recipe.train.has_critic and not moves
+
+
 class ResidentModels(Models):
     """Opens a model once, and follows a policy from round to round: for stages of one recipe in one process.
 
@@ -61,13 +67,10 @@ class ResidentModels(Models):
 
     def trained(self, trainer: Trainer, policy: Path, out: Path, recipe: Recipe) -> None:
         processes.wait()  # the main process completes the step
-        plain = is_plain(recipe.trainer)
-        stays = trainer.reference is None or recipe.train.kl_reference == "start"
-        keeps_state = plain and trainer.critic is None and stays
-        self._trainer = (out, trainer) if keeps_state else None
+        self._trainer = (out, trainer) if keeps_trainer(recipe) else None
         trainer.optimizer.zero_grad()  # gradients take no room while others work
         self._codecs[out] = self._codecs.pop(policy)
-        self._follow(policy, out, recipe, trainer.vlm if plain else None)
+        self._follow(policy, out, recipe, trainer.vlm if is_plain(recipe.trainer) else None)
 
     def replaced(self, old: Path, new: Path, recipe: Recipe) -> None:
         """Let engines of the model in step `old` generate with that in step `new`: a repair model was trained again."""
