@@ -44,6 +44,8 @@ def loop(
     def begin() -> None:
         if processes.is_main():
             print_line(_takes(made.estimate()))
+            if validation is None:
+                print_line(f"no --validation problems: no accuracy is measured, and no {BEST}/ kept")
 
     made = Loop(
         wanted.recipe,
@@ -90,6 +92,7 @@ def _line(result: RoundResult, rounds: int) -> str:
         asked_for = masks["counts"].get("repair_triggered", 0)
         repaired = masks["counts"].get("errors_repaired", 0)
         parts.append(f"{rollout['counts']['correct']} of {rollout['rows_out']} rollouts right")
+        parts.append(f"p (eq. 29) {asked_for / rollout['rows_out']:.3f}")
         parts.append(f"{repaired} of {asked_for} errors repaired")
     took = {name: sum(manifest["device_seconds"].values()) for name, manifest in result.manifests.items()}
     parts.append("device-seconds " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in took.items()))

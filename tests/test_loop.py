@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import nn
 from typer.testing import CliRunner
 
+from df_cli.loop import _line
 from df_cli.main import app
 from doomed import Point, run
 from forked import df_pair, server
@@ -29,7 +30,8 @@ from stages.chain import Chain
 from stages.engines.loading import open_model
 from stages.errors import ArtifactError, DataError
 from stages.evaluate import Evaluate
-from stages.loop import Loop
+from stages.loop import Loop, RoundResult
+from stages.measures.accuracy import Measure
 from stages.recipe import load_recipe
 from stages.run_folder import last_evaluated
 from stages.runtime.interruption import Requests, Stopped
@@ -406,6 +408,38 @@ def test_it_begins_with_what_it_takes(loop_of, whole):
     assert told[0].endswith(f" GiB of the host, {disk:.2f} GiB of disk (loop.keep_rounds is 2)")
     assert told[0].startswith(f"takes at most {estimate.gib()['device_gib']['at_most']:.2f} GiB of each device (in ")
     assert [line.partition(";")[0] for line in told[1:4]] == ["round 0/2", "round 1/2", "round 2/2"]
+
+
+def test_it_says_at_once_that_nothing_is_validated(loop_of, whole):
+    """Of rounds that were: nothing is measured, and no line has an accuracy."""
+    note = "no --validation problems: no accuracy is measured, and no best/ kept"
+    told = df(loop_of(whole, validation=None)).splitlines()
+    assert told[1] == note
+    assert [line.partition(";")[0] for line in told[2:]] == ["round 1/2", "round 2/2"]
+    assert not any("sampled" in line for line in told)
+    assert note not in df(loop_of(whole))
+
+
+def test_the_line_of_a_round():
+    """Of 40 rollouts 12 are wrong, of which 10 were given to the repair model; 3 rounds of 12 s are to come."""
+    manifests = {
+        "rollout": {"rows_out": 40, "counts": {"correct": 28}, "device_seconds": {"load": 1.0, "generate": 2.5}},
+        "build-masks": {
+            "counts": {"repair_triggered": 10, "errors_repaired": 8},
+            "device_seconds": {"repair": 4.0},
+        },
+        "train-policy": {"device_seconds": {"score": 0.5, "train": 6.0}},
+        "evaluate": {"device_seconds": {"generate": 0.2}},
+    }
+    accuracy = {
+        "sampled": Measure("all", "sampled accuracy", 0.75, 0.6, 0.863, 10),
+        "greedy": Measure("all", "greedy accuracy", 0.8),
+    }
+    assert _line(RoundResult(2, manifests, accuracy, True, 12.0), rounds=5) == (
+        "round 2/5; sampled 0.750 [0.600, 0.863], greedy 0.800; 28 of 40 rollouts right; p (eq. 29) 0.250; "
+        "8 of 10 errors repaired; device-seconds rollout 3.5, build-masks 4.0, train-policy 6.5, evaluate 0.2; 12.0 s, "
+        "about 36 s left (best so far)"
+    )
 
 
 def test_a_dry_run_refuses_what_a_run_could_not_do(tmp_path, loop_of):
