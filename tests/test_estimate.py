@@ -151,7 +151,7 @@ def test_a_loop_beside_vllm_holds_what_scores_and_trains(sizes, monkeypatch):
 
 
 def test_a_loop_tells_the_step_that_holds_most(sizes):
-    """Of 20 bytes a weight, or 32; on the host the saved weights and moments; on disk rounds kept, the best, the next."""
+    """On the host what is saved, weights and moments; on disk the rounds that are kept, the best and the next one."""
     settings = ["engine.name=transformers", "loop.keep_rounds=3"]
     for every, step, bytes_a_weight in (("null", "train-policy", 20), ("2", "rl-repair", 32)):
         recipe = load_recipe("qwen2.5-vl-7b-gspo", [*settings, f"loop.repair_rl_every={every}"])
