@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import math
+import re
 import shutil
 import signal
 from collections import Counter
@@ -15,6 +16,7 @@ from unittest.mock import patch
 
 import pytest
 from safetensors import safe_open
+from timeless import timeless, timeless_manifest
 from torch import nn
 from typer.testing import CliRunner
 
@@ -40,7 +42,7 @@ from stages.s3_rollout import Rollout
 from stages.s4_build_masks import BuildMasks
 from stages.s5_train_policy import TrainPolicy
 from stages.summary import summarize_run
-from stages.training.trainer import MACHINE_METRICS, Trainer
+from stages.training.trainer import Trainer
 
 SMALL = [
     "rollout.problems=8",
@@ -96,15 +98,17 @@ def by_commands(loop, out):
 
 
 def contents(run):
-    """Of each step, by its place: what its files hold, but for what tells of the machine."""
+    """Of each step, by its place: its manifest, with the hashes of its files, and its metrics, but for what tells of
+    the machine, of where the run lies, and of who gave the recipe."""
     found = {}
-    for manifest in sorted(run.rglob("manifest.json")):
-        step = manifest.parent
-        files = {name: entry["sha256"] for name, entry in read_manifest(step)["files"].items()}
-        if files.pop("metrics.parquet", None) is not None:
-            rows = iterate_rows(step / "metrics.parquet", METRICS)
-            files["metrics"] = [row for row in rows if row["metric"] not in MACHINE_METRICS]
-        found[str(step.relative_to(run))] = files
+    for file in sorted(run.rglob("manifest.json")):
+        step = file.parent
+        manifest = timeless_manifest(file) | {"phases": set(read_manifest(step)["device_seconds"])}
+        manifest.pop("origin", None)
+        for given in manifest["inputs"].values():
+            given["path"] = re.sub(r".*/(?=round-)", "", given["path"])
+        metrics = step / "metrics.parquet"
+        found[str(step.relative_to(run))] = manifest, timeless(metrics) if metrics.exists() else None
     return found
 
 

@@ -11,14 +11,13 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pyarrow.parquet as pq
+from timeless import timeless
 
 from doomed import MOMENTS, Point, run
 from forked import server
 from stages.artifacts.lock import LOCK
 from stages.artifacts.manifests import MANIFEST
 from stages.artifacts.step import CHECKPOINTS, PENDING, PROGRESS
-from stages.training.trainer import MACHINE_METRICS
 
 
 @dataclass(frozen=True)
@@ -161,17 +160,3 @@ def content(out: Path) -> dict[str, object]:
     """What a step wrote, but for what tells of the machine and the time, and the lock of one that was killed."""
     files = [file for file in sorted(out.rglob("*")) if file.is_file() and file.name != LOCK]
     return {str(file.relative_to(out)): timeless(file) for file in files}
-
-
-def timeless(file: Path) -> object:
-    if file.name == MANIFEST:
-        manifest = json.loads(file.read_text())
-        del manifest["device_seconds"], manifest["checksum"]  # the checksum is over both
-        manifest["files"].pop("metrics.parquet", None)
-        return manifest
-    if file.name == "metrics.parquet":
-        return [repr(row) for row in pq.read_table(file).to_pylist() if row["metric"] not in MACHINE_METRICS]
-    if file.name == "metrics.jsonl":
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
-        return [repr({k: v for k, v in line.items() if k not in MACHINE_METRICS}) for line in lines]
-    return file.read_bytes()
