@@ -18,7 +18,8 @@
 # make lock    bring uv.lock up to date with pyproject.toml; make lock UPGRADE=--upgrade takes the newest versions
 # make bench   the training step beside prefix grouping, an unpadded row and TRL's, the loss's memory, responses, masks
 #              and checked answers per second; tables and plots in runs/bench
-# make test-gpu   what must hold on a CUDA GPU, and speed and memory there at true dimensions; table and JSON in runs/gpu
+# make test-gpu   what must hold on a CUDA GPU, with a round of the digits; make bench-gpu: that, and speed and memory at true
+#              dimensions, which want 80 GB; table and JSON in runs/gpu
 # make soak    three stages over 10,000 and 100,000 problems, and a slow judge: memory, open files, speed; in runs/soak
 # make fuzz    answer checking under mutated hostile answers, TIME seconds a target, in an environment of its own
 #
@@ -130,7 +131,7 @@ told/all := $(if $(TO_DO),$(if $(REFUSAL),,$(told/all)))
 told/test := make test: about 9 minutes on two cores$(SETUP)
 $(if $(MAKE_RESTARTS),,$(foreach goal,$(GOALS),$(if $(told/$(goal)),$(info $(told/$(goal))))))
 
-.PHONY: all loop ablate study help quick test test-slow test-all test-vllm test-verl test-lmms test-faults lint check lock bench test-gpu soak fuzz clean again ready refuse
+.PHONY: all loop ablate study help quick test test-slow test-all test-vllm test-verl test-lmms test-faults lint check lock bench test-gpu bench-gpu soak fuzz clean again ready refuse
 # One step at a time has the devices.
 .NOTPARALLEL:
 
@@ -212,6 +213,9 @@ bench: .venv/installed-bench
 	PYTHONPATH=.:tests/support $(BIN)/python tests/bench/decode_steps.py --digits
 
 test-gpu: .venv/installed-bench
+	PYTHONPATH=. $(BIN)/python tests/gpu/all.py --parts pipeline correctness
+
+bench-gpu: .venv/installed-bench
 	PYTHONPATH=. $(BIN)/python tests/gpu/all.py
 
 soak: .venv/installed

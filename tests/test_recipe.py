@@ -47,6 +47,15 @@ def test_digits_is_shipped():
     assert "digits" in [file.stem for file in SHIPPED]
 
 
+def test_a_repair_prompt_of_eight_images_fits_the_longest_that_an_engine_takes():
+    """With the draft and the repair, each as long as a rollout may be."""
+    bounded = [recipe for recipe in map(load_recipe, SHIPPED) if recipe.engine.vllm.max_model_len is not None]
+    assert bounded
+    for recipe in bounded:
+        image_tokens = recipe.model.max_pixels // 28**2
+        assert 8 * image_tokens + 2 * recipe.rollout.max_new_tokens < recipe.engine.vllm.max_model_len
+
+
 def test_every_field_has_a_line_of_help():
     assert [name for name, info in leaves() if not info.description] == []
     assert [name for name, info in sections() if not info.annotation.__doc__] == []

@@ -14,10 +14,10 @@ from training_step_case import NO_CLIP, SEED, Case, Shape, make_case
 from training_step_sides import Ours
 
 from stages.artifacts.problems import ProblemSet
-from stages.engines.protocol import Request, Sampling, ScoreRequest
+from stages.engines.protocol import Completion, Request, Sampling, ScoreRequest
 from stages.engines.transformers_engine import TransformersEngine
 from stages.model.loading import VisionLanguageModel, load_model, wrap_model
-from stages.model.prompts import policy_prompt
+from stages.model.prompts import Prompt, policy_prompt
 from stages.recipe import load_recipe
 
 DIGITS = Path(__file__).parents[2] / "data" / "digits"
@@ -49,31 +49,60 @@ class TinyOnGpu:
 def correctness() -> Iterator[Line]:
     for dtype in ("float32", "bfloat16"):
         yield from _sampler(dtype)
+        yield from _verified_drafts(dtype)
         yield from _packing(dtype)
         yield from _gate_of_ones(dtype)
 
 
 def _sampler(dtype: str) -> Iterator[Line]:
     """Log-probs of what the engine samples, beside those that it scores."""
+    engine, prompts = _digits(dtype)
+    requests = [Request(prompt, 4) for prompt in prompts]
+    sampled, again = (engine.generate(requests, Sampling(72, TEMPERATURE)) for _ in range(2))
+    yield from _against_scoring(dtype, "sampler", engine, requests, sampled)
+    same = _ids(sampled) == _ids(again)
+    yield Line(dtype, "the same seed gives the same tokens", float(same), "", same)
+
+
+def _verified_drafts(dtype: str) -> Iterator[Line]:
+    """The same where an engine verifies drafts, which are other samples here: they change no response."""
+    engine, prompts = _digits(dtype)
+    drafts = engine.generate([Request(prompt) for prompt in prompts], Sampling(72, TEMPERATURE))
+    plain = [Request(prompt, 4) for prompt in prompts]
+    drafted = [replace(request, draft_ids=of.ids) for request, (of,) in zip(plain, drafts, strict=True)]
+    sampled, verified = (engine.generate(requests, Sampling(72, TEMPERATURE, seed=1)) for requests in (plain, drafted))
+    yield from _against_scoring(dtype, "drafts verified", engine, drafted, verified)
+    same = sum(map(list.__eq__, _ids(sampled), _ids(verified))) / len(_ids(sampled))
+    holds = same == 1 or dtype != "float32"  # a rounding may change a draw
+    yield Line(dtype, "share of responses that drafts leave as they are", same, "", holds)
+
+
+def _digits(dtype: str) -> tuple[TransformersEngine, list[Prompt]]:
+    """The digits' base, and prompts of theirs."""
     vlm = load_model(DIGITS / "base", dtype=dtype)
-    engine, style = TransformersEngine(vlm), load_recipe("digits").prompt
     problems = ProblemSet(DIGITS / "problems_test.parquet")
-    prompts = [policy_prompt(vlm.processor, style, p) for p in problems.many(problems.ids[:32])]
-    sampled = engine.generate([Request(p, 4) for p in prompts], Sampling(72, TEMPERATURE))
-    again = engine.generate([Request(p, 4) for p in prompts], Sampling(72, TEMPERATURE))
-    flat = [(prompt, completion) for prompt, four in zip(prompts, sampled, strict=True) for completion in four]
+    style = load_recipe("digits").prompt
+    return TransformersEngine(vlm), [policy_prompt(vlm.processor, style, p) for p in problems.many(problems.ids[:32])]
+
+
+def _against_scoring(
+    dtype: str, name: str, engine: TransformersEngine, requests: list[Request], sampled: list[list[Completion]]
+) -> Iterator[Line]:
+    """Log-probs of what was sampled, beside those that teacher forcing gives."""
+    flat = [(request.prompt, c) for request, of in zip(requests, sampled, strict=True) for c in of]
     scored = engine.score([ScoreRequest(prompt, c.ids) for prompt, c in flat], temperature=TEMPERATURE)
     off = [
         abs(a - b)
         for (_, c), own in zip(flat, scored, strict=True)
         for a, b in zip(c.logprobs, own.logprobs, strict=True)
     ]
-    tokens = sum(len(completion.ids) for _, completion in flat)
-    yield Line(dtype, f"sampler against teacher forcing, largest of {tokens} tokens", max(off), "nats",
+    yield Line(dtype, f"{name} against teacher forcing, largest of {len(off)} tokens", max(off), "nats",
                max(off) <= LOGPROB_TOLERANCE[dtype])  # fmt: skip
-    yield Line(dtype, "sampler against teacher forcing, mean", sum(off) / len(off), "nats")
-    same = [c.ids for four in sampled for c in four] == [c.ids for four in again for c in four]
-    yield Line(dtype, "the same seed gives the same tokens", float(same), "", same)
+    yield Line(dtype, f"{name} against teacher forcing, mean", sum(off) / len(off), "nats")
+
+
+def _ids(sampled: list[list[Completion]]) -> list[list[int]]:
+    return [c.ids for of in sampled for c in of]
 
 
 def _packing(dtype: str) -> Iterator[Line]:
