@@ -128,7 +128,7 @@ SETUP := ; first it installs into .venv: 2 GB with torch for CPUs, several more 
 endif
 told/all := make all: digits takes 8 to 13 minutes on two cores$(SETUP)
 told/all := $(if $(TO_DO),$(if $(REFUSAL),,$(told/all)))
-told/test := make test: about 9 minutes on two cores$(SETUP)
+told/test := make test: 7 to 9 minutes on two cores$(SETUP)
 $(if $(MAKE_RESTARTS),,$(foreach goal,$(GOALS),$(if $(told/$(goal)),$(info $(told/$(goal))))))
 
 .PHONY: all loop ablate study help quick test test-slow test-all test-vllm test-verl test-lmms test-faults lint check lock bench test-gpu bench-gpu soak fuzz clean again ready refuse

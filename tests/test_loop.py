@@ -42,6 +42,7 @@ from stages.s3_rollout import Rollout
 from stages.s4_build_masks import BuildMasks
 from stages.s5_train_policy import TrainPolicy
 from stages.summary import summarize_run
+from stages.training import resident
 from stages.training.trainer import Trainer
 
 SMALL = [
@@ -207,6 +208,22 @@ def test_stopped_in_a_round_it_goes_on_there(tmp_path, loop_of, whole):
     assert "round-1/train-policy" not in complete
     list(stopped.run())
     assert contents(stopped.out) == contents(whole)
+
+
+def test_resumed_in_training_it_opens_the_new_policy_no_second_time(tmp_path, loop_of, whole, monkeypatch):
+    """What was trained is sampled from, though no engine was open when training began."""
+    out = tmp_path / "run"
+    shutil.copytree(whole, out, ignore=shutil.ignore_patterns("*round-2", "validation-round-1", "best", "train-policy"))
+    opened = []
+
+    def noted(path, *arguments, **options):
+        opened.append(path)
+        return open_model(path, *arguments, **options)
+
+    monkeypatch.setattr(resident, "open_model", noted)
+    list(loop_of(out).run())
+    assert contents(out) == contents(whole)
+    assert out / "round-1/train-policy" not in opened
 
 
 @contextmanager

@@ -52,8 +52,12 @@ class ResidentModels(Models):
 
     def _opened(self, path: Path, as_trained: bool, recipe: Recipe) -> Generator:
         if as_trained and is_plain(recipe.trainer) and engine_name(recipe) != "vllm":
-            return embedded_engine(open_model(path, recipe, master_weights=True), recipe)  # it will be trained
+            return embedded_engine(self._kept(path) or open_model(path, recipe, master_weights=True), recipe)
         return super().engine(path, recipe, as_trained=as_trained)
+
+    def _kept(self, path: Path) -> VisionLanguageModel | None:
+        """The model of a trainer that goes on, if its weights lie there."""
+        return self._trainer[1].vlm if self._trainer is not None and self._trainer[0] == path else None
 
     def trainer(self, policy: Path, recipe: Recipe, make: Callable[[VisionLanguageModel], Trainer]) -> Trainer:
         if self._trainer is not None and self._trainer[0] == policy:

@@ -121,5 +121,24 @@ def test_colours_have_contrast(page, scheme):
     assert {pair: ratio for pair, ratio in ratios.items() if ratio < (3 if pair.startswith("c") else 4.5)} == {}
 
 
+PRINTED = """(() => {
+  const ground = getComputedStyle(document.documentElement).getPropertyValue('--ground');
+  const seen = (name) => [...document.querySelectorAll(name)].some((element) => element.checkVisibility());
+  return [ground, seen('form'), seen('article.pair'), seen('svg.chart')];
+})()"""
+
+
+def test_on_paper_it_is_light_and_has_nothing_to_choose(page):
+    page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "light"}])
+    light, *on_screen = page.run(PRINTED)
+    assert on_screen == [True, True, True]
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    page.call("Emulation.setEmulatedMedia", features=dark)
+    assert page.run(PRINTED)[0] != light
+    page.call("Emulation.setEmulatedMedia", media="print", features=dark)
+    assert page.run(PRINTED) == [light, False, True, True]
+    page.call("Emulation.setEmulatedMedia", media="", features=[])
+
+
 def test_there_was_no_error_in_the_console(page):
     assert page.errors == []
