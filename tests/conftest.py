@@ -21,6 +21,20 @@ def decoded(problem):
     return replace(problem, images=tuple(problem.images))
 
 
+@pytest.fixture
+def typed(monkeypatch, capsys):
+    """Run `df` with these words here (torch is imported once); gives exit code, stdout and stderr."""
+    from df_cli.main import main
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["df", *map(str, words)])
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+        return exit_info.value.code, *capsys.readouterr()
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def digits():
     return DIGITS

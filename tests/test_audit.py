@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from audited import IGNORED, PASTED, SCRIPT, episode, rl_repair, write_problems
-from df_cli.main import main
 from stages.artifacts.audit_labels import write_labels
 from stages.artifacts.columns import AUDIT_AGREEMENT, AUDIT_LABELS, AUDIT_SAMPLE
 from stages.artifacts.manifests import read_manifest
@@ -337,17 +336,10 @@ def test_what_cannot_be_sampled_is_refused(episodes, problems, tmp_path):
 
 
 @pytest.fixture
-def df(monkeypatch, capsys):
-    """Run the entry point here; gives exit code, stdout and stderr."""
-
-    def run(*words):
-        monkeypatch.setenv("COLUMNS", "120")
-        monkeypatch.setattr("sys.argv", ["df", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_info:
-            main()
-        return exit_info.value.code, *capsys.readouterr()
-
-    return run
+def df(typed, monkeypatch):
+    """`typed`, on a terminal of 120 columns."""
+    monkeypatch.setenv("COLUMNS", "120")
+    return typed
 
 
 def test_both_commands(df, episodes, problems, tmp_path):

@@ -5,7 +5,6 @@ from itertools import product
 import numpy as np
 import pytest
 
-from df_cli.main import main
 from stages.artifacts.columns import SCORES, SUMMARY
 from stages.artifacts.store import iterate_rows
 from stages.errors import ArtifactError
@@ -91,16 +90,13 @@ def test_evaluations_are_compared_as_their_rows_say(tmp_path):
 
 
 @pytest.fixture
-def df(monkeypatch, capsys):
+def df(typed):
     """A function: the exit code, the table's rows and what was told of `df summarize` in a wide terminal."""
 
     def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["df", "summarize", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_info:
-            main()
-        out, err = capsys.readouterr()
+        code, out, err = typed("summarize", *arguments)
         rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
-        return exit_info.value.code, rows, out + err
+        return code, rows, out + err
 
     return run
 

@@ -148,9 +148,15 @@ class Said(NamedTuple):
     rest: str = ""
 
 
-@lru_cache(maxsize=2048)  # reward, counts and auditor each ask the responses of a shard
 def statement(response: str, *, bare: bool = False) -> Said | None:
-    """The last box (a `bare` one without the sign behind it) or tag, or else what the last cue announces."""
+    """The last box (a `bare` one without the sign behind it) or tag, or else what the last cue announces.
+
+    Reward, counts and auditor each ask the responses of a shard: those that are not huge are read once.
+    """
+    return (_remembered if len(response) <= _REMEMBERED_CHARS else _statement)(response, bare)
+
+
+def _statement(response: str, bare: bool) -> Said | None:
     box = _last(_BOX, response)
     close = _last(_TAG_CLOSE, response)
     tag = _last(_TAG_OPEN, response, close.start()) if close else None
@@ -160,6 +166,10 @@ def statement(response: str, *, bare: bool = False) -> Said | None:
         text = _boxed(response, box) if bare else _with_sign(response, box)
         return Said(box.start(), text, boxed=True, marked=True)
     return announced(response)
+
+
+_REMEMBERED_CHARS = 2**14
+_remembered = lru_cache(maxsize=2048)(_statement)
 
 
 def _tagged(tag: re.Match[str], content: str) -> Said:

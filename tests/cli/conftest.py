@@ -3,7 +3,6 @@
 import pytest
 from workspace import GROUP, PAIR, PROBLEM, ROLLOUT, ROOT
 
-from df_cli.main import main
 from stages.artifacts.columns import GROUPS, PROBLEMS, REPAIR_SET, ROLLOUTS
 from stages.artifacts.store import write_rows
 
@@ -34,14 +33,6 @@ def workspace(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def df(monkeypatch, capsys):
-    """Run the entry point here (torch is imported once); gives exit code, stdout and stderr."""
-
-    def run(line, *more):
-        monkeypatch.setattr("sys.argv", ["df", *line.split(), *more])
-        with pytest.raises(SystemExit) as exit_info:
-            main()
-        out, err = capsys.readouterr()
-        return exit_info.value.code, out, err
-
-    return run
+def df(typed):
+    """`typed`, of a line and further words."""
+    return lambda line, *more: typed(*line.split(), *more)

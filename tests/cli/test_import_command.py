@@ -2,26 +2,18 @@
 
 import io
 import json
+from functools import partial
 
 import pytest
 from PIL import Image
 
-from df_cli.main import main
 from stages.artifacts.problems import ProblemSet
 
 
 @pytest.fixture
-def df(monkeypatch, capsys):
-    """Run the entry point here; gives exit code, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["df", "import-problems", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_info:
-            main()
-        out, err = capsys.readouterr()
-        return exit_info.value.code, out, err
-
-    return run
+def df(typed):
+    """`typed`, of the command's arguments."""
+    return partial(typed, "import-problems")
 
 
 @pytest.fixture

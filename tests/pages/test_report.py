@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from df_cli.main import main
 from hostile_text import HOSTILE, MARKUP, SHOWN, assert_plain
 from stages.artifacts.columns import ABLATION, CURVES, ROLLOUTS
 from stages.artifacts.plan import Plan
@@ -511,21 +510,15 @@ def test_a_study_is_a_line_a_variant(tmp_path):
     assert f"{MARKUP} (n = 1)" in done.text
 
 
-def test_the_command_writes_the_page_and_says_where(run, tmp_path, monkeypatch, capsys):
-    def df(*arguments):
-        monkeypatch.setattr("sys.argv", ["df", "report", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_info:
-            main()
-        return exit_info.value.code, capsys.readouterr()
-
-    code, told = df(run, "--out", tmp_path / "page.html")
-    assert (code, told.out) == (0, f"written to {tmp_path / 'page.html'}\n")
+def test_the_command_writes_the_page_and_says_where(run, tmp_path, typed):
+    code, out, _ = typed("report", run, "--out", tmp_path / "page.html")
+    assert (code, out) == (0, f"written to {tmp_path / 'page.html'}\n")
     assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
-    code, told = df(run, run)
-    assert (code, told.err) == (1, "error: 2 folders: give the file with --out\n")
-    code, told = df(tmp_path)
+    code, _, err = typed("report", run, run)
+    assert (code, err) == (1, "error: 2 folders: give the file with --out\n")
+    code, _, err = typed("report", tmp_path)
     assert code == 1
-    assert f"{tmp_path}: no run of make all, no study of df ablate and no evaluation of df evaluate in it" in told.err
+    assert f"{tmp_path}: no run of make all, no study of df ablate and no evaluation of df evaluate in it" in err
 
 
 def test_long_lines_keep_their_ends():
