@@ -10,10 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from cachetools import LRUCache, cached
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -30,9 +32,10 @@ FILES_OPEN = 4
 """Files of problems that stay open: a footer takes long to read where it tells of many row groups."""
 GROUPS_HELD = 4
 """Row groups of problems that stay in memory, or as many as `BYTES_HELD` have room for."""
-BYTES_HELD = 64 << 20
 IMAGES_HELD = 8
-"""Images that stay decoded: the prompts of a problem's responses follow each other."""
+"""Images that stay decoded, or as many as `BYTES_HELD` have room for: stages look at the same problems in turn."""
+BYTES_HELD = 64 << 20
+"""Of row groups, and of decoded images."""
 DEFAULT_FPS = 2.0
 """Rate of frames that come without one: what Qwen2.5-VL samples videos at."""
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -374,7 +377,11 @@ def _decode(image: dict[str, Any] | None, place: str) -> Image.Image:
     return _decode_bytes(image["bytes"], place)
 
 
-@lru_cache(maxsize=IMAGES_HELD)
+def _bytes_held(image: Image.Image) -> int:
+    return min(3 * image.width * image.height, BYTES_HELD // IMAGES_HELD)
+
+
+@cached(LRUCache(BYTES_HELD, getsizeof=_bytes_held), lock=Lock())
 def _decode_bytes(encoded: bytes, place: str) -> Image.Image:
     try:
         return _to_rgb(ImageOps.exif_transpose(open_image(encoded)))

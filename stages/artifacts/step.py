@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -395,6 +396,7 @@ def _intact_note(path: Path) -> dict[str, Any] | None:
     return note if note is not None and is_intact(note) else None
 
 
+@cache
 def _versions() -> dict[str, str]:
     versions = {}
     for name in _PACKAGES:

@@ -72,6 +72,16 @@ def test_row_groups_are_read_once_where_they_fit_in_memory(tmp_path, monkeypatch
     assert problems._read_group.cache_info().misses == reads
 
 
+@pytest.mark.parametrize(("side", "count", "stays"), [(8, 100, True), (1700, 8, True), (1700, 9, False)])
+def test_images_stay_decoded_while_there_is_room(tmp_path, side, count, stays):
+    """Eight of nearly three megapixels, and as many small ones as fit."""
+    images = [encode_image(Image.new("RGB", (side, side), (number, 0, 0))) for number in range(count)]
+    problems = problem_set(tmp_path, *[row(f"p{number}", image) for number, image in enumerate(images)])
+    first, again = ([problem.images[0] for problem in problems] for _ in range(2))
+    assert [a is b for a, b in zip(first, again, strict=True)] == [stays] * count
+    assert [image.getpixel((0, 0)) for image in again] == [(number, 0, 0) for number in range(count)]
+
+
 def test_a_repair_sets_columns_reach_the_reward_function(tmp_path):
     problem = problem_set(tmp_path, row(error="6", repair="7"), spec=REPAIR_SET)["p0"]
 
