@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+FOUND_HELD = 4096
+"""Places that are remembered: a round's stages ask for the same problems, each several times."""
 
 
 class Ids(Sequence[str]):
@@ -42,9 +46,10 @@ class IdIndex:
         self._order_N = order_N.to_numpy().astype(np.uint32 if len(whole) < 2**32 else np.uint64)
         self.repeats_N = np.sort(self._order_N[1:][pc.equal(ordered[1:], ordered[:-1]).to_numpy(zero_copy_only=False)])
         """Places whose id stands at an earlier one too."""
+        self.find = lru_cache(maxsize=FOUND_HELD)(self._find)
+        """The place of an id; None where there is none."""
 
-    def find(self, text: str) -> int | None:
-        """The place of this id; None where there is none."""
+    def _find(self, text: str) -> int | None:
         found = bisect_left(self._order_N, text, key=lambda place: self.texts[place].as_py())
         if found == len(self._order_N):
             return None

@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 EVALUATION: Phase = "evaluate"
 """How good a model is, beside the work that its training needs."""
 
-_LIST_SECONDS = 0.3
+_LIST_SECONDS = 1
 """So long a list of processes is good: what one does that began since is booked once it is listed."""
 
 
