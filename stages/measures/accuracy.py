@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 RESAMPLES = 9999
@@ -58,14 +59,20 @@ def mean_over_seeds_and_problems(section: str, measure: str, values_SP: ArrayLik
     values = values[:, ~np.isnan(values).any(axis=0)]
     if len(values) == 1 or values.shape[1] == 0:
         return mean_over_problems(section, measure, values.mean(axis=0))
-    rng = np.random.default_rng(0)
-    seeds, problems = values.shape
-    drawn_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES) / seeds
-    drawn_problems = rng.multinomial(problems, np.full(problems, 1 / problems), RESAMPLES) / problems
+    drawn_seeds, drawn_problems = _drawn(*values.shape)
     means = np.einsum("rs,sp,rp->r", drawn_seeds, values, drawn_problems, optimize=True)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
-    return Measure(section, measure, float(values.mean()), float(low), float(high), problems)
+    return Measure(section, measure, float(values.mean()), float(low), float(high), values.shape[1])
+
+
+@lru_cache(maxsize=1)
+def _drawn(seeds: int, problems: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weights of the seeds (R, S) and of the problems (R, P) in each resample: the same for every measure."""
+    rng = np.random.default_rng(0)
+    drawn_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES) / seeds
+    drawn_problems = rng.multinomial(problems, np.full(problems, 1 / problems), RESAMPLES) / problems
+    return drawn_seeds, drawn_problems
 
 
 def is_better(accuracy: float, than: float) -> bool:
