@@ -38,7 +38,8 @@ def ablate(
     """Run the recipe's variants with each seed and compare them; what is there already is not made again."""
     if recipe is None:
         raise RecipeError(f"no --recipe; give a file, or one of {', '.join(shipped_recipes())}")
-    from stages.study.ablation import FIGURE, Ablation
+    from stages.study.ablation import Ablation
+    from stages.study.figure import FIGURE
 
     def words(options: str | None) -> tuple[str, ...] | None:
         return None if options is None else ("accelerate", "launch", *shlex.split(options), "-m", "df_cli")
@@ -48,7 +49,7 @@ def ablate(
         recipe, assignments, train, test, repair_set, base, out, validation, only, words(launch), train_words
     )
     rows = ablation.run()
-    make_console().print(ablation_table(rows, ", ".join([recipe, *map(shown_assignment, assignments)])))
+    make_console().print(ablation_table(rows, "recipe " + ", ".join([recipe, *map(shown_assignment, assignments)])))
     print_line(f"written to {out / 'ablation.parquet'}, drawn in {out / FIGURE}")
     if any(row["measure"] == "failed" for row in rows):
         raise typer.Exit(1)

@@ -64,6 +64,11 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "df ablate --recipe digits --train data/digits/problems_train.parquet --test data/digits/problems_test.parquet "
         "--repair-set data/digits/repair_set.parquet --base data/digits/base --out runs/digits-ablation",
     ),
+    "merge-studies": (
+        "df merge-studies runs/study-seed-0 runs/study-seed-1 --baseline grpo --out runs/study",
+        "df merge-studies slow=runs/study fast=runs/again.parquet --variant slow/grpo --variant fast/difference_all "
+        "--baseline grpo --read-at 100 --out runs/compared",
+    ),
     "report": (
         "df report runs/digits",
         "df report runs/digits runs/mine --out compared.html",

@@ -23,6 +23,7 @@ from df_cli.evaluate import evaluate
 from df_cli.examples import epilog
 from df_cli.import_problems import import_problems
 from df_cli.loop import loop
+from df_cli.merge_studies import merge_studies
 from df_cli.report_page import report
 from df_cli.rl_repair import rl_repair
 from df_cli.rollout import rollout
@@ -48,6 +49,7 @@ COMMANDS: dict[str, Callable[..., None] | typer.Typer] = {
     "loop": loop,
     "summarize": summarize,
     "ablate": ablate,
+    "merge-studies": merge_studies,
     "report": report,
     "recipe": recipe.app,
 }

@@ -107,14 +107,15 @@ def measures_table(measures: Iterable[Measure], title: str) -> Table:
     return table
 
 
-def ablation_table(rows: Iterable[Mapping[str, Any]], recipe: str) -> Table:
+def ablation_table(rows: Iterable[Mapping[str, Any]], title: str) -> Table:
     """Rows of `ablation`, those of single runs first."""
-    title = cell(f"recipe {recipe}")
-    table = Table("variant", "seed", "measure", "value", "95% interval", "n", "", title=title, title_justify="left")
+    columns = ("variant", "seed", "measure", "value", "95% interval", "n", "")
+    table = Table(*columns, title=cell(title), title_justify="left")
     for row in rows:
         interval = "" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
         n, seed = ("" if row[name] is None else str(row[name]) for name in ("n", "seed"))
-        cells = (row["variant"], seed, row["measure"], f"{row['value']:.3f}", interval, n, row["note"] or "")
+        value = f"{row['value']:{'g' if row['measure'] == 'learning rate' else '.3f'}}"
+        cells = (row["variant"], seed, row["measure"], value, interval, n, row["note"] or "")
         table.add_row(*map(cell, cells))
     return table
 

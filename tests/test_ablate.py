@@ -325,6 +325,7 @@ def test_runs_are_read_as_they_were_recorded(tmp_path):
     repairs = {"Acc@1": np.array([0.25, 0.5, 1.0])}
     runs = [
         Run("ours", 0, "test", 1e-4, "k1", 12.0, points, repairs),
+        Run("ours", 0, "test", 1e-4, "k1", 12.0, points, repairs, study="again"),
         Run("ours", 1, "validation", None, "k2", None, points[:1]),
     ]
     write_rows(tmp_path / "curves.parquet", CURVES, rows_of([*runs, Run("broken", 0, "test", error="no")]))

@@ -498,19 +498,31 @@ SUMMARY: TableSpec[AnyRow] = TableSpec(
 
 CURVES: TableSpec[AnyRow] = TableSpec(
     "curves",
-    "df ablate",
-    "df ablate, you",
+    "df ablate, df merge-studies",
+    "df ablate, df merge-studies, you",
     (
         Column("key", pa.string(), "digest of all that the run depends on: one that is here is not run again"),
+        Column(
+            "study",
+            pa.string(),
+            "name that its study has among several (`df merge-studies`)",
+            null="it was given none",
+            optional=True,
+        ),
         Column("variant", pa.string(), "its name in the recipe, or `base`: the base policy"),
         Column("seed", pa.int32(), "of the run"),
         Column("problems", pa.string(), "`test`, or `validation`: what the learning rate is tuned on"),
-        Column("learning_rate", pa.float64(), "of the policy", null="the recipe's"),
+        Column("learning_rate", pa.float64(), "of the policy", null="no training, or not recorded"),
         Column("budget", pa.float64(), "device-seconds at which the run is read", null="at its end"),
         Column("round", pa.float64(), "rounds done by then"),
         Column("device_seconds", pa.float64(), "spent by then, evaluations left out (eq. 29)"),
         Column("rollouts", pa.float64(), "responses sampled from the policy by then, to train it"),
-        Column("measure", pa.string(), "`sampled` or `greedy` accuracy, or a measure of the repair model"),
+        Column(
+            "measure",
+            pa.string(),
+            "`sampled` or `greedy` accuracy; that word before something else that was counted in the same answers; "
+            "`repair` before a measure of the repair model",
+        ),
         Column(
             "values",
             pa.list_(pa.float32()),
@@ -520,7 +532,7 @@ CURVES: TableSpec[AnyRow] = TableSpec(
 )
 ABLATION: TableSpec[AnyRow] = TableSpec(
     "ablation",
-    "df ablate",
+    "df ablate, df merge-studies",
     "you",
     (
         Column("variant", pa.string(), "its name in the recipe, or `base`: the base policy"),
@@ -590,5 +602,5 @@ AUDIT_AGREEMENT: TableSpec[AgreementRow] = TableSpec(
 
 TABLES: tuple[TableSpec[Any], ...] = (
     PROBLEMS, ERRORS, REPAIR_SET, PREFERENCES, ROLLOUTS, REPAIRS, GROUPS, DRAFTS, EPISODES, DROPPED, VALUES,
-    OLD_LOGPROBS, METRICS, SAMPLES, SCORES, SUMMARY, ABLATION, AUDIT_SAMPLE, AUDIT_LABELS, AUDIT_AGREEMENT,
+    OLD_LOGPROBS, METRICS, SAMPLES, SCORES, SUMMARY, CURVES, ABLATION, AUDIT_SAMPLE, AUDIT_LABELS, AUDIT_AGREEMENT,
 )  # fmt: skip

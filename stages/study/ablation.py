@@ -26,7 +26,7 @@ from stages.recipe import Recipe, read_values, recipe_file, recipe_with
 from stages.runtime.interruption import Requests
 from stages.sections import VariantSection
 from stages.study.curves import Point, Run, read_runs, repairs_of, rows_of, values_of
-from stages.study.figure import draw
+from stages.study.figure import FIGURE, draw
 from stages.study.results import BASE, result_rows
 from stages.study.spending import Policy, Spending
 from stages.study.steps import STAGES, Steps, digest_of
@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 RATE = "train.optimizer.learning_rate"
 TEST, VALIDATION = "test", "validation"
-FIGURE = "curves.svg"
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,8 @@ class Runs:
         if key not in self.known:
             logger.info("%s, seed %d, learning rate %s", name, seed, "of the recipe" if rate is None else f"{rate:g}")
             made, rounds_made = self._make(variant, settings, seed, problems, rounds, budget)
-            self.known[key] = replace(made, variant=name, learning_rate=rate, key=key)
+            trained = self.of.recipe_with(settings).train.optimizer.learning_rate
+            self.known[key] = replace(made, variant=name, learning_rate=None if name == BASE else trained, key=key)
             write_rows(self.file, CURVES, rows_of(self.known.values()))
             if not self.section.keep_rounds:
                 self.steps.remove(rounds_made)

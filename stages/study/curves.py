@@ -18,11 +18,14 @@ from stages.measures.repairs import measure_errors
 from stages.measures.scores import correct_by_problem
 
 MODES = ("sampled", "greedy")
+ACCURACY = "accuracy"
 REPAIR = "repair "
 """Begins the measures of a repair model."""
 GRID = 60
 """Costs at which a line is drawn."""
 Values = npt.NDArray[np.float64]
+_OWN = ("key", "study", "variant", "seed", "problems", "learning_rate", "budget")
+"""Columns of `curves` that are the same in all rows of a run."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class Run:
     points: Sequence[Point] = ()
     repairs: Mapping[str, Values] = field(default_factory=dict)
     """Of its repair model: by measure, each held-out error's value, in the order of ids."""
+    study: str | None = None
+    """Its study's name among several; None where it was given none."""
     error: str | None = None
 
     @property
@@ -97,12 +102,17 @@ def repairs_of(repair_model: Path, threshold: float) -> dict[str, Values]:
     return {name: np.array([of.get(error, np.nan) for error in errors]) for name, of in measures.items()}
 
 
-def line(runs: Sequence[Run], mode: str, cost: str) -> tuple[Values, Values]:
-    """Costs (X,), and each run's accuracy there (S, X), on the line between the points beside it."""
+def measure_of(mode: str, measured: str) -> str:
+    """Name among a point's values of what was measured in its sampled or greedy answers; accuracy goes by the mode."""
+    return mode if measured == ACCURACY else f"{mode} {measured}"
+
+
+def line(runs: Sequence[Run], measure: str, cost: str) -> tuple[Values, Values]:
+    """Costs (X,), and each run's mean measure there (S, X), on the line between the points beside it."""
     costs = [[getattr(point, cost) for point in _within(run)] for run in runs]
     grid = np.linspace(max(found[0] for found in costs), min(found[-1] for found in costs), GRID)
-    accuracies = [[np.nanmean(point.values[mode]) for point in _within(run)] for run in runs]
-    return grid, np.stack([np.interp(grid, *found) for found in zip(costs, accuracies, strict=True)])
+    means = [[np.nanmean(point.values[measure]) for point in _within(run)] for run in runs]
+    return grid, np.stack([np.interp(grid, *found) for found in zip(costs, means, strict=True)])
 
 
 def _within(run: Run) -> list[Point]:
@@ -117,7 +127,7 @@ def rows_of(runs: Iterable[Run]) -> list[AnyRow]:
 
 
 def _rows_of(run: Run) -> list[AnyRow]:
-    own = {name: getattr(run, name) for name in ("key", "variant", "seed", "problems", "learning_rate", "budget")}
+    own = {name: getattr(run, name) for name in _OWN}
     start = {"round": 0.0, "device_seconds": 0.0, "rollouts": 0.0}
     repairs = [own | start | {"measure": REPAIR + name, "values": values} for name, values in run.repairs.items()]
     costs = ("round", "device_seconds", "rollouts")
@@ -131,11 +141,11 @@ def _rows_of(run: Run) -> list[AnyRow]:
 def read_runs(file: Path) -> list[Run]:
     """Those in a file of `curves`; none where there is no file."""
     rows = list(iterate_rows(file, CURVES)) if file.is_file() else []
-    return [_run(list(group)) for _, group in groupby(rows, key=lambda row: row["key"])]
+    return [_run(list(group)) for _, group in groupby(rows, key=lambda row: [row[name] for name in _OWN])]
 
 
 def _run(rows: Sequence[Mapping[str, Any]]) -> Run:
-    own = {name: rows[0][name] for name in ("key", "variant", "seed", "problems", "learning_rate", "budget")}
+    own = {name: rows[0][name] for name in _OWN}
     values = {row["measure"]: np.array(row["values"], np.float64) for row in rows}
     repairs = {name.removeprefix(REPAIR): found for name, found in values.items() if name.startswith(REPAIR)}
     of_policies = [row for row in rows if not row["measure"].startswith(REPAIR)]

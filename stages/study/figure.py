@@ -11,13 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stages.artifacts.writing import PARTIAL, replace, writing
-from stages.study.curves import MODES, Run, line
+from stages.study.curves import ACCURACY, MODES, Run, line, measure_of
 from stages.study.results import BASE
 
+FIGURE = "curves.svg"
 COSTS = {"device_seconds": "device-seconds", "rollouts": "rollouts"}
 
 
-def draw(runs: Sequence[Run], file: Path, measured: str = "accuracy") -> None:
+def draw(runs: Sequence[Run], file: Path, measured: str = ACCURACY) -> None:
     """Write an SVG of what was measured of the runs on test problems; nothing where none was trained.
 
     A line is the mean over seeds, from where the last of them starts to where the first of them ends; its band is one
@@ -34,7 +35,7 @@ def draw(runs: Sequence[Run], file: Path, measured: str = "accuracy") -> None:
         panels = figure.subplots(len(MODES), len(COSTS), sharey="row", squeeze=False)
         for row, mode in zip(panels, MODES, strict=True):
             for panel, cost in zip(row, COSTS, strict=True):
-                _panel(panel, by_variant, mode, cost)
+                _panel(panel, by_variant, measure_of(mode, measured), cost)
             row[0].set_ylabel(f"{mode} {measured}")
         handles, labels = panels[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", frameon=False)
@@ -44,10 +45,10 @@ def draw(runs: Sequence[Run], file: Path, measured: str = "accuracy") -> None:
         replace(written, file)
 
 
-def _panel(panel: Axes, by_variant: Mapping[str, Sequence[Run]], mode: str, cost: str) -> None:
+def _panel(panel: Axes, by_variant: Mapping[str, Sequence[Run]], measure: str, cost: str) -> None:
     colors = mpl.color_sequences["tab10" if len(by_variant) <= 10 else "tab20"]
     for number, (variant, runs) in enumerate(by_variant.items()):
-        grid, values_SX = line(runs, mode, cost)
+        grid, values_SX = line(runs, measure, cost)
         mean = values_SX.mean(axis=0)
         color = colors[number % len(colors)]
         panel.plot(grid, mean, color=color, label=f"{variant} (n = {len(runs)})")

@@ -8,17 +8,19 @@ from itertools import product
 
 from stages.artifacts.rows import AnyRow
 from stages.measures.accuracy import Measure, mean_over_seeds_and_problems
-from stages.study.curves import MODES, Run, Values, at
+from stages.study.curves import ACCURACY, MODES, Run, Values, at, measure_of
 
 BASE = "base"
 """Name of the run that only evaluates the base policy."""
 
 
-def result_rows(runs: Sequence[Run], baseline: str, read_at: Sequence[float] = ()) -> list[AnyRow]:
+def result_rows(
+    runs: Sequence[Run], baseline: str, read_at: Sequence[float] = (), measured: str = ACCURACY
+) -> list[AnyRow]:
     """Rows of `ablation`: of each run (`seed` set), then of each variant over the seeds that it ended with.
 
-    Intervals are over problems (or errors) and seeds; gains and differences are paired by both. Accuracies are read off
-    at each of the device-seconds `read_at` too.
+    Intervals are over problems (or errors) and seeds; gains and differences are paired by both. What was `measured`
+    is read off at each of the device-seconds `read_at` too.
     """
     rows = [row for run in runs for row in _of_run(run)]
     by_variant: dict[str, dict[int, Run]] = defaultdict(dict)
@@ -32,20 +34,21 @@ def result_rows(runs: Sequence[Run], baseline: str, read_at: Sequence[float] = (
             for measure in _mean(f"repair {name}", {seed: run.repairs[name] for seed, run in ended.items()})
         ]
         for cost, mode in product((*read_at, None), MODES):
-            values, where = _accuracy(mode, ended, cost), "" if cost is None else f" at {cost:g} device-seconds"
-            measures += _mean(f"{mode} accuracy{where}", values)
+            name, where = measure_of(mode, measured), "" if cost is None else f" at {cost:g} device-seconds"
+            values = _values(name, ended, cost)
+            measures += _mean(f"{mode} {measured}{where}", values)
             for other, words in ((BASE, "gain over"), (baseline, "difference to")):
                 if variant not in (BASE, other):
-                    others = _accuracy(mode, by_variant.get(other, {}), cost)
+                    others = _values(name, by_variant.get(other, {}), cost)
                     measures += _mean(f"{mode} {words} {other}{where}", _difference(values, others))
         rows += [_row(variant, None, measure) for measure in measures]
     return rows
 
 
-def _accuracy(mode: str, runs: Mapping[int, Run], cost: float | None) -> dict[int, Values]:
+def _values(measure: str, runs: Mapping[int, Run], cost: float | None) -> dict[int, Values]:
     """By seed, of each problem, at so many device-seconds; at the run's end for None."""
     points = {seed: run.result if cost is None else at(run.points, cost) for seed, run in runs.items()}
-    return {seed: point.values[mode] for seed, point in points.items()}
+    return {seed: point.values[measure] for seed, point in points.items()}
 
 
 def _difference(values: Mapping[int, Values], others: Mapping[int, Values]) -> dict[int, Values]:

@@ -124,6 +124,20 @@ FROZEN = {
         ("high", "double"),
         ("n", "int64"),
     ],
+    "curves": [
+        ("key", "string"),
+        ("study", "string"),
+        ("variant", "string"),
+        ("seed", "int32"),
+        ("problems", "string"),
+        ("learning_rate", "double"),
+        ("budget", "double"),
+        ("round", "double"),
+        ("device_seconds", "double"),
+        ("rollouts", "double"),
+        ("measure", "string"),
+        ("values", FLOATS),
+    ],
     "ablation": [
         ("variant", "string"),
         ("seed", "int32"),
@@ -172,6 +186,7 @@ NULLABLE = {
     "samples": {"reward", "flagged", "category"},
     "scores": {"kind", "reward"},
     "summary": {"low", "high", "n"},
+    "curves": {"study", "learning_rate", "budget"},
     "ablation": {"seed", "low", "high", "n", "note"},
     "audit_sample": set(),
     "audit_labels": {"label", "question", "answer", "error", "repair", "difference"},
@@ -222,6 +237,7 @@ def test_optional_columns_may_be_missing_and_are_null_then(tmp_path):
         "dropped": ["detail"],
         "drafts": ["right_texts"],
         "samples": ["flagged", "category"],
+        "curves": ["study"],
     }
     optional |= {"audit_labels": ["question", "answer", "error", "repair", "difference"]}
     assert {spec.name: [c.name for c in spec.columns if c.optional] for spec in TABLES} == {

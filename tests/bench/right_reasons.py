@@ -1,11 +1,10 @@
-"""How many answers of a study of `worded_digits` are right from end to end, beside those that end in the right number.
+"""How many answers of studies of `worded_digits` are right from end to end, beside those that end in the right number.
 
-    PYTHONPATH=. python tests/bench/right_reasons.py STUDY… [--baseline grpo] [--read-at SECONDS] [--digits 8 12]
-        [--out DIR]
+    PYTHONPATH=. python tests/bench/right_reasons.py STUDY… --out FILE [--digits 8 12]
 
 STUDY are outputs of `make study RECIPE=worded_digits`, whose evaluations on the test problems are read again. A right
-number may stand behind a wrong reading or a step that was left out. Prints of such answers what `df ablate` says of
-accuracy; DIR gets the runs and their picture.
+number may stand behind a wrong reading or a step that was left out. FILE gets their runs with both counts;
+`df merge-studies FILE --measure "answers right from end to end"` compares them.
 """
 
 from __future__ import annotations
@@ -24,9 +23,7 @@ from right_repairs import is_right, shown
 from stages.artifacts.columns import CURVES, SCORES
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.errors import DataError
-from stages.study.curves import MODES, Point, Run, Values, read_runs, rows_of, values_of
-from stages.study.figure import draw
-from stages.study.results import result_rows
+from stages.study.curves import MODES, Point, Run, Values, measure_of, read_runs, rows_of, values_of
 
 MEASURED = "answers right from end to end"
 
@@ -34,26 +31,15 @@ MEASURED = "answers right from end to end"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", type=Path, nargs="+", metavar="STUDY")
-    parser.add_argument("--baseline", default="grpo")
-    parser.add_argument("--read-at", type=float, action="append", default=[])
     parser.add_argument("--digits", type=int, nargs=2, default=LENGTHS, metavar=("FEWEST", "MOST"))
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     arguments = parser.parse_args()
     strips = shown("test", (arguments.digits[0], arguments.digits[1]))
-    found = {(run.seed, run.variant): run for study in arguments.studies for run in right_runs(study, strips)}
-    runs = [found[key] for key in sorted(found)]  # the base's are in every study
-    for row in result_rows(runs, arguments.baseline, arguments.read_at):
-        if row["seed"] is None:
-            measure = row["measure"].replace("accuracy", MEASURED)
-            print(f"{row['variant']}: {measure}: {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
-    if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        write_rows(arguments.out / "curves.parquet", CURVES, rows_of(runs))
-        draw(runs, arguments.out / "curves.svg", MEASURED)
+    write_rows(arguments.out, CURVES, rows_of(run for study in arguments.studies for run in right_runs(study, strips)))
 
 
 def right_runs(study: Path, strips: Mapping[str, Row]) -> Iterator[Run]:
-    """Its runs on the test problems, whose points have the share of answers that are right from end to end."""
+    """Its runs on the test problems, whose points have the share of answers that are right from end to end too."""
     evaluations = [(values_of(folder, 1.0), folder) for folder in sorted((study / "steps").glob("evaluate-*"))]
     right: dict[Path, dict[str, Values]] = {}
 
@@ -66,19 +52,22 @@ def right_runs(study: Path, strips: Mapping[str, Row]) -> Iterator[Run]:
             )
         if folder not in right:
             right[folder] = right_values(folder, strips)
-        return right[folder]
+        return {**point.values, **right[folder]}
 
     for run in read_runs(study / "curves.parquet"):
         if run.problems == "test":
-            yield replace(run, repairs={}, points=[replace(point, values=of(point)) for point in run.points])
+            yield replace(run, points=[replace(point, values=of(point)) for point in run.points])
 
 
 def right_values(scores: Path, strips: Mapping[str, Row]) -> dict[str, Values]:
-    """Of each problem, in the order of ids, the share of draws that are right from end to end."""
+    """Of each problem, in the order of ids, the share of sampled and of greedy answers right from end to end."""
     found: dict[str, dict[str, list[bool]]] = {mode: defaultdict(list) for mode in MODES}
     for row in iterate_rows(scores, SCORES):
         found[row["mode"]][row["problem_id"]].append(is_right(row["text"], strips[row["problem_id"]]))
-    return {mode: np.array([np.mean(of[problem]) for problem in sorted(of)]) for mode, of in found.items()}
+    return {
+        measure_of(mode, MEASURED): np.array([np.mean(of[problem]) for problem in sorted(of)])
+        for mode, of in found.items()
+    }
 
 
 def _same(first: Mapping[str, Values], second: Mapping[str, Values]) -> bool:

@@ -53,7 +53,9 @@ def test_a_right_number_behind_a_wrong_reading_does_not_count(strips, tmp_path):
     write_rows(tmp_path / "curves.parquet", CURVES, rows_of(runs))
     (run,) = right_runs(tmp_path, strips)
     for mode in ("greedy", "sampled"):
-        assert [point.values[mode].tolist() for point in run.points] == [[0.0, 0.0], [1.0, 0.0]]
+        found = [point.values[f"{mode} answers right from end to end"].tolist() for point in run.points]
+        assert found == [[0.0, 0.0], [1.0, 0.0]]
+        assert [point.values[mode].tolist() for point in run.points] == [[1.0, 0.0], [1.0, 1.0]]
     (tmp_path / "steps/evaluate-a").rename(tmp_path / "elsewhere")
     with pytest.raises(DataError, match="the evaluation of round 0 of a run is not there any more"):
         list(right_runs(tmp_path, strips))
