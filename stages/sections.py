@@ -118,6 +118,22 @@ class VllmSection(Section):
         exclude=True,
         description="What starts the workers of one engine: `ray` on several nodes; vLLM chooses if null.",
     )
+    speculative_config: None = Field(
+        None,
+        exclude=True,
+        description="Always null: vLLM's speculation is refused, since none of its kinds was shown to be exact with "
+        "per-request seeds and ids that are never sampled. A repair follows its draft by `engine.name=transformers`.",
+    )
+
+    @field_validator("speculative_config", mode="before")
+    @classmethod
+    def _no_speculation(cls, given: Any) -> None:
+        if given is not None:
+            raise ValueError(
+                "vLLM's speculation is not offered: vLLM 0.32 refuses logit_bias beside it, which keeps ids out that "
+                "must not be sampled, and nothing in its place was shown to be exact; engine.name=transformers follows "
+                "a repair's draft exactly (engine.draft_block)"
+            )
 
 
 class EngineSection(Section):

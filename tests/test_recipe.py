@@ -113,6 +113,14 @@ def test_an_unknown_key_in_set_is_placed_there(assignment, wrong, nearest):
     assert str(error.value) == f"--set {assignment}: no field {wrong}; the nearest is {nearest}"
 
 
+@pytest.mark.parametrize("assignment", ["speculative_config=ngram", "speculative_config.method=ngram"])
+def test_vllms_speculation_is_refused_with_the_reason(assignment, recipe_file):
+    with pytest.raises(RecipeError, match=r"vLLM's speculation is not offered: .*engine\.name=transformers") as error:
+        load_recipe("digits", [f"engine.vllm.{assignment}"])
+    assert "\n" not in str(error.value)
+    assert load_recipe(recipe_file("engine: {vllm: {speculative_config: null}}")) == Recipe()
+
+
 @pytest.mark.parametrize(
     ("endpoint", "message"),
     [

@@ -17,8 +17,21 @@ from stages.model.batches import encode_prompt
 from stages.model.loading import wrap_model
 from stages.model.prompts import continuation_prompt, policy_prompt, repair_prompt
 
-ENGINES = ["scripted", "transformers", pytest.param("vllm", marks=pytest.mark.vllm)]
+ENGINES = ["scripted", "transformers", "drafted", pytest.param("vllm", marks=pytest.mark.vllm)]
 STYLE = SimpleNamespace(instruction="")
+
+
+class Drafted(TransformersEngine):
+    """Each request comes with a draft: what it is answered without one, every fifth token replaced by its first."""
+
+    def generate(self, requests, sampling):
+        free = super().generate(requests, sampling)
+        drafts = [
+            [group[0].ids[0] if place % 5 == 4 else token for place, token in enumerate(group[0].ids)] if group else []
+            for group in free
+        ]
+        drafted = [replace(request, draft_ids=ids) for request, ids in zip(requests, drafts, strict=True)]
+        return super().generate(drafted, sampling)
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -26,8 +39,9 @@ def open_engine(request):
     """A function: the engine with a model, that generates so many rows at once if it asks."""
     if request.param == "scripted":
         return lambda vlm, _: ScriptedEngine(vlm)
-    if request.param == "transformers":
-        return lambda vlm, rows_per_batch: TransformersEngine(vlm, rows_per_batch=rows_per_batch)
+    if request.param in ("transformers", "drafted"):
+        engine = Drafted if request.param == "drafted" else TransformersEngine
+        return lambda vlm, rows_per_batch: engine(vlm, rows_per_batch=rows_per_batch)
     start = request.getfixturevalue("start_vllm")
     return lambda vlm, _: start(vlm)
 
