@@ -1,5 +1,6 @@
 """The embedded examples: what is committed is what their builders make, and no handwriting is in two places."""
 
+import hashlib
 import io
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
@@ -82,6 +83,15 @@ def test_there_are_enough_problems_of_every_kind(example):
         assert len(found) >= least
         assert {row["kind"] for row in found} == set(QUESTIONS)
         assert all(row["question"] == QUESTIONS[row["kind"]] for row in found)
+
+
+def test_the_committed_files_are_those_of_the_recorded_sums(example):
+    lines = (example.folder / "SHA256SUMS").read_text(encoding="ascii").splitlines()
+    recorded = {name: digest for digest, name in (line.split("  ") for line in lines)}
+    files = [*example.folder.glob("*.parquet"), *(example.folder / "base").iterdir()]
+    assert recorded == {
+        file.relative_to(example.folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
+    }
 
 
 def test_no_problem_is_in_two_files(example):
