@@ -126,7 +126,7 @@ SETUP := ; .venv is there already
 ifeq ($(INSTALLED),)
 SETUP := ; first it installs into .venv: 2 GB with torch for CPUs, several more with CUDA
 endif
-told/all := make all: digits takes 5 to 13 minutes on two cores$(SETUP)
+told/all := make all$(if $(EXAMPLE),: $(EXAMPLE) takes some ten minutes on two cores)$(SETUP)
 told/all := $(if $(TO_DO),$(if $(REFUSAL),,$(told/all)))
 told/test := make test: 7 to 9 minutes on two cores$(SETUP)
 $(if $(MAKE_RESTARTS),,$(foreach goal,$(GOALS),$(if $(told/$(goal)),$(info $(told/$(goal))))))
