@@ -14,7 +14,7 @@ from stages.artifacts.columns import ABLATION, CURVES
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.errors import DataError
 from stages.recipe import RECIPES
-from stages.study.curves import Point, Run, read_runs, rows_of
+from stages.study.curves import Point, Run, measure_of, read_runs, rows_of
 from stages.study.figure import draw
 from stages.study.merging import compared, merge, select
 
@@ -81,13 +81,28 @@ def test_studies_of_other_machines_lie_in_one_file_under_their_names(tmp_path):
     runs = merge([(None, both), ("fast", fast)])
     assert [(r.study, r.result.values["greedy"][0]) for r in runs] == [("slow", 0.5), ("fast", 0.75)]
     assert select(runs, ["fast/ours"]) == runs[1:]
-    with pytest.raises(DataError, match=r"slow/ours, seed 0 and fast/ours, seed 0 are not one run"):
+    with pytest.raises(DataError, match=r"slow/ours, seed 0, and fast/ours, seed 0, came to other values; choose one"):
         compared(runs, "ours", [])
+
+
+def test_what_was_counted_afterwards_is_kept_whichever_comes_first(tmp_path):
+    counted = run("ours", 0, 0.5)
+    points = [
+        replace(point, values={"sampled": point.values["sampled"], "greedy": point.values["greedy"]})
+        for point in counted.points
+    ]
+    sources = [
+        (None, study(tmp_path / "before", replace(counted, points=points))),
+        (None, study(tmp_path / "after", counted)),
+    ]
+    for order in (sources, sources[::-1]):
+        (merged,) = merge(order)
+        assert "greedy read right" in merged.points[1].values
 
 
 def test_the_base_policies_of_the_studies_chosen_go_along():
     runs = [run(name, 0, 0.5, study=of) for of, name in product(("a", "b", "c"), ("base", "ours", "theirs"))]
-    chosen = select(runs, ["b/theirs", "a/ours"])
+    chosen = select(runs, ["b/theirs", "a/ours", "b/theirs"])
     assert [(r.study, r.variant) for r in chosen] == [("a", "base"), ("b", "base"), ("b", "theirs"), ("a", "ours")]
     tested, _ = compared(chosen, "ours", [])
     assert [(r.study, r.variant) for r in tested] == [("a", "base"), ("b", "theirs"), ("a", "ours")]
@@ -117,6 +132,13 @@ def test_other_measures_are_compared_by_their_name():
 def test_what_does_not_belong_together_is_not_compared(changes, message):
     with pytest.raises(DataError, match=message):
         compared([run("theirs", 0, 0.5), replace(run("ours", 0, 0.5), **changes)], "ours", [], "read right")
+
+
+def test_studies_on_other_problems_are_told_by_their_base_policies():
+    runs = [run("ours", 0, 0.5, study="a"), run("theirs", 0, 0.5, study="b")]
+    bases = [run("base", 0, 0.5, study="a"), replace(runs[0], variant="base", study="b", budget=None)]
+    with pytest.raises(DataError, match=r"a/base, seed 0, and b/base, seed 0, came to other values: their problems"):
+        compared([*bases, *runs], "ours", [])
 
 
 OURS = {
@@ -164,3 +186,17 @@ def test_the_readmes_figure_is_drawn_from_the_record(tmp_path):
         for file in (tmp_path / "curves.svg", RECORD.with_name("worded_digits_reasons.svg"))
     )
     assert drawn == pytest.approx(shown, abs=0.1)
+
+
+def test_what_the_readme_says_of_answers_to_half_the_set_is_what_the_record_says():
+    (line,) = [line for line in README.read_text(encoding="utf-8").splitlines() if "GRPO after such answers" in line]
+    arms = ["half/sft_then_grpo", "half/sft_then_difference_even", "half/difference_even", "reasons/grpo"]
+    record, expected = merge([(None, RECORD)]), []
+    for measured, arm in product(("accuracy", "answers right from end to end"), arms):
+        tested = [run for run in select(record, [arm]) if run.variant != "base" and run.problems == "test"]
+        means = [
+            np.mean([run.result.values[measure_of(mode, measured)] for run in tested if run.seed < 3])
+            for mode in ("sampled", "greedy")
+        ]
+        expected.append(" / ".join(f"{mean:.3f}" for mean in means))
+    assert re.findall(r"0\.\d{3} / 0\.\d{3}", line) == expected

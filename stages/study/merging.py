@@ -17,7 +17,7 @@ from stages.study.results import BASE, result_rows
 
 
 def merge(sources: Sequence[tuple[str | None, Path]]) -> list[Run]:
-    """The runs of outputs of `df ablate` or files of `curves`, each once.
+    """The runs of outputs of `df ablate` or files of `curves`, each once, with all that was measured of it.
 
     A source's name becomes that of its study; without one, its runs keep the names that they have.
 
@@ -30,17 +30,19 @@ def merge(sources: Sequence[tuple[str | None, Path]]) -> list[Run]:
         for run in (run for file in parquet_files(source, CURVES) for run in read_runs(file)):
             named = run if name is None else replace(run, study=name)
             own = (named.study, run.variant, run.seed, run.problems, run.learning_rate, run.budget)
-            if not _is_same(found.setdefault(own, named), named):
+            known = found.setdefault(own, named)
+            if not _is_same(known, named):
                 raise DataError(
                     f"{source}: {_told(named)} on {run.problems} problems is there twice, with other values; "
                     "tell the studies apart, each by a name: NAME=STUDY"
                 )
+            found[own] = max(known, named, key=lambda run: len(run.points[0].values))
     return [*found.values()]
 
 
 def select(runs: Sequence[Run], names: Sequence[str]) -> list[Run]:
     """Those of these variants, each `VARIANT` or `STUDY/VARIANT`, in this order, after the base policies of their
-    studies; all if there are no names.
+    studies, each once; all if there are no names.
 
     Raises:
         DataError: there is no such variant.
@@ -55,7 +57,8 @@ def select(runs: Sequence[Run], names: Sequence[str]) -> list[Run]:
             raise DataError(f"no run of {name}; there are {known}")
         chosen += of_name
     studies = {run.study for run in chosen}
-    return [run for run in runs if run.variant == BASE and run.study in studies] + chosen
+    bases = [run for run in runs if run.variant == BASE and run.study in studies]
+    return [*{id(run): run for run in bases + chosen}.values()]
 
 
 def compared(
@@ -64,15 +67,19 @@ def compared(
     """The runs on test problems that may be compared, the base policy of a seed once, and their rows of `ablation`.
 
     Raises:
-        DataError: a variant has two runs of one seed, runs are read at different device-seconds or on different
-            numbers of problems, nothing of that name was measured, or the baseline has no run.
+        DataError: a variant or the base policy has two results of one seed, runs are read at different
+            device-seconds or on different numbers of problems, nothing of that name was measured, or the baseline has
+            no run.
     """
     found: dict[tuple[str, int], Run] = {}
     for run in runs:
         if run.problems == "test":
             other = found.setdefault((run.variant, run.seed), run)
             if not _is_same(other, run):
-                raise DataError(f"{_told(other)} and {_told(run)} are not one run; name one study's as STUDY/VARIANT")
+                told = f"{_told(other)}, and {_told(run)}, came to other values"
+                if run.variant == BASE:
+                    raise DataError(f"{told}: their problems, base policy or evaluation differ, so do not compare them")
+                raise DataError(f"{told}; choose one study's with --variant STUDY/VARIANT")
     tested = [*found.values()]
     trained = [run for run in tested if run.variant != BASE]
     if all(run.variant != baseline for run in trained):
