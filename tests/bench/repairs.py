@@ -1,13 +1,14 @@
 """Responses a second of the embedded engine's loop, with and without drafts, beside transformers' own `generate`.
 
-    python tests/bench/repairs.py [--repair-model EXAMPLE=DIR] [--long 8] [--rows 4] [--repeats 1] [--out runs/bench]
+    python tests/bench/repairs.py [--long 16] [--rows 4] [--repeats 1] [--out runs/bench]
 
-On the CPU, one thread. Rollouts are the digits base's. Repairs are those of an embedded example's errors, by the model
-that `--repair-model` names for it (train one with `df sft-repair`); without it, of the digits' errors by their base.
-The long responses are 300 tokens of a random model; their drafts are these responses after edits of one to three
-tokens, replaced, left out or put in, until so many tokens in a hundred are edited. All sides draw the same numbers, so
-they write the same responses, which is checked; a long one that another order of summing changes (all of it from there
-on: the model is random) is left out beforehand. Times are of CPU: the machine may have other work. Writes repairs.json.
+On the CPU, one thread. Rollouts are the digits base's. Repairs are those of an embedded example's errors, by a repair
+model that is trained first, as `df sft-repair` does by the example's recipe; it stays under runs/bench/repair-models,
+and is not trained again. The long responses are 300 tokens of a random model; their drafts are these responses after
+edits of one to three tokens, replaced, left out or put in, until so many tokens in a hundred are edited. All sides draw
+the same numbers, so they write the same responses, which is checked; a long one that another order of summing changes
+(all of it from there on: the model is random) is left out beforehand. Times are of CPU: the machine may have other
+work. Writes repairs.json.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from rich.table import Table
 from tiny_vlm import VOCABULARY, describe, random_image, tiny_model, tiny_processor
 
 from stages.artifacts.columns import REPAIR_SET
+from stages.artifacts.manifests import model_folder
 from stages.artifacts.problems import Problem, ProblemSet
+from stages.artifacts.stage import execute
 from stages.engines.decoding import DRAFT_BLOCKS, Decoder, Numbered
 from stages.engines.plain_generate import PlainGenerate
 from stages.engines.protocol import Completion, Request, Sampling
@@ -38,9 +41,11 @@ from stages.model.loading import VisionLanguageModel, load_model, wrap_model
 from stages.model.prompts import policy_prompt
 from stages.recipe import load_recipe
 from stages.repair.repairs import Repairer
+from stages.s1_sft_repair import SftRepair
 from stages.training.heldout import annotated_draft
 
 DIGITS = Path("data/digits")
+EXAMPLES = ("digits", "long_digits", "worded_digits")
 PROMPT_TOKENS = 340
 IMAGE = (8, 4)
 """Visual tokens, columns by rows; they come on top."""
@@ -83,18 +88,16 @@ class Measured:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repair-model", action="append", metavar="EXAMPLE=DIR", help="may be given again")
-    parser.add_argument("--long", type=int, default=8, help="long responses")
+    parser.add_argument("--long", type=int, default=16, help="long responses")
     parser.add_argument("--rows", type=int, default=4, help="of them at once")
     parser.add_argument("--repeats", type=int, default=1, help="of which the fastest counts")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = tiny_model(0)
-    models = dict(given.split("=", 1) for given in options.repair_model or [f"digits={DIGITS / 'base'}"])
     cases = [
         rollouts(),
-        *(repairs(example, Path(folder)) for example, folder in models.items()),
+        *(repairs(example, options.out / "repair-models" / example) for example in EXAMPLES),
         *long_repairs(model, options.long, options.rows),
     ]
     results = {case.name: measure_case(case, options.repeats) for case in cases}
@@ -115,9 +118,14 @@ def rollouts() -> Case:
 
 
 def repairs(example: str, model: Path) -> Case:
-    """Two of each of 256 errors of an example's repair set, as `df build-masks` samples them; every token is drawn."""
-    recipe, vlm = load_recipe(example), load_model(model)
-    problems = ProblemSet(Path("data") / example / "repair_set.parquet", REPAIR_SET)
+    """Two of each of 256 errors of an example's repair set, as `df build-masks` samples them; every token is drawn.
+
+    The repair model is trained in the folder, unless it is there.
+    """
+    recipe, data = load_recipe(example), Path("data") / example
+    execute(SftRepair(recipe, data / "repair_set.parquet", data / "base"), model)
+    vlm = load_model(model_folder(model))
+    problems = ProblemSet(data / "repair_set.parquet", REPAIR_SET)
     drafts = [annotated_draft(vlm, problem) for problem in problems.many(problems.ids[-256:])]
     repairer = Repairer(_Named(vlm), recipe.prompt, None, None)
     requests = [Request(repairer.prompt(draft), 2, draft.ids) for draft in drafts]
