@@ -78,7 +78,7 @@ class Evaluate:
     def run(self, step: Step) -> None:
         recipe = self.recipe
         with step.ledger.phase("load"):
-            engine = self.models.engine(self.model, recipe)
+            engine = self.models.engine_alone(self.model, recipe)
         modes = list(self._modes())
         parts = list(product(modes, batched(self.usable.ids, PROBLEMS_AT_ONCE)))
         with (

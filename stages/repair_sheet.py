@@ -22,7 +22,7 @@ from stages.artifacts.step import Step, Tally
 from stages.artifacts.writing import writing
 from stages.checks.problem_check import ProblemCheck
 from stages.declared import declare_repair_sheet
-from stages.engines.loading import open_codec, open_engine, recipe_sampling, with_engine
+from stages.engines.loading import alone, open_codec, open_engine, recipe_sampling, with_engine
 from stages.errors import DataError
 from stages.recipe import Recipe
 from stages.repair.answering import Answerer
@@ -71,7 +71,7 @@ class RepairSheet:
     def run(self, step: Step) -> None:
         recipe = self.recipe
         with step.ledger.phase("load"):
-            engine = open_engine(self.policy, recipe)
+            engine = open_engine(self.policy, alone(recipe))
         with open_reward(recipe.reward) as reward:
             self._look_for_errors(Answerer(engine, recipe.prompt, reward, step.ledger), step)
         drafts = read_drafts(step.out, self.usable)

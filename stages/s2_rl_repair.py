@@ -25,7 +25,6 @@ from stages.declared import declare_rl_repair
 from stages.engines.loading import (
     check_same_tokens,
     open_reference,
-    open_sampler,
     recipe_sampling,
     with_engine,
 )
@@ -122,7 +121,7 @@ class RlRepair:
             with step.ledger.phase("load"):
                 policy = Answerer(self.models.engine(self.policy, recipe), recipe.prompt, reward, step.ledger)
                 trainer = self.models.trainer(self.repair_model, recipe, self._trainer)
-                sampler = open_sampler(trainer.vlm, self.repair_model, recipe)
+                sampler = self.models.sampler(trainer.vlm, self.repair_model, recipe)
                 repairer = Repairer(sampler, recipe.prompt, reward, step.ledger)
             drafts = ErrorSource(recipe, policy, step, self._held_out()).errors(self.usable)
             if not drafts:

@@ -67,7 +67,7 @@ class Rollout:
     def run(self, step: Step) -> None:
         recipe, section = self.recipe, self.recipe.rollout
         with step.ledger.phase("load"):
-            engine = self.models.engine(self.policy, recipe)
+            engine = self.models.engine_alone(self.policy, recipe)
         with (
             open_reward(recipe.reward) as reward,
             track("rollout", len(self.usable) * section.samples_per_problem, "responses") as advance,

@@ -95,7 +95,7 @@ class VllmSection(Section):
 
     tensor_parallel_size: Positive = Field(
         1,
-        exclude=True,  # like the other three, it changes no distribution
+        exclude=True,  # like the others that are, it changes no distribution
         description="GPUs that one engine is cut over; 1 under `accelerate launch`.",
     )
     data_parallel_size: Positive | None = Field(
@@ -107,8 +107,13 @@ class VllmSection(Section):
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
         0.3,
         exclude=True,
-        description="Share of a GPU's memory that one engine takes (our choice). `build-masks` and `rl-repair` open "
-        "two beside the weights that score or train; `rollout` and `evaluate` one, where 0.9 fits.",
+        description="Share of a GPU's memory that an engine takes beside other weights (our choice): `build-masks` and "
+        "`rl-repair` open up to two beside what scores or trains, and `loop` keeps both open.",
+    )
+    gpu_memory_utilization_alone: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.9,
+        exclude=True,
+        description="Share that it takes where nothing lies beside it: `rollout`, `evaluate`, `repair-set sheet`.",
     )
     max_model_len: Positive | None = Field(
         None, description="Longest prompt with its response, in tokens; the model's own bound if null."

@@ -13,9 +13,11 @@ from stages.artifacts.manifests import OPTIMIZER_STATE, model_folder
 from stages.engines.protocol import Generator, Sampling
 from stages.engines.transformers_engine import TransformersEngine
 from stages.engines.vllm_engine import VllmEngine
+from stages.engines.vllm_room import check_room, room
 from stages.errors import ModelError, RecipeError
 from stages.model.codec import Codec
-from stages.model.loading import VisionLanguageModel, load_codec, load_model
+from stages.model.footprint import size_of
+from stages.model.loading import VisionLanguageModel, empty_checkpoint, load_codec, load_model
 from stages.model.mixed_precision import Trained, is_quantized, trained_weights
 from stages.recipe import Recipe
 from stages.runtime import processes
@@ -114,9 +116,24 @@ def with_engine(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"engine": engine})
 
 
+def alone(recipe: Recipe) -> Recipe:
+    """The recipe for an engine that has its devices to itself."""
+    section = recipe.engine.vllm
+    vllm = section.model_copy(update={"gpu_memory_utilization": section.gpu_memory_utilization_alone})
+    return recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"vllm": vllm})})
+
+
+def device_bytes() -> int | None:
+    """Memory of one GPU; None where there is none."""
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+
+
 def _vllm_engine(path: Path, recipe: Recipe, scorer: Callable[[], Generator]) -> VllmEngine:
     _check_processes(recipe.engine.vllm)
-    section = recipe.model
+    section, device = recipe.model, device_bytes()
+    if device is not None:
+        size = size_of(empty_checkpoint(model_folder(path), section.trust_remote_code))
+        check_room(str(path), room(size, recipe.engine.vllm, section.dtype, device))
     codec = open_codec(path, recipe, image_cache=section.image_cache)
     return VllmEngine(model_folder(path), codec, section, recipe.engine.vllm, scorer)
 

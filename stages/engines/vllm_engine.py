@@ -104,6 +104,10 @@ class VllmEngine:
         """Go on with the weights of another checkpoint; `scorer` as at the start."""
         self._read(folder)
         self._open_scorer = scorer
+        self.close_scorer()
+
+    def close_scorer(self) -> None:
+        """Leave off what scores; it is opened again when something is to be scored."""
         vars(self).pop("_scorer", None)
 
     def _read(self, folder: Path) -> None:

@@ -63,7 +63,11 @@ class Size:
     vision: Tower
     patches: int
     """Of an image, for each token that the text model reads of it."""
+    pixel_bytes: int
+    """Of a preprocessed image, for each of those tokens."""
     vocabulary: int
+    longest: int
+    """Tokens of the longest sequence that it was made for."""
     weights: int
     """Elements, tied ones once."""
     trained: Mapping[Trained, int]
@@ -214,7 +218,9 @@ def size_of(model: Any) -> Size:
             getattr(vision, "depth", None) or vision.num_hidden_layers,
         ),
         patches=_patches(model.config),
+        pixel_bytes=_patches(model.config) * _values_of_a_patch(vision) * BYTES["float32"],
         vocabulary=text.vocab_size,
+        longest=text.max_position_embeddings,
         weights=whole,
         trained={mode: learns[mode] for mode in modes},
         rounded={mode: sum(elements.get(name, 0) for name in rounded_weights(model, mode)) for mode in modes},
@@ -227,3 +233,9 @@ def size_of(model: Any) -> Size:
 def _patches(config: Any) -> int:
     merged = getattr(config.vision_config, "spatial_merge_size", None)
     return int(merged or round(1 / getattr(config, "downsample_ratio", 1))) ** 2
+
+
+def _values_of_a_patch(vision: Any) -> int:
+    size = vision.patch_size if isinstance(vision.patch_size, int) else vision.patch_size[0]
+    channels = getattr(vision, "in_channels", None) or vision.num_channels
+    return int(channels * getattr(vision, "temporal_patch_size", 1) * size**2)

@@ -289,7 +289,10 @@ def _open_builder(stage: BuildMasks | BuildMasksFromPreferences, step: Step) -> 
     recipe, problems, repair_model = stage.recipe, stage.usable, stage.repair_model
     with step.ledger.phase("load"):
         repair_engine = None if repair_model is None else stage.models.engine(repair_model, recipe)
-        policy_engine = stage.models.engine(stage.policy, recipe, as_trained=True)
+        if repair_engine is not None and recipe.audit.auditor == "rules":  # it lets the policy go on with repairs
+            policy_engine = stage.models.engine(stage.policy, recipe, as_trained=True)
+        else:
+            policy_engine = stage.models.scorer(stage.policy, recipe)
     with open_reward(recipe.reward) as reward:
         answerer = Answerer(policy_engine, recipe.prompt, reward, step.ledger)
         if repair_engine is None:

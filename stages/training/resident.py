@@ -50,16 +50,38 @@ class ResidentModels(Models):
             self._engines[key] = self._opened(*key, recipe)
         return self._engines[key]
 
+    def engine_alone(self, path: Path, recipe: Recipe) -> Generator:
+        """None is alone: the others stay open."""
+        return self.engine(path, recipe)
+
+    def scorer(self, path: Path, recipe: Recipe) -> Generator:
+        """The one that generates, which is open for rollouts."""
+        return self.engine(path, recipe, as_trained=True)
+
+    def sampler(self, vlm: VisionLanguageModel, path: Path, recipe: Recipe) -> Generator:
+        """vLLM's is the one that is open for repairs, which goes on with what was trained."""
+        return self.engine(path, recipe) if engine_name(recipe) == "vllm" else super().sampler(vlm, path, recipe)
+
     def _opened(self, path: Path, as_trained: bool, recipe: Recipe) -> Generator:
         if as_trained and is_plain(recipe.trainer) and engine_name(recipe) != "vllm":
             return embedded_engine(self._kept(path) or open_model(path, recipe, master_weights=True), recipe)
         return super().engine(path, recipe, as_trained=as_trained)
+
+    def _close(self, path: Path, recipe: Recipe) -> None:
+        """Leave off what lies of a checkpoint that is about to be trained and will not follow it."""
+        for key in [key for key in self._engines if key[0] == path]:
+            engine = self._engines[key]
+            if isinstance(engine, VllmEngine):
+                engine.close_scorer()
+            elif not is_plain(recipe.trainer):
+                del self._engines[key]
 
     def _kept(self, path: Path) -> VisionLanguageModel | None:
         """The model of a trainer that goes on, if its weights lie there."""
         return self._trainer[1].vlm if self._trainer is not None and self._trainer[0] == path else None
 
     def trainer(self, policy: Path, recipe: Recipe, make: Callable[[VisionLanguageModel], Trainer]) -> Trainer:
+        self._close(policy, recipe)
         if self._trainer is not None and self._trainer[0] == policy:
             trainer = self._trainer[1]
             trainer.begin_again()

@@ -51,6 +51,7 @@ def test_auto_is_vllm_where_it_is_installed_and_there_is_a_gpu(monkeypatch):
 def test_what_changes_no_distribution_is_no_part_of_a_plan():
     settings = [
         "gpu_memory_utilization=0.5",
+        "gpu_memory_utilization_alone=0.5",
         "tensor_parallel_size=2",
         "distributed_executor=ray",
         "data_parallel_size=2",

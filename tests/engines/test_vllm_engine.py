@@ -8,6 +8,7 @@ import psutil
 import pytest
 import torch
 
+from stages.engines.models import Models
 from stages.engines.protocol import Batch, Request, Sampling, ScoreRequest
 from stages.engines.transformers_engine import TransformersEngine
 from stages.engines.vllm_engine import VllmEngine
@@ -15,7 +16,9 @@ from stages.engines.vllm_requests import unexpanded
 from stages.errors import ModelError, RecipeError
 from stages.model.loading import load_codec
 from stages.model.prompts import policy_prompt
+from stages.recipe import load_recipe
 from stages.sections import ModelSection, VllmSection
+from stages.training.resident import ResidentModels
 
 pytestmark = pytest.mark.vllm
 
@@ -146,3 +149,15 @@ def test_more_prompts_than_one_step_takes(start_vllm, tiny_vlm, prompts):
     asked = [ScoreRequest(r.prompt, group[0].ids) for r, group in zip(requests, groups, strict=True)]
     for group, score in zip(groups, TransformersEngine(tiny_vlm).score(asked, temperature=1.0), strict=True):
         assert group[0].logprobs == pytest.approx(score.logprobs, abs=1e-4)
+
+
+def test_an_engine_takes_another_share_of_its_device_where_it_is_alone(tiny_vlm, tmp_path):
+    """In a loop none is."""
+    tiny_vlm.save(tmp_path)
+    shares = ["engine.vllm.gpu_memory_utilization=0.2", "engine.vllm.gpu_memory_utilization_alone=0.4"]
+    recipe = load_recipe("digits", ["engine.name=vllm", "engine.vllm.max_model_len=256", *shares])
+    found = {}
+    for models in (Models(), ResidentModels()):
+        config = models.engine_alone(tmp_path, recipe)._llm.llm_engine.vllm_config.cache_config
+        found[type(models)] = config.gpu_memory_utilization
+    assert found == {Models: 0.4, ResidentModels: 0.2}

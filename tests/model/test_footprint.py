@@ -8,13 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from stages.model.architecture import empty_model
-from stages.model.batches import EncodedPrompt
+from stages.model.batches import EncodedPrompt, encode_prompt
 from stages.model.footprint import masters, size_of, trained_elements, training
 from stages.model.key_value_cache import KeyValueCache
 from stages.model.layout import Reading, padded_layout
 from stages.model.loading import load_model
 from stages.model.logprobs import TokenLogprobs
 from stages.model.mixed_precision import rounded_weights, trained_weights
+from stages.model.prompts import policy_prompt
 from stages.sections import LoraSection, OptimizerSection, TrainerSection
 from stages.training.losses import SupervisedLoss
 from stages.training.trainer import OPTIMIZER_STATE, Trainer, TrainingRow
@@ -126,6 +127,16 @@ def test_keys_and_values_are_those_of_the_cache(tiny_vlm):
         cache.write(layer, torch.zeros(1, dtype=torch.long), new, new)
     held = bytes_of(side for pair in cache._layers.values() for side in pair)
     assert size_of(tiny_vlm.model).keys_and_values("float32", rows=5, tokens=64) == held
+
+
+@pytest.mark.parametrize("family", ["tiny_vlm", "tiny_internvl"])
+def test_pixels_are_counted_to_the_byte(family, request, problems, recipe):
+    """Of a token that stands for a part of an image; InternVL's images are cut into tiles of one size."""
+    vlm = request.getfixturevalue(family)
+    prompt = encode_prompt(vlm, policy_prompt(vlm.processor, recipe.prompt, problems[0]))
+    tokens = prompt.ids.count(vlm.model.config.image_token_id)
+    assert tokens
+    assert size_of(vlm.model).pixel_bytes * tokens == prompt.vision["pixel_values"].nbytes
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
