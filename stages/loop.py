@@ -21,7 +21,7 @@ from stages.artifacts.lock import lock_output
 from stages.artifacts.manifests import read_manifest
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.stage import execute, planned
-from stages.artifacts.store import iterate_rows
+from stages.artifacts.store import count_rows, iterate_rows
 from stages.artifacts.up_to_date import model_files, standing
 from stages.artifacts.writing import writing
 from stages.chain import RL_AGAIN, TRAIN, Chain, round_folder, validation_folder
@@ -29,7 +29,7 @@ from stages.checks.unseen import check_unseen
 from stages.declared import WEIGHTS, table_input
 from stages.engines.loading import with_engine
 from stages.errors import ArtifactError
-from stages.estimate import LoopEstimate, sizes_of
+from stages.estimate import LoopEstimate, sizes_of, tables
 from stages.evaluate import Evaluate
 from stages.measures.accuracy import Measure, is_better
 from stages.recipe import Recipe
@@ -108,7 +108,20 @@ class Loop:
             ModelError: a model's configuration cannot be read.
         """
         sizes = sizes_of(self.recipe, {"policy": self.policy, "repair_model": self.repair_model})
-        return LoopEstimate(self.recipe, sizes, self.rounds, has_best=self.validation is not None)
+        return LoopEstimate(self.recipe, sizes, self.rounds, self.validation is not None, self._tables())
+
+    def _tables(self) -> dict[str, int]:
+        """Bytes of all rounds' tables at most."""
+        recipe, rollout = self.recipe, self.recipe.rollout
+        problems = count_rows(self.problems, PROBLEMS)
+        rollouts = rollout.samples_per_problem * min(problems, rollout.problems or problems)
+        steps = [("rollout", problems, self.rounds), ("build-masks", rollouts, self.rounds)]
+        if self.validation is not None:
+            times = 1 + -(-self.rounds // recipe.loop.validate_every)
+            steps.append(("evaluate", count_rows(self.validation, PROBLEMS), times))
+        return {
+            name: times * size for step, count, times in steps for name, size in tables(step, recipe, count).items()
+        }
 
     def run(self) -> Iterator[RoundResult]:
         """Each round when it is done; what is there already is not made again.

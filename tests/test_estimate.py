@@ -1,13 +1,22 @@
 """What a command holds, told before it runs: from the published sizes of Qwen2.5-VL, worked out by hand."""
 
+import string
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
+from transformers import InternVLConfig
 
-from stages.estimate import LoopEstimate, _gib, _on_disk, on_device
+from stages.artifacts.columns import FLOATS, GROUPS, IDS, MASK, REPAIRS, ROLLOUTS, SCORES
+from stages.artifacts.store import write_rows
+from stages.engines.vllm_room import check_room, room
+from stages.errors import RecipeError
+from stages.estimate import LoopEstimate, _gib, _on_disk, on_device, on_host, tables
 from stages.model.architecture import empty_model
 from stages.model.footprint import size_of
 from stages.recipe import RECIPES, load_recipe
+from stages.sections import VllmSection
 from stages.what_fits import COMMANDS, FREE, PUBLISHED, with_table
 
 GIB = 2**30
@@ -15,7 +24,33 @@ GIB = 2**30
 
 @pytest.fixture(scope="module")
 def sizes():
-    return {name: size_of(empty_model(config, trust_remote_code=False)) for name, config in PUBLISHED.items()}
+    configurations = PUBLISHED | {"InternVL": INTERNVL}
+    return {name: size_of(empty_model(config, trust_remote_code=False)) for name, config in configurations.items()}
+
+
+INTERNVL = InternVLConfig(
+    text_config={
+        "model_type": "qwen3",
+        "vocab_size": 151_936,
+        "hidden_size": 4096,
+        "intermediate_size": 12_288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 40_960,
+        "tie_word_embeddings": False,
+    },
+    vision_config={
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "patch_size": [14, 14],
+        "image_size": [448, 448],
+    },
+)
+"""The sizes in the config.json of InternVL3.5-8B."""
 
 
 def need(command, recipe, size, shards=1):
@@ -133,20 +168,20 @@ def test_a_loop_holds_what_its_kl_compares_with(reference, expected, sizes):
 
 
 def test_a_loop_opens_a_policy_with_adapters_anew(sizes):
-    """A sampler and a scorer lie beside what trains, until they are older than it."""
+    """What samples and scores with the weights that are about to change is closed before they do."""
     adapters = 16 * 28 * (2 * 2 * 3584 + 2 * (3584 + 512) + 3 * (3584 + 18_944))
     trains = ROUNDED + 16 * adapters
     assert loop_holds(["trainer.lora={rank: 16, alpha: 32}"], sizes["7B"]) == {
         "build-masks": 4 * WHOLE + ROUNDED,
-        "train-policy": 4 * WHOLE + ROUNDED + trains,
-        "rl-repair": 4 * WHOLE + trains,
+        "train-policy": 2 * WHOLE + trains,
+        "rl-repair": 2 * WHOLE + trains,
     }
 
 
 def test_a_loop_beside_vllm_holds_what_scores_and_trains(sizes, monkeypatch):
     """vLLM's engines take the share that they are given."""
     monkeypatch.setattr("stages.estimate.engine_name", lambda _recipe: "vllm")
-    expected = {"build-masks": 12 * WHOLE, "train-policy": 16 * WHOLE + ROUNDED, "rl-repair": 28 * WHOLE}
+    expected = {"build-masks": 12 * WHOLE, "train-policy": 16 * WHOLE, "rl-repair": 28 * WHOLE}
     assert loop_holds([], sizes["7B"]) == pytest.approx(expected, rel=1e-9)
 
 
@@ -163,7 +198,7 @@ def test_a_loop_tells_the_step_that_holds_most(sizes):
             bytes_a_weight * WHOLE / GIB, abs=0.1
         )
         assert device["at_most"] > bytes_a_weight * WHOLE / GIB
-        assert told["host_gib"] == {"saving": pytest.approx(12 * WHOLE / GIB, abs=0.01)}
+        assert told["host_gib"]["saving"] == pytest.approx(12 * WHOLE / GIB, abs=0.01)
         # 16.46 of the model, 61.78 of moments, 28.86 of float32 weights; two checkpoints of 92.67.
         step_gib = 16.46 + 61.78 + 28.86
         repairs = {} if every == "null" else {"repair_models": pytest.approx(step_gib, abs=0.02)}
@@ -178,11 +213,127 @@ def test_a_loop_tells_the_step_that_holds_most(sizes):
 
 
 def test_shards_are_whole_where_they_sample(sizes):
-    recipe = load_recipe("qwen2.5-vl-32b-gspo")
+    recipe = load_recipe("qwen2.5-vl-32b-gspo", ["engine.name=transformers", "trainer.lora=null"])
     work = need("rl-repair", recipe, sizes["32B"], 8).work
     assert work["repair_model samples"]["gathered"] == 4 * 33_452_718_336
     # Embeddings, head and two layers of 487 million weights.
     assert work["repair_model trains"]["gathered"] == pytest.approx(4 * (2 * 152_064 * 5120 + 2 * 487.6e6), rel=0.01)
+
+
+@pytest.fixture
+def with_vllm(monkeypatch):
+    """Recipes that do not name an engine get vLLM, as they do on a machine with a GPU where it is installed."""
+    monkeypatch.setattr("stages.estimate.engine_name", lambda recipe: recipe.engine.name.replace("auto", "vllm"))
+
+
+H100 = 79 * GIB
+"""What is to be had of its 80 GB."""
+
+
+BESIDE = {"build-masks": 2, "rl-repair": 2}
+"""vLLM's engines by command, where they have no device to themselves."""
+
+
+@pytest.mark.usefixtures("with_vllm")
+@pytest.mark.parametrize(
+    ("name", "size", "shards", "spread", "engines"),
+    [
+        ("qwen2.5-vl-7b-gspo", "7B", 8, 1, BESIDE),
+        ("internvl3.5-8b-grpo", "InternVL", 8, 1, {}),
+        ("qwen2.5-vl-32b-gspo", "32B", 1, 8, BESIDE),
+    ],
+)
+def test_a_shipped_recipe_leaves_each_engine_a_cache_and_its_device_a_tenth(
+    name, size, shards, spread, engines, sizes, monkeypatch
+):
+    """A tenth of 80 GB; each engine holds more than one sequence as long as it takes, the embedded its rows."""
+    monkeypatch.setattr("stages.runtime.processes.count", lambda: shards)
+    recipe, machine = load_recipe(name, ["loop.repair_rl_every=2"]), {"spread": spread, "device": H100}
+    models = dict.fromkeys(("policy", "model", "repair_model"), sizes[size])
+    told = {step: on_device(step, recipe, models, shards, **machine) for step in COMMANDS if step != "sft-repair"}
+    alone = {step: told.pop(step) for step in ("rollout", "evaluate")}
+    assert {step: len(need.rooms) for step, need in told.items() if need.rooms} == engines
+    looped = LoopEstimate(recipe, models, rounds=9, has_best=True).on_device(shards, **machine)
+    for need in (*alone.values(), *told.values(), *looped.values()):
+        assert all(room.sequences > 1.5 for room in need.rooms.values())
+        assert need.most <= (1 - FREE) * H100
+    if engines:
+        assert {need.most for need in alone.values()} == {int(0.9 * H100)}
+
+
+@pytest.mark.usefixtures("with_vllm")
+def test_a_quarter_of_80_gb_leaves_a_7b_no_cache(sizes, caplog):
+    """28 layers of keys and values of 4 heads of 128, in 2 bytes, are 0.88 GiB for 16,384 tokens."""
+    recipe = load_recipe("qwen2.5-vl-7b-gspo", ["engine.vllm.gpu_memory_utilization=0.25"])
+    rooms = on_device("build-masks", recipe, {"policy": sizes["7B"], "repair_model": sizes["7B"]}, 1, device=H100).rooms
+    assert rooms["policy samples"].sequence == 16_384 * 28 * 2 * 4 * 128 * 2
+    assert rooms["policy samples"].weights == 2 * WHOLE
+    check_room("build-masks", rooms["policy samples"])
+    assert "one sequence of 16384 tokens 0.9; raise engine.vllm.gpu_memory_utilization" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "device"),
+    [
+        pytest.param({"gpu_memory_utilization": 0.2, "max_model_len": 8192}, 79, id="share"),
+        pytest.param({"gpu_memory_utilization": 0.21}, 79, id="length of the model"),
+        pytest.param({"gpu_memory_utilization": 0.9, "max_model_len": 4096}, 16, id="device"),
+    ],
+)
+def test_an_engine_whose_weights_and_one_sequence_are_more_than_its_share_is_refused(settings, device, sizes):
+    with pytest.raises(RecipeError, match=r"^policy: vLLM's share .* or set engine\.name=transformers$"):
+        check_room("policy", room(sizes["7B"], VllmSection(**settings), "bfloat16", device * GIB))
+
+
+@pytest.mark.usefixtures("with_vllm")
+def test_an_engine_that_nothing_generates_with_is_not_opened(sizes):
+    for auditor, engines in (("rules", {"policy samples", "repair_model samples"}), ("none", {"repair_model samples"})):
+        recipe = load_recipe("qwen2.5-vl-7b-gspo", [f"audit.auditor={auditor}"])
+        models = {"policy": sizes["7B"], "repair_model": sizes["7B"]}
+        assert set(on_device("build-masks", recipe, models, 1, device=H100).rooms) == engines
+
+
+def test_the_host_holds_images_of_the_prompts_at_once(sizes, monkeypatch):
+    """4 patches a token, each of 3 channels of 14 × 14, twice, in float32; prompts are taken as 1,024 such tokens."""
+    recipe, models = load_recipe("qwen2.5-vl-7b-gspo"), dict.fromkeys(("policy", "repair_model"), sizes["7B"])
+    of_a_prompt = 1024 * 4 * 3 * 14 * 14 * 2 * 4
+    # 16,384 tokens of prompts are read at once; a shard's 32 problems are scored; a step trains on those of 16.
+    for step, prompts in (("rollout", 16), ("build-masks", 32), ("train-policy", 16)):
+        assert on_host(step, recipe, models, 8, 1)["pixels"] == 8 * prompts * of_a_prompt
+    monkeypatch.setattr("stages.estimate.engine_name", lambda _recipe: "vllm")
+    assert on_host("rollout", recipe, models, 8, 1) == {
+        "pixels": 8 * 256 * of_a_prompt,
+        "vllm_image_caches": 8 * 8 * GIB,
+    }
+    assert on_host("build-masks", recipe, models, 1, 1)["vllm_image_caches"] == 2 * 8 * GIB
+
+
+def row_of(spec, tokens, rng):
+    """A row with numbers and text for so many tokens, which do not repeat: four letters a token, as English has."""
+    values = {
+        IDS: rng.integers(0, 150_000, tokens).tolist(),
+        FLOATS: (-rng.exponential(size=tokens)).tolist(),
+        MASK: (rng.random(tokens) < 0.5).tolist(),
+        pa.string(): "".join(rng.choice(list(string.printable), 4 * tokens)),
+        pa.int32(): 0,
+        pa.float32(): 0.5,
+        pa.bool_(): True,
+    }
+    short = {column.name: "stop" for column in spec.columns if column.type == pa.string() and column.name != "text"}
+    kept = [column for column in spec.columns if not column.optional or column.name == "sampler_logprobs"]
+    return {column.name: short.get(column.name, values[column.type]) for column in kept}
+
+
+@pytest.mark.parametrize(
+    ("step", "spec", "rows"),
+    [("rollout", ROLLOUTS, 8), ("build-masks", GROUPS, 2), ("build-masks", REPAIRS, 2), ("evaluate", SCORES, 10)],
+)
+def test_tables_of_the_longest_responses_are_within_a_third_of_what_is_told(step, spec, rows, tmp_path):
+    """Of ten problems or rollouts with 2,000 tokens a response; a hundredth is Parquet's own."""
+    rng, recipe = np.random.default_rng(0), load_recipe("qwen2.5-vl-7b-gspo", ["rollout.max_new_tokens=2000"])
+    write_rows(tmp_path / "table.parquet", spec, [row_of(spec, 2000, rng) for _ in range(10 * rows)])
+    told = tables(step, recipe, 10)[spec.name]
+    assert told * 2 / 3 < (tmp_path / "table.parquet").stat().st_size <= 1.01 * told
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -59,9 +59,18 @@ def test_a_dry_run_estimates_what_it_takes(command, df):
     # A copy of the digits base: the plan says GiB, of which the smallest of models has hundredths.
     assert 0 < told["device_gib"]["at_most"] < 1
     trains = command in ("sft-repair", "rl-repair", "train-policy")
-    assert (set(told["disk_gib"]), set(told["host_gib"])) == (
-        ({"model", "optimizer", "checkpoints_until_it_is_done"}, {"saving"}) if trains else (set(), set())
-    )
+    assert set(told["host_gib"]) == {"pixels"} | ({"saving"} if trains else set())
+    model = {"model", "optimizer", "checkpoints_until_it_is_done"} if trains else set()
+    tables = {
+        "rollout": {"rollouts"},
+        "build-masks": {"repairs", "groups"},
+        "rl-repair": {"drafts", "episodes"},
+        "evaluate": {"scores"},
+        "repair-set sheet": {"drafts"},
+    }
+    assert set(told["disk_gib"]) == model | tables.get(command, set())
+    weights = Path("model/model.safetensors").stat().st_size
+    assert set(told["loads_gib"].values()) == {round(weights / 2**30, 2)}
 
 
 @pytest.mark.parametrize("command", OPTIONS)
