@@ -31,7 +31,7 @@ from stages.core.objectives import has_critic
 from stages.engines.loading import alone, device_bytes, engine_name
 from stages.engines.vllm_engine import PROMPTS_AT_ONCE
 from stages.engines.vllm_room import Room, check_room, room
-from stages.model.footprint import Size, masters, size_of, trained_elements, training, training_pass
+from stages.model.footprint import Size, masters, moments, size_of, trained_elements, training, training_pass
 from stages.model.loading import empty_checkpoint
 from stages.recipe import Recipe
 from stages.runtime import processes
@@ -50,9 +50,8 @@ _GIB = 2**30
 VLLM_IMAGE_CACHES = 2 * 4 * _GIB
 """Of one engine: vLLM 0.32 keeps up to 4 GiB of preprocessed images where they are made, and as many where they are
 read."""
-_MOMENTS, _RESUMED = 8, 12
-"""Bytes that a trained element takes in AdamW's file, and that with its own float32 weight, as in a checkpoint that a
-run goes on from."""
+_RESUMED = 12
+"""Bytes that an element of a critic takes with AdamW's two moments, all in float32."""
 
 
 class Held(NamedTuple):
@@ -346,23 +345,24 @@ def _saving(size: Size, recipe: Recipe) -> int:
     """Whole weights in float32, first with the rounded copies of them, then with AdamW's moments."""
     whole = size.checkpoint("float32")
     copies = whole - size.checkpoint(recipe.model.dtype)  # of 2 bytes, where 4 become 2
-    return whole + max(copies, _MOMENTS * trained_elements(size, recipe.trainer))
+    return whole + max(copies, moments(size, recipe.trainer))
 
 
 def _on_disk(step: str, recipe: Recipe, sizes: Mapping[str, Size]) -> dict[str, int]:
     trained = _trained(step, recipe, sizes)
     if not trained:
         return {}
-    learns = sum(trained_elements(size, recipe.trainer) for size in trained)
-    carried = {"optimizer": _MOMENTS * learns} if recipe.trainer.lora is None else {"adapter": 4 * learns}
+    learns = 4 * sum(trained_elements(size, recipe.trainer) for size in trained)
+    state = sum(moments(size, recipe.trainer) for size in trained)
+    carried = {"adapter": learns} if recipe.trainer.lora else {"optimizer": state}
     model = {"model": sum(size.checkpoint(recipe.model.dtype) for size in trained)}
     if whole := sum(masters(size, recipe.trainer, recipe.model.dtype) for size in trained):
         carried["masters"] = whole
     if _has_critic(step, recipe):
         head = trained[0].text.hidden + 1
         carried["critic"] = _RESUMED * head
-        learns += head
-    return model | carried | {"checkpoints_until_it_is_done": 2 * _RESUMED * learns}
+    resumed = learns + state + carried.get("critic", 0)
+    return model | carried | {"checkpoints_until_it_is_done": 2 * resumed}
 
 
 def _trained(step: str, recipe: Recipe, sizes: Mapping[str, Size]) -> list[Size]:

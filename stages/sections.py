@@ -570,6 +570,11 @@ class TrainerSection(Section):
     freeze_vision: bool = Field(False, description="Leave the vision tower and its projector as they are.")
     compile: bool = Field(False, description="Compile the text model's layers with torch.compile.")
     lora: LoraSection | None = Field(None, description="Train adapters: `{rank: 16, alpha: 32}`; all weights if null.")
+    optimizer_bits: Literal[8] | None = Field(
+        None,
+        description="8: AdamW's moments rest in eight bits, but for those of embeddings and small weights, where each "
+        "process trains a whole copy, by the extra `quantized`; in float32 if null.",
+    )
 
 
 class EvaluateSection(Section):

@@ -33,6 +33,7 @@ _SETTINGS: dict[str, Any] = {
 _LORA = {"rank": 16, "alpha": 32}
 _TRAINED: dict[str, dict[str, Any]] = {
     "all": {},
+    "all, AdamW in 8 bits": {"optimizer_bits": 8},
     "LoRA": {"lora": _LORA},
     "LoRA, 4 bits": {"lora": {**_LORA, "bits": 4}},
 }
@@ -90,7 +91,7 @@ def _lines() -> Iterator[str]:
 
 
 def _cell(commands: Sequence[str], size: Size, recipe: Recipe, gib: int, shards: int) -> str:
-    if is_quantized(recipe.trainer) and shards > 1:
+    if (is_quantized(recipe.trainer) or recipe.trainer.optimizer_bits) and shards > 1:
         return "–"
     sizes = dict.fromkeys(("policy", "model", "repair_model"), size)
     most = max(on_device(command, recipe, sizes, shards).most for command in commands) / 2**30

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from stages.model.head import CHUNKS_AT_ONCE_ON_ACCELERATORS, TOKENS_PER_CHUNK
 from stages.model.mixed_precision import Trained, is_quantized, rounded_weights, text_weights, trained_weights
@@ -21,6 +21,9 @@ _MASTER = BYTES["float32"]
 """Of a trained weight, its gradient, each of AdamW's two moments, and an element of the residual stream."""
 _IN_FOUR_BITS = 0.5 + (1 + 4 / 256) / 64
 """Of a weight in NF4: a scale for every 64, in eight bits, and one of those for every 256."""
+_IN_EIGHT_BITS = 1 + 4 / 256
+"""Of a moment in eight bits: a scale for every 256."""
+_LEAST_IN_EIGHT = 4096
 _ADAPTED = 7
 """Linear layers of a decoder layer: query, key, value, output, gate, up, down."""
 
@@ -74,6 +77,8 @@ class Size:
     """Elements that are trained where the recipe trains so much."""
     rounded: Mapping[Trained, int]
     """Elements that then rest in the type of autocast."""
+    in_eight: Mapping[Trained, int]
+    """Elements that are trained and whose moments may rest in eight bits: not embeddings, nor fewer than 4,096."""
     adapter: int
     """Elements of adapters of rank 1 on every linear layer of the text model."""
     adapted: int
@@ -116,7 +121,17 @@ def training(size: Size, section: TrainerSection, dtype: str, *, shards: int = 1
     weights = size.at_rest(dtype, trained) + (learns - size.trained[trained]) * _MASTER
     if is_quantized(section):
         weights -= round(size.adapted * (BYTES[dtype] - _IN_FOUR_BITS))
-    return Training(*(-(-whole // shards) for whole in (weights, learns * _MASTER, 2 * learns * _MASTER)))
+    return Training(*(-(-whole // shards) for whole in (weights, learns * _MASTER, moments(size, section))))
+
+
+def moments(size: Size, section: TrainerSection) -> int:
+    """Bytes of AdamW's two of each element that is trained; those of adapters are taken to be of 4,096 or more."""
+    learns = trained_elements(size, section)
+    if section.optimizer_bits is None:
+        return 2 * learns * _MASTER
+    mode = trained_weights(section)
+    eight = size.in_eight[mode] + learns - size.trained[mode]
+    return round(2 * (eight * _IN_EIGHT_BITS + (learns - eight) * _MASTER))
 
 
 class Pass(NamedTuple):
@@ -201,7 +216,7 @@ def size_of(model: Any) -> Size:
     elements = {name: weight.numel() for name, weight in model.named_parameters()}
     modes: tuple[Trained, ...] = ("all", "text", "none")
     whole = sum(elements.values())
-    learns = {"all": whole, "text": sum(weight.numel() for weight in text_weights(model)), "none": 0}
+    trained: dict[Trained, set[Tensor]] = {"all": set(model.parameters()), "text": text_weights(model), "none": set()}
     return Size(
         text=Tower(
             text.hidden_size,
@@ -222,8 +237,12 @@ def size_of(model: Any) -> Size:
         vocabulary=text.vocab_size,
         longest=text.max_position_embeddings,
         weights=whole,
-        trained={mode: learns[mode] for mode in modes},
+        trained={mode: sum(weight.numel() for weight in trained[mode]) for mode in modes},
         rounded={mode: sum(elements.get(name, 0) for name in rounded_weights(model, mode)) for mode in modes},
+        in_eight={
+            mode: sum(w.numel() for w in trained[mode] if w is not embeddings and w.numel() >= _LEAST_IN_EIGHT)
+            for mode in modes
+        },
         adapter=sum(module.in_features + module.out_features for module in linear),
         adapted=sum(module.in_features * module.out_features for module in linear),
         tied=head is embeddings,

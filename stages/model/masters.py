@@ -47,4 +47,6 @@ def take_masters(model: Any, path: Path) -> None:
 
 def misfit(path: Path, name: str) -> ModelError:
     """The error for a tensor of an optimizer's state that the model has not, or not in this shape."""
-    return ModelError(f"{path}: {name} does not fit the model beside it; delete the file to start afresh")
+    return ModelError(
+        f"{path}: {name} does not fit the model beside it, or trainer.optimizer_bits; delete the file to start afresh"
+    )

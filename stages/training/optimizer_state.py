@@ -74,7 +74,7 @@ def load_optimizer_state(path: Path, model: nn.Module, parallel: Parallel) -> in
             if entry == MASTER:
                 continue
             tensor = file.get_tensor(key)
-            if name not in parameters or (tensor.ndim and tensor.shape != parallel.shape(parameters[name])):
+            if name not in parameters or not parallel.takes(parameters[name], entry, tensor):
                 raise misfit(path, name)
             parallel.set_optimizer_state(parameters[name], entry, tensor)
         return int(file.metadata()["steps_done"])

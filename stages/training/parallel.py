@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from stages.runtime import processes
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What torch's AdamW keeps of a parameter, beside its count of steps."""
 
 
 class Parallel(Protocol):
@@ -52,10 +55,6 @@ class Parallel(Protocol):
         """Hold all weights on every process while the block runs, so that each can run the model on its own."""
         ...
 
-    def shape(self, parameter: Tensor) -> torch.Size:
-        """Shape of the whole parameter, of which this process may hold a shard."""
-        ...
-
     def whole_tensor(self, tensor: Tensor) -> Tensor:
         """Gather a weight or buffer of the model from all processes; every process has to call this."""
         ...
@@ -66,6 +65,10 @@ class Parallel(Protocol):
 
     def optimizer_state(self, parameter: Tensor) -> dict[str, Tensor]:
         """The whole state that the optimizer keeps of a parameter, if any; every process has to ask."""
+        ...
+
+    def takes(self, parameter: Tensor, entry: str, value: Tensor) -> bool:
+        """Whether it is an entry of what `optimizer_state` gives of a parameter of this shape."""
         ...
 
     def set_optimizer_state(self, parameter: Tensor, entry: str, value: Tensor) -> None:
@@ -79,9 +82,6 @@ class _Torch:
     optimizer: torch.optim.Optimizer
     steps_apart = True
 
-    def shape(self, parameter: Tensor) -> torch.Size:
-        return parameter.shape
-
     def whole_tensor(self, tensor: Tensor) -> Tensor:
         return _whole(tensor)
 
@@ -91,6 +91,9 @@ class _Torch:
 
     def optimizer_state(self, parameter: Tensor) -> dict[str, Tensor]:
         return {entry: _whole(value) for entry, value in self.optimizer.state[parameter].items()}
+
+    def takes(self, parameter: Tensor, entry: str, value: Tensor) -> bool:
+        return entry in MOMENTS and value.shape == parameter.shape if value.ndim else True
 
     def set_optimizer_state(self, parameter: Tensor, entry: str, value: Tensor) -> None:
         self.optimizer.state[parameter][entry] = _like(value, parameter) if value.ndim else value
@@ -122,6 +125,31 @@ class Copies(_Torch):
     @contextmanager
     def whole(self) -> Iterator[None]:
         yield
+
+
+class CopiesInEightBits(Copies):
+    """The same with bitsandbytes' AdamW: a step that is a plain number, moments with scales, tables that it makes."""
+
+    def optimizer_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        kept = self.optimizer.state[parameter].items()
+        return {entry: torch.as_tensor(value) for entry, value in kept if not entry.startswith("qmap")}
+
+    def takes(self, parameter: Tensor, entry: str, value: Tensor) -> bool:
+        own = self._state(parameter).get(entry)
+        return own is not None and torch.as_tensor(own).shape == value.shape
+
+    def set_optimizer_state(self, parameter: Tensor, entry: str, value: Tensor) -> None:
+        self._state(parameter)[entry] = value.to(parameter.device) if value.ndim else int(value)
+
+    def _state(self, parameter: Tensor) -> dict[str, Any]:
+        """The parameter's own, begun if there is none yet."""
+        optimizer: Any = self.optimizer
+        if not optimizer.state[parameter]:
+            for number, group in enumerate(optimizer.param_groups):
+                for place, weight in enumerate(group["params"]):
+                    if weight is parameter:
+                        optimizer.init_state(group, parameter, number, place)
+        return optimizer.state[parameter]
 
 
 class Shards(_Torch):
@@ -169,7 +197,8 @@ def parallel(module: nn.Module, optimizer: torch.optim.Optimizer) -> Parallel:
         from stages.training.zero import Zero
 
         return Zero(accelerator, module, optimizer)
-    return Copies(module, optimizer)
+    copies = Copies if isinstance(optimizer, torch.optim.AdamW) else CopiesInEightBits
+    return copies(module, optimizer)
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -37,6 +38,7 @@ from stages.training.optimizer_state import (
     save_trained,
 )
 from stages.training.parallel import parallel
+from stages.training.quantized import adamw_in_eight_bits, in_eight_bits
 from stages.training.weights import masters_of, plain_state, prepare_weights, save_adapters
 
 TRAINED = "trained.safetensors"
@@ -151,7 +153,10 @@ class Trainer:
             groups.append({"params": list(self.critic.parameters()), "rate": critic_rate})
         # On a GPU torch's other variants hold one more copy of the second moments while they step.
         fused = torch.cuda.is_available() or None
-        optimizer = torch.optim.AdamW(groups, lr=section.learning_rate, weight_decay=section.weight_decay, fused=fused)
+        adamw: Callable[..., torch.optim.Optimizer] = partial(torch.optim.AdamW, fused=fused)
+        if self.machine.optimizer_bits is not None:
+            groups, adamw = in_eight_bits(groups, vlm.model.get_input_embeddings().weight), adamw_in_eight_bits()
+        optimizer = adamw(groups, lr=section.learning_rate, weight_decay=section.weight_decay)
         self._made_up = made_up_group(vlm)
         self.parallel = parallel(self.reader.module, optimizer)
         self.reader.module, self.optimizer = self.parallel.module, self.parallel.optimizer

@@ -23,6 +23,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from stages.errors import RecipeError
 from stages.runtime import processes
+from stages.training.parallel import MOMENTS
 
 
 class Zero:
@@ -69,9 +70,6 @@ class Zero:
             finally:
                 offload._register_deepspeed_module(offload.module)
 
-    def shape(self, parameter: Any) -> torch.Size:
-        return parameter.ds_shape
-
     def whole_tensor(self, tensor: Tensor) -> Tensor:
         """Trained weights as the optimizer holds them, in float32."""
         if not hasattr(tensor, "ds_id"):
@@ -95,6 +93,9 @@ class Zero:
             entry: safe_get_full_optimizer_state(parameter, entry) if value.ndim else value.clone()
             for entry, value in self._flat_state(parameter).items()
         }
+
+    def takes(self, parameter: Any, entry: str, value: Tensor) -> bool:
+        return entry in MOMENTS and value.shape == parameter.ds_shape if value.ndim else True
 
     def set_optimizer_state(self, parameter: Any, entry: str, value: Tensor) -> None:
         state = self._flat_state(parameter)

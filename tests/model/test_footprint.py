@@ -63,6 +63,22 @@ def test_weights_gradients_and_optimizer_are_counted_to_the_byte(folder, section
         assert len(stepped) == len(learns)
 
 
+@pytest.mark.parametrize("trained", ["all", "text"])
+def test_moments_in_eight_bits_are_counted_to_a_hundredth(folder, trained):
+    """Tables of 256 numbers, one for each moment of a step, are shared by all weights."""
+    section = SECTIONS[trained].model_copy(update={"optimizer_bits": 8})
+    vlm = load_model(folder, trained=trained)
+    trainer = Trainer(vlm, OptimizerSection(), temperature=1.0, machine=section)
+    for weight in vlm.model.parameters():
+        weight.grad = torch.ones_like(weight) if weight.requires_grad else None
+    trainer.optimizer.step()
+    states = [trainer.parallel.optimizer_state(weight) for weight in vlm.model.parameters()]
+    held = bytes_of(value for state in states for name, value in state.items() if name != "step")
+    told = training(size_of(vlm.model), section, "float32").moments
+    assert told == pytest.approx(held, rel=0.01)
+    assert told < 0.9 * training(size_of(vlm.model), SECTIONS[trained], "float32").moments
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_weights_in_four_bits_are_counted_to_a_hundredth(tiny_vlm, tmp_path, dtype):
     """Scales of fewer than 256 blocks take as many bytes as those of 256 do."""

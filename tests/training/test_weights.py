@@ -391,6 +391,22 @@ def test_a_step_over_them_is_saved_on_the_weights_that_they_came_from(vlm, rows,
         assert is_adapted != torch.equal(after[name], weight), name
 
 
+def test_moments_in_eight_bits_are_refused_where_they_cannot_be_had(monkeypatch):
+    section = TrainerSection(optimizer_bits=8)
+    check_quantized(section)
+    with monkeypatch.context() as patched:
+        patched.setattr("stages.runtime.processes.count", lambda: 2)
+        check_quantized(section)
+        patched.setenv("ACCELERATE_USE_FSDP", "true")
+        with pytest.raises(
+            RecipeError, match=r"optimizer_bits is 8, which takes whole copies, .* ddp\.yaml"
+        ):
+            check_quantized(section)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(RecipeError, match=r"^trainer\.optimizer_bits is 8; pip install '\.\[quantized\]'"):
+        check_quantized(section)
+
+
 def test_four_bits_are_refused_where_they_cannot_be_had(monkeypatch):
     section = TrainerSection(**IN_FOUR_BITS)
     check_quantized(section)
