@@ -164,13 +164,12 @@ def tell_what_is_too_much(step: str, need: Need, machine: Machine) -> None:
         return
     gathers = any("gathered" in part for name, part in need.work.items() if name.endswith(" samples"))
     way = (
-        "gathers whole weights to sample: leave the launcher out, and one process spreads the layers over all GPUs"
+        "it gathers whole weights to sample: leave the launcher out, and one process spreads the layers over all GPUs"
         if gathers
-        else "set trainer.lora, trainer.tokens_per_micro_batch or engine.rows_per_batch, or take more GPUs"
+        else "set trainer.lora, lower trainer.tokens_per_micro_batch or engine.rows_per_batch, or take more GPUs"
     )
-    logger.warning(
-        "%s takes %.1f GiB of a device that has %.1f; it %s", step, need.most / _GIB, machine.device / _GIB, way
-    )
+    took, has = need.most / _GIB, machine.device / _GIB
+    logger.warning("%s takes %.1f GiB of a device that has %.1f; %s", step, took, has, way)
 
 
 def device_gib(need: Need) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a command holds, told before it runs: from the published sizes of Qwen2.5-VL, worked out by hand."""
 
+import re
 import string
 from pathlib import Path
 
@@ -12,7 +13,16 @@ from stages.artifacts.columns import FLOATS, GROUPS, IDS, MASK, REPAIRS, ROLLOUT
 from stages.artifacts.store import write_rows
 from stages.engines.vllm_room import check_room, room
 from stages.errors import RecipeError
-from stages.estimate import LoopEstimate, _gib, _on_disk, on_device, on_host, tables
+from stages.estimate import (
+    LoopEstimate,
+    Machine,
+    _gib,
+    _on_disk,
+    on_device,
+    on_host,
+    tables,
+    tell_what_is_too_much,
+)
 from stages.model.architecture import empty_model
 from stages.model.footprint import size_of
 from stages.recipe import RECIPES, load_recipe
@@ -20,6 +30,8 @@ from stages.sections import VllmSection
 from stages.what_fits import COMMANDS, FREE, PUBLISHED, with_table
 
 GIB = 2**30
+H100 = 79 * GIB
+"""What is to be had of its 80 GB."""
 
 
 @pytest.fixture(scope="module")
@@ -220,14 +232,29 @@ def test_shards_are_whole_where_they_sample(sizes):
     assert work["repair_model trains"]["gathered"] == pytest.approx(4 * (2 * 152_064 * 5120 + 2 * 487.6e6), rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("step", "shards", "told"),
+    [
+        # 2 bytes a weight that samples, 2 of eight shards of 16, 4 of the weights gathered, and a pass.
+        (
+            "rl-repair",
+            8,
+            r"rl-repair takes 25\d\.\d GiB of a device that has 79\.0; it gathers .* leave the launcher out",
+        ),
+        ("train-policy", 1, r"train-policy takes 5\d\d\.\d GiB of a device that has 79\.0; set trainer\.lora"),
+        ("rollout", 1, None),
+    ],
+)
+def test_a_step_that_takes_more_than_a_device_has_says_so(step, shards, told, sizes, caplog):
+    recipe = load_recipe("qwen2.5-vl-32b-gspo", ["engine.name=transformers", "trainer.lora=null"])
+    tell_what_is_too_much(step, need(step, recipe, sizes["32B"], shards), Machine(shards, shards, 1, H100))
+    assert re.search(told, caplog.text) if told else not caplog.text
+
+
 @pytest.fixture
 def with_vllm(monkeypatch):
     """Recipes that do not name an engine get vLLM, as they do on a machine with a GPU where it is installed."""
     monkeypatch.setattr("stages.estimate.engine_name", lambda recipe: recipe.engine.name.replace("auto", "vllm"))
-
-
-H100 = 79 * GIB
-"""What is to be had of its 80 GB."""
 
 
 BESIDE = {"build-masks": 2, "rl-repair": 2}

@@ -398,9 +398,7 @@ def test_moments_in_eight_bits_are_refused_where_they_cannot_be_had(monkeypatch)
         patched.setattr("stages.runtime.processes.count", lambda: 2)
         check_quantized(section)
         patched.setenv("ACCELERATE_USE_FSDP", "true")
-        with pytest.raises(
-            RecipeError, match=r"optimizer_bits is 8, which takes whole copies, .* ddp\.yaml"
-        ):
+        with pytest.raises(RecipeError, match=r"optimizer_bits is 8, which takes whole copies, .* ddp\.yaml"):
             check_quantized(section)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(RecipeError, match=r"^trainer\.optimizer_bits is 8; pip install '\.\[quantized\]'"):
