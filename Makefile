@@ -13,6 +13,7 @@
 # make test-vllm  what needs vLLM, on a CPU with AVX2, in an environment of its own
 # make test-verl  the plug-in for verl, beside verl, in an environment of its own
 # make test-lmms  lmms-eval, in an environment of its own, answers and scores as df evaluate does
+# make test-trackio  what trackio keeps of a run, in an environment of its own
 # make test-faults  every stage killed at hundreds of moments, and started again
 # make check   formatting, lint, types, import layers; uv.lock, known vulnerabilities of what it names
 # make lock    bring uv.lock up to date with pyproject.toml; make lock UPGRADE=--upgrade takes the newest versions
@@ -131,7 +132,7 @@ told/all := $(if $(TO_DO),$(if $(REFUSAL),,$(told/all)))
 told/test := make test: 7 to 9 minutes on two cores$(SETUP)
 $(if $(MAKE_RESTARTS),,$(foreach goal,$(GOALS),$(if $(told/$(goal)),$(info $(told/$(goal))))))
 
-.PHONY: all loop ablate study help quick test test-slow test-all test-vllm test-verl test-lmms test-faults lint check lock bench test-gpu bench-gpu soak fuzz clean again ready refuse
+.PHONY: all loop ablate study help quick test test-slow test-all test-vllm test-verl test-lmms test-trackio test-faults lint check lock bench test-gpu bench-gpu soak fuzz clean again ready refuse
 # One step at a time has the devices.
 .NOTPARALLEL:
 
@@ -175,7 +176,7 @@ test-slow: .venv/installed-dev
 	$(SPREAD) -m slow
 
 test-all: .venv/installed-dev
-	$(SPREAD) -m 'not vllm and not verl and not lmms and not faults'
+	$(SPREAD) -m 'not vllm and not verl and not lmms and not trackio and not faults'
 
 # Compiling takes longer than what is compiled there. TRL would import vLLM before the engine has set its environment.
 test-vllm: .venv-vllm/installed
@@ -187,6 +188,9 @@ test-verl: .venv-verl/installed
 
 test-lmms: .venv/installed-dev .venv-lmms/installed
 	$(BIN)/pytest -m lmms tests/test_lmms_eval.py
+
+test-trackio: .venv-trackio/installed
+	.venv-trackio/bin/python -m pytest -m trackio tests/training/test_tracked_run.py
 
 test-faults: .venv/installed-dev
 	$(BIN)/pytest -m faults
@@ -260,6 +264,13 @@ pin = $(1)/bin/pip install --quiet 'uv>=0.13,<0.14' && $(1)/bin/uv export --froz
 .venv-lmms/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-lmms
 	.venv-lmms/bin/pip install --quiet lmms-eval==0.7.3 torch==2.13.0 torchvision==0.28.0 transformers==5.19.0 decord==0.6.0 'filelock<4'
+	touch $@
+
+# trackio asks for an older Pillow than the rest is tested with. It is installed over the rest, which it takes from .venv.
+.venv-trackio/installed: .venv/installed-dev
+	$(PYTHON) -m venv .venv-trackio
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' >$$(echo .venv-trackio/lib/python*/site-packages)/rest.pth
+	.venv-trackio/bin/pip install --quiet trackio==0.43.0
 	touch $@
 
 # atheris has no wheel for every Python that the rest runs on.

@@ -32,7 +32,9 @@ def run(tmp_path):
 def trackio(tmp_path_factory):
     """Reads where it keeps its data when it is imported, which nothing but these tests does."""
     os.environ["TRACKIO_DIR"] = str(tmp_path_factory.mktemp("trackio"))
-    return pytest.importorskip("trackio", reason="NO TRACKIO: pip install '.[trackio]'")
+    import trackio
+
+    return trackio
 
 
 def begun(run, place, seed=0):
@@ -111,6 +113,7 @@ def trackio_runs(trackio, run):
     return found
 
 
+@pytest.mark.trackio
 def test_trackio_has_one_run_and_goes_on_with_it(trackio, run, capsys):
     run = run.with_name("goes on")
     for number in range(2):
@@ -128,6 +131,7 @@ def test_trackio_has_one_run_and_goes_on_with_it(trackio, run, capsys):
     assert SQLiteStorage.get_run_config(PROJECT, name)["sft.epochs"] == 2
 
 
+@pytest.mark.trackio
 def test_a_step_that_is_made_again_otherwise_begins_a_new_run(trackio, run):
     """What it was told of the old one stays as it is there."""
     run = run.with_name("otherwise")
@@ -193,6 +197,7 @@ def test_wandb_has_a_table_of_samples_every_so_many_rounds(run):
     assert [(picture.size, picture.getpixel((0, 0))) for picture in pictures] == [((9, 7), (255, 0, 0))] * 2
 
 
+@pytest.mark.trackio
 def test_trackio_has_a_table_of_samples(trackio, run):
     from trackio.sqlite_storage import SQLiteStorage
     from trackio.utils import MEDIA_DIR
