@@ -30,7 +30,7 @@ class Make(Protocol):
         """Return the folder of the step that `df command` makes of `inputs`; an input of None is not passed on.
 
         `place` is the step's path inside the run's folder, as in `round-1/rollout`. A study, which shares steps between
-        runs, keeps them elsewhere and ignores it.
+        runs, keeps them elsewhere and has links there.
         """
         ...
 
@@ -118,8 +118,8 @@ class Chain:
         repairs, policy = self.repair_model(repair_model, self.base), self.base
         for made in self.rounds(rounds, self.base, repairs):
             policy = made.policy
-        self.scores(BASE, self.base, test)
-        self.scores(str(final_scores(Path(), rounds)), policy, test)
+        self.scores(scores_place(0), self.base, test)
+        self.scores(scores_place(rounds), policy, test)
 
 
 def round_folder(run: Path, number: int) -> Path:
@@ -127,8 +127,9 @@ def round_folder(run: Path, number: int) -> Path:
     return run / f"round-{number}"
 
 
-def final_scores(run: Path, rounds: int) -> Path:
-    return run / f"evaluate-round-{rounds}"
+def scores_place(number: int) -> str:
+    """Name of the evaluation on test problems of the policy after that round; 0 is the run's first."""
+    return f"evaluate-round-{number}" if number else BASE
 
 
 def validation_folder(number: int) -> str:

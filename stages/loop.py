@@ -23,7 +23,7 @@ from stages.artifacts.plan import Input, Plan
 from stages.artifacts.stage import execute, planned
 from stages.artifacts.store import count_rows, iterate_rows
 from stages.artifacts.up_to_date import model_files, standing
-from stages.artifacts.writing import writing
+from stages.artifacts.writing import link, writing
 from stages.chain import RL_AGAIN, TRAIN, Chain, round_folder, validation_folder
 from stages.checks.unseen import check_unseen
 from stages.declared import WEIGHTS, table_input
@@ -244,7 +244,7 @@ class _Rounds:
             return False
         self.best = number, value
         if number:
-            processes.on_main(lambda: _link(self.loop.out / BEST, round_folder(Path(), number) / TRAIN))
+            processes.on_main(lambda: link(self.loop.out / BEST, round_folder(Path(), number) / TRAIN))
         return True
 
     def _make_room(self, number: int) -> None:
@@ -265,15 +265,6 @@ class _Rounds:
         self.models.replaced(old, self.repair_model, self.loop.recipe)
         if old != self.loop.repair_model:  # that one is the user's
             processes.on_main(lambda: _delete_models([old]))
-
-
-def _link(link: Path, target: Path) -> None:
-    """Put the link in the place of the one that is there, at once."""
-    new = link.with_name(f"{link.name}.new")
-    with writing(link):
-        new.unlink(missing_ok=True)
-        new.symlink_to(target, target_is_directory=True)
-        new.replace(link)
 
 
 def _delete_models(folders: Iterable[Path]) -> None:

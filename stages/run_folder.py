@@ -21,8 +21,8 @@ from stages.chain import (
     SFT,
     TRAIN,
     Chain,
-    final_scores,
     round_folder,
+    scores_place,
     validation_folder,
 )
 from stages.errors import ArtifactError
@@ -47,9 +47,7 @@ def is_loop(run: Path) -> bool:
 
 def scores_folder(run: Path, number: int) -> Path:
     """Of the evaluation of the policy after that round; 0 is the base policy."""
-    if is_loop(run):
-        return run / validation_folder(number)
-    return final_scores(run, number) if number else run / BASE
+    return run / (validation_folder(number) if is_loop(run) else scores_place(number))
 
 
 def last_evaluated(run: Path) -> int:

@@ -77,6 +77,19 @@ def rename(whole: Path, path: Path) -> None:
         os.replace(whole, path)
 
 
+def link(place: Path, target: Path) -> None:
+    """Put a link to a folder in the place of the one that is there, at once; `target` is relative to `place.parent`.
+
+    Raises:
+        ArtifactError: as `writing`.
+    """
+    new = place.with_name(f"{place.name}.new")
+    with writing(place):
+        new.unlink(missing_ok=True)
+        new.symlink_to(target, target_is_directory=True)
+        new.replace(place)
+
+
 def to_disk(file: Path) -> None:
     """Wait until what was written of a file is on the disk, where a loss of power leaves it."""
     with file.open("rb") as written:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
@@ -18,7 +19,8 @@ from stages.artifacts.fingerprint import fingerprint
 from stages.artifacts.lock import lock_output
 from stages.artifacts.stage import planned
 from stages.artifacts.store import write_rows
-from stages.chain import Chain
+from stages.artifacts.writing import writing
+from stages.chain import Chain, scores_place
 from stages.checks.unseen import check_unseen
 from stages.errors import DifferenceFeedbackError, RecipeError, StepError
 from stages.measures.accuracy import is_better
@@ -28,6 +30,7 @@ from stages.sections import VariantSection
 from stages.study.curves import Point, Run, read_runs, repairs_of, rows_of, values_of
 from stages.study.figure import FIGURE, draw
 from stages.study.results import BASE, result_rows
+from stages.study.run_folders import run_folder
 from stages.study.spending import Policy, Spending
 from stages.study.steps import STAGES, Steps, digest_of
 
@@ -190,46 +193,51 @@ class Runs:
         key = self._key(variant, settings, seed, problems, (budget, rounds))
         if key not in self.known:
             logger.info("%s, seed %d, learning rate %s", name, seed, "of the recipe" if rate is None else f"{rate:g}")
-            made, rounds_made = self._make(variant, settings, seed, problems, rounds, budget)
+            folder = run_folder(self.of.out, name, seed, rate if problems == VALIDATION else None)
+            made = self._make(folder, variant, settings, seed, problems, rounds, budget)
             trained = self.of.recipe_with(settings).train.optimizer.learning_rate
             self.known[key] = replace(made, variant=name, learning_rate=None if name == BASE else trained, key=key)
             write_rows(self.file, CURVES, rows_of(self.known.values()))
             if not self.section.keep_rounds:
-                self.steps.remove(rounds_made)
+                self.steps.remove_rounds(folder)
         return replace(self.known[key], variant=name)
 
     def _make(
         self,
+        folder: Path,
         variant: VariantSection,
         settings: Sequence[str],
         seed: int,
         problems: str,
         rounds: int,
         budget: float | None,
-    ) -> tuple[Run, list[Path]]:
-        """The run, and the folders of its rounds."""
-        spending = Spending(self.steps, self.of.recipe_with(settings), [*self.of.assignments, *settings])
+    ) -> Run:
+        """Make every step of the run; its folder shows these, and none of another run that was called the same."""
+        if folder.is_dir():
+            with writing(folder):
+                shutil.rmtree(folder)
+        spending = Spending(self.steps, self.of.recipe_with(settings), [*self.of.assignments, *settings], folder)
         of = self.of
         chain = Chain(spending.make, of.train, of.base, of.repair_set, seed)
         start = chain.start(variant.start)
         repair_model = chain.repair_model(variant.repair_model, start)
         policies = [spending.policy(start, 0)]
-        folders: list[Path] = []
         while len(policies) <= rounds if budget is None else policies[-1].device_seconds < budget:
             made = chain.round(len(policies), policies[-1].folder, repair_model, start)
-            folders += made
             policies.append(spending.policy(made.policy, len(policies)))
         points = [
             Point(
                 policy.round,
                 policy.device_seconds,
                 policy.rollouts,
-                values_of(chain.scores(problems, policy.folder, self._problems(problems)), self.threshold),
+                values_of(
+                    chain.scores(scores_place(policy.round), policy.folder, self._problems(problems)), self.threshold
+                ),
             )
             for policy in to_evaluate(policies, budget, self.section.evaluations)
         ]
         repairs = {} if repair_model is None else repairs_of(repair_model, self.threshold)
-        return Run("", seed, problems, budget=budget, points=points, repairs=repairs), folders
+        return Run("", seed, problems, budget=budget, points=points, repairs=repairs)
 
     def _key(self, variant: VariantSection, settings: Sequence[str], seed: int, problems: str, length: Any) -> str:
         """Of all that a run depends on, wherever its files lie."""

@@ -32,12 +32,14 @@ class Spending:
     recipe: Recipe
     assignments: Sequence[str]
     """Those that made the recipe of its file."""
+    run: Path
+    """Folder of the run, which shows its steps."""
     device_seconds: float = 0.0
     rollouts: int = 0
 
-    def make(self, _place: str, command: str, seed: int, /, **inputs: Path | str | None) -> Path:
+    def make(self, place: str, command: str, seed: int, /, **inputs: Path | str | None) -> Path:
         """Make or find a step, add its cost to the run's, and return its folder; the study chooses where that lies."""
-        folder = self.steps.make(command, self.recipe, self.assignments, seed, **inputs)
+        folder = self.steps.make(self.run / place, command, self.recipe, self.assignments, seed, **inputs)
         manifest = read_manifest(folder)
         if command != "evaluate":
             self.device_seconds += training_cost(manifest)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from stages.artifacts.columns import METRICS
 from stages.artifacts.manifests import MANIFEST
 from stages.artifacts.stage import execute
-from stages.artifacts.writing import writing
+from stages.artifacts.writing import link, writing
 from stages.errors import StepError
 from stages.evaluate import Evaluate
 from stages.recipe import Recipe
@@ -55,10 +57,11 @@ class Steps:
     requests: Requests
 
     def make(
-        self, name: str, recipe: Recipe, assignments: Sequence[str], seed: int, **inputs: Path | str | None
+        self, place: Path, name: str, recipe: Recipe, assignments: Sequence[str], seed: int, **inputs: Path | str | None
     ) -> Path:
         """Make the step `name`, unless another run has made it, and return its folder; an input of None is not given.
 
+        `place`, in the folder of the run that wants it, becomes a link to that folder.
         `assignments` are the `--set` assignments that turned the recipe's file into `recipe`. A step that is made by a
         command of its own reads the file again and needs them.
 
@@ -69,6 +72,9 @@ class Steps:
         """
         stage = STAGES[name](recipe.model_copy(update={"seed": seed}), **inputs)
         folder = self.out / STEPS / f"{name}-{digest_of(stage.declared.record())}"
+        with writing(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        link(place, Path(os.path.relpath(folder, place.parent)))
         if (folder / MANIFEST).is_file():
             return folder
         self._check_wanted(name)
@@ -82,10 +88,16 @@ class Steps:
             raise self._stopped(name, stop.exit_code) from stop
         return folder
 
-    def remove(self, folders: Iterable[Path]) -> None:
-        """Make room; a run that is recorded needs its rounds no more."""
-        for folder in folders:
+    def remove_rounds(self, run: Path) -> None:
+        """Make room: of the rounds of a run that is recorded, only manifests and metrics stay, in its own folder."""
+        for place in run.glob("round-*/*"):
+            folder = place.resolve()
             with writing(folder):
+                place.unlink()
+                place.mkdir()
+                for name in (MANIFEST, f"{METRICS.name}.parquet"):
+                    if (folder / name).is_file():
+                        shutil.copy2(folder / name, place)
                 shutil.rmtree(folder)
 
     def _check_wanted(self, name: str) -> None:
