@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from stages.artifacts.overlay import MarkedToken, PairView, overlay_page
+from stages.artifacts.overlay import PairView, Sample, overlay_page
 from stages.artifacts.problems import Problem, ProblemSet
 from stages.artifacts.rows import GroupMember, GroupRow, RepairRow, RolloutRow
 from stages.artifacts.step import Step, Tally
@@ -27,7 +27,7 @@ from stages.recipe import Recipe
 from stages.repair.answering import Answerer
 from stages.repair.hard_masks import hard_masks
 from stages.repair.image_removal import without_image
-from stages.repair.marked_pairs import pair_of_each_problem
+from stages.repair.marked_pairs import marked_runs, pair_of_each_problem
 from stages.repair.references import References
 from stages.repair.repairs import Attempt, Draft, DraftBatch, Repairer, Sibling, right_responses, sibling_repairs
 from stages.reward.lost_answers import Response, count_lost
@@ -132,21 +132,28 @@ class GroupBuilder:
         tally.rows_out += len(group_rows)
         return Built(wanted.shard.index, repair_rows, group_rows)
 
-    def page(self, groups: Sequence[GroupRow]) -> str:
+    def page(self, built: Built) -> str:
         """A pair of each of the first problems that have one, to be looked at."""
-        return overlay_page([self._view(*pair) for pair in pair_of_each_problem(groups)[:PAGE_PROBLEMS]])
-
-    def _view(self, error: GroupRow, repair: GroupRow) -> PairView:
-        problem = self.problems[error["problem_id"]]
-        tokens = [
+        costs = {(r["problem_id"], r["sample"]): r["cost"] for r in built.repairs if r["selection"] == "chosen"}
+        return overlay_page(
             [
-                MarkedToken(self.policy.engine.codec.tokenizer.decode([token]), marked)
-                for token, marked in zip(row["ids"], row["mask"], strict=True)
+                self._sample(error, repair, costs[error["problem_id"], error["sample"]])
+                for error, repair in pair_of_each_problem(built.groups)[:PAGE_PROBLEMS]
             ]
-            for row in (error, repair)
-        ]
+        )
+
+    def _sample(self, error: GroupRow, repair: GroupRow, cost: float) -> Sample:
+        problem = self.problems[error["problem_id"]]
+        codec = self.policy.engine.codec
+        texts = [marked_runs(codec, row["ids"], row["mask"]) for row in (error, repair)]
         frames = problem.video.decoded() if problem.video else []
-        return PairView(problem.question, problem.answer, problem.images, frames, *tokens)
+        facts = {"kind": problem.kind or "none", "edit cost": f"{cost:.3f}"}
+        facts |= {f"reward of the {row['role']}": f"{row['reward']:g}" for row in (error, repair)}
+        return Sample(
+            f"{problem.problem_id}, sample {error['sample']}",
+            PairView(problem.question, problem.answer, problem.images, frames, *texts),
+            facts,
+        )
 
     def _is_correct(self, row: RolloutRow) -> bool:
         return is_correct(row["reward"], self.recipe.reward.threshold)

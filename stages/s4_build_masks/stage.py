@@ -309,7 +309,7 @@ def _sampling(recipe: Recipe, shard: int) -> Sampling:
 def _write_shard(builder: GroupBuilder, built: Built) -> None:
     step = builder.step
     if built.index == 0 and processes.is_main():
-        write_text(step.out / PAGE, builder.page(built.groups))
+        write_text(step.out / PAGE, builder.page(built))
     # Without the scores that nothing asks for, a file is the one that it was before there were any.
     unasked = set(SCORE_COLUMNS.values()) - {builder.recipe.train.scores}
     step.write_shards(built.index, {REPAIRS: built.repairs, GROUPS.without(unasked): built.groups})

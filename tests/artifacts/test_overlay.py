@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 from PIL import Image
 
-from stages.artifacts.overlay import MarkedToken, PairView, overlay_page
+from stages.artifacts.overlay import MarkedToken, PairView, Sample, overlay_page
 
 SCRIPT = "<script>alert('x')</script>&"
 
@@ -23,8 +23,8 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
-        if tag == "p":
-            self.side = dict(attributes).get("class", "question")
+        if tag in ("p", "h1", "h2"):
+            self.side = dict(attributes).get("class", "question" if tag == "p" else tag)
         self.in_mark = tag == "mark"
 
     def handle_endtag(self, tag):
@@ -41,7 +41,10 @@ def tokens(*texts, marked=()):
     return [MarkedToken(text, index in marked) for index, text in enumerate(texts)]
 
 
-def page(**changes):
+FACTS = {"kind": "sum", "edit cost": "0.125", "reward of the error": "0", "reward of the repair": "1"}
+
+
+def page(title="p3, sample 2", facts=FACTS, **changes):
     values = {
         "question": "How many?",
         "answer": "7",
@@ -50,19 +53,28 @@ def page(**changes):
         "error": tokens("The", " sum", " is", " 8", marked=(1, 3)),
         "repair": tokens("The", " sum", " is", " 7", marked=(3,)),
     }
-    return overlay_page([PairView(**values | changes)])
+    return overlay_page([Sample(title, PairView(**values | changes), facts)])
 
 
 def test_marked_tokens_and_only_those_are_marked():
-    found = Page(page())
+    found = Page(page().partition("<article>")[2])
     assert found.marked == {"error": [" sum", " 8"], "repair": [" 7"]}
     assert found.text["error"].removeprefix("error") == "The sum is 8"
     assert found.text["repair"].split("\n")[0].removeprefix("repair") == "The sum is 7"
 
 
+def test_a_pair_has_its_id_its_facts_and_the_page_a_legend():
+    found = Page(page())
+    assert found.text["h2"] == "p3, sample 2"
+    assert found.text["facts"].strip() == "kind sum; edit cost 0.125; reward of the error 0; reward of the repair 1"
+    assert "Red: what the mask marks in the error. Green: what it marks in the repair." in found.text["question"]
+
+
 def test_nothing_from_outside_becomes_markup():
     plain = Page(page()).tags
     hostile = page(
+        title=SCRIPT,
+        facts={"kind": SCRIPT},
         question=SCRIPT,
         answer=SCRIPT,
         error=tokens(SCRIPT, "</mark>", "<b>", "8", marked=(1, 3)),
@@ -71,6 +83,7 @@ def test_nothing_from_outside_becomes_markup():
     assert "<script" not in hostile
     found = Page(hostile)
     assert found.tags == plain
+    found = Page(hostile.partition("<article>")[2])
     assert found.marked == {"error": ["</mark>", "8"], "repair": ["<img onerror=x>"]}
     assert found.text["question"].startswith(f"{SCRIPT} ({SCRIPT})")
 
