@@ -25,12 +25,15 @@ from stages.artifacts.lock import lock_output
 from stages.artifacts.manifests import read_manifest
 from stages.artifacts.store import iterate_rows, write_rows
 from stages.errors import DataError, ModelError, RecipeError
+from stages.pages.page import MEGABYTE, report_page
+from stages.pages.state import read_state
 from stages.recipe import RECIPES, load_recipe
 from stages.runtime.interruption import Stopped
 from stages.s4_build_masks.stage import check_options
 from stages.study.ablation import Ablation, best_rate, to_evaluate
 from stages.study.curves import Point, Run, at, line, read_runs, repairs_of, rows_of, values_of
 from stages.study.results import result_rows
+from stages.study.run_folders import runs_on_test
 from stages.study.spending import Policy
 from stages.training.losses import check_objective
 
@@ -185,6 +188,25 @@ def test_accuracies_are_those_of_the_scores(ablation):
     for name in ("difference", "soft", "ungated", "sibling"):
         gain = rows[name, None, "sampled accuracy"]["value"] - rows["base", None, "sampled accuracy"]["value"]
         assert rows[name, None, "sampled gain over base"]["value"] == pytest.approx(gain)
+
+
+@pytest.mark.slow
+def test_each_runs_folder_shows_its_steps(ablation):
+    out, *_ = ablation
+    runs = {(run.variant, run.seed): run for run in read_runs(out / "curves.parquet")}
+    states = {(variant, seed): read_state(folder) for variant, seed, folder in runs_on_test(out)}
+    assert {name for name, state in states.items() if state is not None} == runs.keys()
+    for name, run in runs.items():
+        assert states[name].scored().keys() == {point.round for point in run.points}
+        for point in run.points[1:]:
+            assert states[name].cost_after(int(point.round)) == pytest.approx(point.device_seconds), name
+    moved = out.rename(out.with_name("moved"))
+    shown = report_page([moved], MEGABYTE)
+    moved.rename(out)
+    assert "<h2>Errors and their repairs</h2>" in shown
+    assert "<option value='0'>difference (" in shown
+    assert "is on disk" not in shown
+    assert "are not on disk" not in shown
 
 
 @pytest.mark.slow
@@ -410,6 +432,15 @@ def test_of_learning_rates_that_are_equally_good_the_lowest_is_taken():
 def test_a_recorded_run_needs_its_steps_no_more(tuned):
     out, command = tuned
     assert {folder.name.rpartition("-")[0] for folder in (out / "steps").iterdir()} == {"evaluate"}
+    (tested,) = [r for r in read_runs(out / "curves.parquet") if (r.variant, r.problems) == ("sibling", "test")]
+    (folder,) = [folder for variant, _, folder in runs_on_test(out) if variant == "sibling"]
+    kept = {file.name for file in folder.glob("round-*/*/*")}
+    assert kept == {"manifest.json", "metrics.parquet"}
+    last = tested.points[-1]
+    assert read_state(folder).cost_after(int(last.round)) == pytest.approx(last.device_seconds)
+    shown = report_page([out], MEGABYTE)
+    assert "The rollouts and repairs of 1 of 1 runs are not on disk" in shown
+    assert "sibling (n = 1): train-policy" in shown
     before = (out / "ablation.parquet").read_bytes()
     shutil.rmtree(out / "steps")
     done = df(*command)

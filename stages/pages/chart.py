@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 from stages.artifacts.overlay import text_html
 from stages.pages.lines import Line, Panel, Point
 
-Axis = Literal["round", "device_seconds"]
-AXES: Mapping[Axis, str] = {"round": "rounds", "device_seconds": "device-seconds"}
+Axis = Literal["round", "device_seconds", "rollouts"]
+AXES: Mapping[Axis, str] = {"round": "rounds", "device_seconds": "device-seconds", "rollouts": "rollouts"}
 COLORS = 8
 """Series colours of the page; further lines have them again, dashed."""
 _WIDTH, _HEIGHT = 420.0, 240.0
@@ -50,13 +50,34 @@ def seconds(value: float) -> str:
     return f"{value:,.1f}"
 
 
-def figure(panel: Panel, axes: Sequence[Axis] = ("round", "device_seconds")) -> str:
+def curves(panels: Sequence[Mapping[Axis, Panel]], told: str, *, large: bool = False) -> str:
+    """Panels, each by the axes that it is drawn over, and the list that chooses one of these for all of them."""
+    options = "".join(f"<option value='{axis}'>{AXES[axis]}</option>" for axis in panels[0])
+    drawn = "".join(figure(by_axis) for by_axis in panels)
+    return (
+        "<div class='curves'><form hidden><label>Horizontal axis "
+        f"<select class='axis'>{options}</select></label></form><p>{text_html(told)}</p>"
+        f"<div class='panels{' large' * large}'>{drawn}</div></div>"
+    )
+
+
+def figure(by_axis: Mapping[Axis, Panel]) -> str:
     """A panel over each axis, of which the page shows one, and its numbers."""
-    charts = "".join(_svg(panel, axis, hidden=axis != axes[0]) for axis in axes)
+    panel = next(iter(by_axis.values()))
+    charts = "".join(_svg(of, axis, hidden=place > 0) for place, (axis, of) in enumerate(by_axis.items()))
+    alike = all(of is panel for of in by_axis.values())
+    numbers = (
+        _numbers(panel)
+        if alike
+        else "".join(
+            f"<div data-axis='{axis}'{' hidden' * (of is not panel)}>{_numbers(of)}</div>"
+            for axis, of in by_axis.items()
+        )
+    )
     return (
         f"<figure class='panel'><figcaption><b>{text_html(panel.title)}</b> {text_html(panel.note)}</figcaption>"
         f"{charts}{_legend([line.label for line in panel.lines])}"
-        f"<details><summary>Numbers: {text_html(panel.title)}</summary>{_numbers(panel)}</details></figure>"
+        f"<details><summary>Numbers: {text_html(panel.title)}</summary>{numbers}</details></figure>"
     )
 
 
@@ -96,7 +117,7 @@ def _grid(x: _Scale, y: _Scale, axis: Axis) -> str:
         f"<path class='axis' d='M{x(t):.1f} {bottom:.1f}v4'/>"
         f"<text x='{x(t):.1f}' y='{bottom + 17:.1f}' text-anchor='middle'>{t:,g}</text>"
         for t in ticks(x.low, x.high)
-        if axis == "device_seconds" or t == int(t)
+        if axis != "round" or t == int(t)
     )
     name = f"<text x='{(x.start + right) / 2:.1f}' y='{_HEIGHT - 5:.1f}' text-anchor='middle'>{AXES[axis]}</text>"
     return f"{rows}{columns}{name}<path class='axis' d='M{x.start:.1f} {bottom:.1f}H{right:.1f}'/>"
@@ -146,6 +167,7 @@ def _classes(index: int) -> str:
 def _title(label: str, point: Point) -> str:
     interval = "" if point.low is None or point.high is None else f" [{number(point.low)}, {number(point.high)}]"
     where = f"round {point.round:.3g}, {seconds(point.device_seconds)} device-seconds"
+    where += "" if point.rollouts is None else f", {point.rollouts:,.0f} rollouts"
     return f"{label}: {number(point.value)}{interval} ({where})"
 
 
@@ -164,12 +186,18 @@ def _swatch(index: int) -> str:
 
 
 def _numbers(panel: Panel) -> str:
+    over_rollouts = panel.lines[0].points[0].rollouts is not None
     rows = [
-        [line.label, f"{p.round:.3g}", seconds(p.device_seconds), number(p.value), *_ends(p)]
+        [
+            *(line.label, f"{p.round:.3g}", seconds(p.device_seconds)),
+            *([f"{p.rollouts:,.0f}"] if over_rollouts else []),
+            *(number(p.value), *_ends(p)),
+        ]
         for line in panel.lines
         for p in line.points
     ]
-    return table(("line", "round", "device-seconds", "value", "low", "high"), rows)
+    costs = ("round", "device-seconds", *(["rollouts"] if over_rollouts else []))
+    return table(("line", *costs, "value", "low", "high"), rows)
 
 
 def _ends(point: Point) -> list[str]:

@@ -9,21 +9,31 @@ from stages.artifacts.overlay import text_html, tokens_html
 from stages.pages.chart import number
 from stages.pages.pairs import MOST, Candidate, Pair, candidates, drawn, in_page_order, read_pairs
 from stages.pages.room import Room, line_html, problem_html
-from stages.pages.state import RunState
+from stages.pages.state import Source, where
 
 SHOWN_AT_ONCE = 30
-FILTERS = ("run", "round", "kind", "outcome", "category")
-_LABELS = {"run": "Run", "round": "Round", "kind": "Kind", "outcome": "Outcome", "category": "Audit category"}
+FILTERS = ("run", "variant", "seed", "round", "kind", "outcome", "category")
+_OF_SEVERAL = ("run", "variant", "seed")
+"""Nothing to choose where all pairs are of one."""
+_LABELS = {
+    "run": "Run",
+    "variant": "Variant",
+    "seed": "Seed",
+    "round": "Round",
+    "kind": "Kind",
+    "outcome": "Outcome",
+    "category": "Audit category",
+}
 
 
-def gallery(states: Sequence[RunState], names: Sequence[str], room: Room) -> str:
+def gallery(sources: Sequence[Source], room: Room) -> str:
     """A section of as many pairs as there is room for."""
-    found = candidates(states)
+    found = candidates(sources)
     if not found:
         return ""
     chosen = drawn(found)
-    pairs, notes = read_pairs(states, chosen)
-    values = {pair.of: _values(pair, names) for pair in pairs}
+    pairs, notes = read_pairs(sources, chosen)
+    values = {pair.of: _values(pair, sources[pair.of.run]) for pair in pairs}
     numbers = {name: _numbered(of[name] for of in values.values()) for name in FILTERS}
     everything = [values[pair.of] for pair in pairs]
     # What stands around the pairs grows with their number.
@@ -31,7 +41,8 @@ def gallery(states: Sequence[RunState], names: Sequence[str], room: Room) -> str
     articles: dict[Candidate, str] = {}
     for pair in pairs:
         data = {name: numbers[name][value] for name, value in values[pair.of].items()}
-        article = room.take(pair.of.run, pair.problem, _article(pair, values[pair.of], data, len(states) > 1))
+        html = _article(pair, values[pair.of], data, where(sources, pair.of.run))
+        article = room.take(sources[pair.of.run].name, pair.problem, html)
         if article is not None:
             articles[pair.of] = article
     shown = [pair for pair in in_page_order(pairs) if pair.of in articles]
@@ -54,21 +65,24 @@ def _frame(
 def _told(shown: int, found: int) -> str:
     marks = (
         "Red: what the difference mask marks in the error. Green: what it marks in the repair. Of a repair "
-        "that was not selected, the marks are those that it would have had."
+        "that was not selected, the marks are those that it would have had. Of an error's repairs at most one is "
+        "chosen; a costlier one is right too, but edits more; others are wrong, cut at the length limit, flagged by "
+        "the auditor, or could not be scored or audited."
     )
     if shown == found:
         return f"All {found:,} pairs, the worst and the most edited first. {marks}"
     return (
-        f"{shown:,} of {found:,} pairs, the worst and the most edited of each round, outcome and audit category; "
+        f"{shown:,} of {found:,} pairs, the worst and the most edited of each run, outcome, audit category and round; "
         f"{found - shown:,} are left out: at most {MOST:,} are shown, and no more than the file has room for. {marks}"
     )
 
 
-def _values(pair: Pair, names: Sequence[str]) -> dict[str, str]:
+def _values(pair: Pair, source: Source) -> dict[str, str]:
     """What the pair is filtered by, in words."""
     kind = pair.problem.kind if pair.problem else None
     verdict = {None: "no verdict", False: "not flagged", True: pair.of.category or "flagged"}[pair.of.flagged]
-    values = (names[pair.of.run], str(pair.of.round), kind or "no kind", pair.of.selection, verdict)
+    of = (source.name, source.variant, source.seed)
+    values = (*of, str(pair.of.round), kind or "no kind", pair.of.selection, verdict)
     return dict(zip(FILTERS, values, strict=True))
 
 
@@ -82,7 +96,7 @@ def _filters(numbers: Mapping[str, Mapping[str, int]], counts: Mapping[tuple[str
         f"<label>{_LABELS[name]} <select name='{name}'><option value=''>all</option>"
         f"{_options(name, of, counts)}</select></label> "
         for name, of in numbers.items()
-        if name != "run" or len(of) > 1
+        if name not in _OF_SEVERAL or len(of) > 1
     )
     return (
         f"<form id='filters' hidden>{lists}<button type='reset'>Show all</button> "
@@ -98,10 +112,9 @@ def _options(name: str, of: Mapping[str, int], counts: Mapping[tuple[str, str], 
     )
 
 
-def _article(pair: Pair, values: Mapping[str, str], data: Mapping[str, int], several: bool) -> str:
+def _article(pair: Pair, values: Mapping[str, str], data: Mapping[str, int], begins: str) -> str:
     of = pair.of
-    where = f"{values['run']}, " if several else ""
-    title = f"{where}round {of.round}: {of.problem_id}, sample {of.sample}, repair {of.candidate}"
+    title = f"{begins}round {of.round}: {of.problem_id}, sample {of.sample}, repair {of.candidate}"
     reward = "none: could not be scored" if of.reward is None else number(of.reward)
     facts = [
         ("outcome", values["outcome"]), ("reward", reward), ("edit cost", number(of.cost)),

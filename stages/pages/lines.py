@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow.compute as pc
@@ -30,6 +31,8 @@ class Point(NamedTuple):
     value: float
     low: float | None = None
     high: float | None = None
+    rollouts: float | None = None
+    """Responses sampled by then; None where no line is drawn over them."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ class Panel:
     lines: Sequence[Line] = field(default=())
 
 
-ACCURACY = Panel("Accuracy", "share of the evaluation's problems, 95% intervals; sampled: mean over the draws")
-ROLLOUTS_PANEL = Panel("Rollouts", "reward: mean over scored rollouts; correct: share of all, 95% interval")
+ACCURACY = Panel("Accuracy", "share of the evaluation's problems; sampled: mean over the draws")
+ROLLOUTS_PANEL = Panel("Rollouts", "reward: mean over scored rollouts; correct: share of all")
 TRIGGERED = Panel("p, rollouts that were repaired", "share of the round's rollouts that triggered a repair (eq. 29)")
 FEASIBLE = Panel("Feasible share", "share of the repaired errors with a selected repair (eq. 6, 7)")
 EDIT_COST = Panel("Edit cost", "mean edit cost C of the selected repairs (eq. 2)")
@@ -141,14 +144,15 @@ def _during(state: RunState, number: int, measure: Measure) -> Point:
 
 
 def _rewards(state: RunState) -> Iterator[Point]:
-    for number in _rounds(state, ROLLOUT):
-        yield _mean(state, number, _values(state, number, ROLLOUT, ROLLOUTS, "reward"))
+    for number in range(1, state.rounds + 1):
+        if folder := state.with_rows(number, ROLLOUT, ROLLOUTS):
+            yield _mean(state, number, _values(folder, ROLLOUTS, "reward"))
 
 
 def _costs(state: RunState) -> Iterator[Point]:
-    for number in _rounds(state, MASKS):
-        if any((round_folder(state.folder, number) / MASKS).glob(f"{REPAIRS.name}-*.parquet")):
-            yield _mean(state, number, _values(state, number, MASKS, REPAIRS, "cost", only="chosen"))
+    for number in range(1, state.rounds + 1):
+        if folder := state.with_rows(number, MASKS, REPAIRS):
+            yield _mean(state, number, _values(folder, REPAIRS, "cost", only="chosen"))
 
 
 def _mean(state: RunState, number: int, values: Iterable[float]) -> Point:
@@ -158,12 +162,10 @@ def _mean(state: RunState, number: int, values: Iterable[float]) -> Point:
     return _during(state, number, Measure("", "", total / count if count else math.nan))
 
 
-def _values(
-    state: RunState, number: int, step: str, spec: TableSpec[Any], column: str, only: str | None = None
-) -> Iterator[float]:
+def _values(folder: Path, spec: TableSpec[Any], column: str, only: str | None = None) -> Iterator[float]:
     """Those of a column that are not null, of every row or of one `selection`."""
     columns = [column] if only is None else [column, "selection"]
-    for file in parquet_files(round_folder(state.folder, number) / step, spec):
+    for file in parquet_files(folder, spec):
         for table in read_tables(file, ROWS_PER_GROUP, columns):
             rows = table if only is None else table.filter(pc.equal(table["selection"], only))
             yield from rows[column].drop_null().to_pylist()

@@ -1,8 +1,7 @@
 "use strict";
-const axis = document.querySelector("#axis");
-if (axis) {
+for (const axis of document.querySelectorAll("select.axis")) {
   axis.form.hidden = false;
-  const charts = document.querySelectorAll(".panels:not(.study) .chart");
+  const charts = axis.closest(".curves").querySelectorAll("[data-axis]");
   const turn = () => charts.forEach((chart) => chart.toggleAttribute("hidden", chart.dataset.axis !== axis.value));
   axis.addEventListener("change", turn);
   turn();

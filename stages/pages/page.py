@@ -13,8 +13,8 @@ from stages.pages.gallery import gallery
 from stages.pages.rollouts_part import rollouts_part
 from stages.pages.room import Room
 from stages.pages.run_part import RunResult, runs_part
-from stages.pages.state import read_state
-from stages.pages.study_part import is_study, study_part
+from stages.pages.state import Source, read_state
+from stages.pages.study_part import is_study, read_study, study_part
 from stages.run_folder import folder_names
 from stages.summary import is_evaluation
 
@@ -37,7 +37,7 @@ def report_page(folders: Sequence[Path], size: int) -> str:
         if state is not None:
             runs.append(RunResult(name, state))
         if is_study(folder):
-            studies.append(study_part(name, folder))
+            studies.append(read_study(name, folder))
         elif state is None:
             raise DataError(
                 f"{folder}: no run of make all, no study of df ablate and no evaluation of df evaluate in it; give the "
@@ -47,11 +47,12 @@ def report_page(folders: Sequence[Path], size: int) -> str:
         _head(f"Difference feedback: {', '.join(names)}"),
         f"<script>{_file('page.js')}</script></body></html>\n",
     )
-    body = (runs_part(runs) if runs else "") + "".join(studies)
+    body = (runs_part(runs) if runs else "") + "".join(map(study_part, studies))
     body += evaluations_part(evaluations) if evaluations else ""
     room = Room(size - len((head + body + foot).encode()))
-    states, run_names = [run.state for run in runs], [run.name for run in runs]
-    articles = rollouts_part(states, run_names, room) + gallery(states, run_names, room)
+    sources = [Source(run.state, run.name) for run in runs]
+    sources += [arm.source for study in studies for arm in study.arms]
+    articles = rollouts_part(sources, room) + gallery(sources, room)
     return head + body + articles + room.definitions + foot
 
 
@@ -60,7 +61,7 @@ def _head(title: str) -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">{policy_html(_file("page.js"))}'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{text_html(title)}</title><style>{_file('page.css')}</style>"
-        "<noscript><style>.chart[hidden] { display: block !important; }</style></noscript></head><body>"
+        "<noscript><style>[data-axis][hidden] { display: block !important; }</style></noscript></head><body>"
         f"<h1>{text_html(title)}</h1>\n"
     )
 

@@ -21,7 +21,7 @@ from stages.declared import table_input
 from stages.engines.loading import open_codec
 from stages.errors import ArtifactError, DataError, ModelError
 from stages.model.codec import Codec
-from stages.pages.state import Manifest, RunState
+from stages.pages.state import Manifest, RunState, Source
 from stages.recipe import Recipe
 from stages.repair.hard_masks import hard_masks
 from stages.repair.marked_pairs import marked_runs
@@ -65,14 +65,14 @@ class Pair(NamedTuple):
     """None where its file is gone, or another one than the masks were built from."""
 
 
-def candidates(states: Sequence[RunState]) -> list[Candidate]:
+def candidates(sources: Sequence[Source]) -> list[Candidate]:
     """Every repair of every complete round, the worst and the most edited first."""
     names = Candidate._fields[2:]
     found = [
         Candidate(run, number, *(row[name] for name in names))
-        for run, state in enumerate(states)
-        for number in range(1, state.rounds + 1)
-        for folder in [_masks(state, number)]
+        for run, source in enumerate(sources)
+        for number in range(1, source.state.rounds + 1)
+        for folder in [source.state.with_rows(number, MASKS, REPAIRS)]
         if folder is not None
         for row in read_rows(folder, REPAIRS, names)
     ]
@@ -80,13 +80,16 @@ def candidates(states: Sequence[RunState]) -> list[Candidate]:
 
 
 def drawn(found: Iterable[Candidate]) -> list[Candidate]:
-    """At most `MOST`: in turn the worst of each run, round, outcome and category, so that each has some; in the order
-    in which room is to be given to them."""
-    strata: dict[tuple[Any, ...], list[Candidate]] = defaultdict(list)
+    """At most `MOST`: in turn the worst of each run, outcome and category, and of these in turn the worst of each
+    round, so that each has some; in the order in which room is to be given to them."""
+    strata: dict[tuple[Any, ...], dict[int, list[Candidate]]] = defaultdict(lambda: defaultdict(list))
     for one in found:
-        strata[one.run, one.round, one.selection, one.category].append(one)
-    turns = zip_longest(*strata.values())
-    return [one for turn in turns for one in turn if one is not None][:MOST]
+        strata[one.run, one.selection, one.category][one.round].append(one)
+    return _in_turn([_in_turn(rounds.values()) for rounds in strata.values()])[:MOST]
+
+
+def _in_turn(lists: Iterable[Sequence[Candidate]]) -> list[Candidate]:
+    return [one for turn in zip_longest(*lists) for one in turn if one is not None]
 
 
 def in_page_order(pairs: Iterable[Pair]) -> list[Pair]:
@@ -99,18 +102,22 @@ def _badness(one: Candidate) -> tuple[Any, ...]:
     return place, one.reward or 0.0, -one.cost, *one[:5]
 
 
-def read_pairs(states: Sequence[RunState], chosen: Sequence[Candidate]) -> tuple[list[Pair], list[str]]:
+def read_pairs(sources: Sequence[Source], chosen: Sequence[Candidate]) -> tuple[list[Pair], list[str]]:
     """These candidates with their texts and problems, in their order; and what could not be shown, in words."""
     pairs: dict[Candidate, Pair] = {}
     notes: list[str] = []
+    codecs: dict[str, Codec | None] = {}
     for (run, number), group in groupby(sorted(chosen), key=lambda one: (one.run, one.round)):
-        state, wanted = states[run], list(group)
+        state, wanted = sources[run].state, list(group)
         folder = round_folder(state.folder, number) / MASKS
         manifest = state.steps[f"round-{number}/{MASKS}"]
         problems = read_problems(manifest, {one.problem_id for one in wanted})
         if problems is None:
             notes.append(f"{folder}: without questions and pictures, since its problems are not where they were")
-        codec = _codec(state, manifest)
+        vocabulary = manifest["recipe"]["vocabulary"]
+        if vocabulary not in codecs:
+            codecs[vocabulary] = _codec(state, vocabulary)
+        codec = codecs[vocabulary]
         if codec is None:
             notes.append(
                 f"{folder}: differences by word, since no tokenizer of the run is left to read the masks' tokens"
@@ -181,12 +188,6 @@ def _of(table: pa.Table, wanted: set[Key]) -> pa.Table:
     return table.filter(pa.array([key in wanted for key in keys], pa.bool_()))
 
 
-def _masks(state: RunState, number: int) -> Path | None:
-    """The folder of a round's repairs, if they are complete; masks that were realigned have none."""
-    folder = round_folder(state.folder, number) / MASKS
-    return folder if state.of_round(number, MASKS) and any(folder.glob(f"{REPAIRS.name}-*.parquet")) else None
-
-
 def read_problems(manifest: Manifest, ids: set[str]) -> Mapping[str, Problem] | None:
     """Those of a step's problems; None where their file is gone, or another one than the step was made from."""
     spec = PREFERENCES if PREFERENCES.name in manifest["inputs"] else PROBLEMS
@@ -202,7 +203,7 @@ def read_problems(manifest: Manifest, ids: set[str]) -> Mapping[str, Problem] | 
     return dict(zip(wanted, known.many(wanted), strict=True))
 
 
-def _codec(state: RunState, manifest: Manifest) -> Codec | None:
+def _codec(state: RunState, vocabulary: str) -> Codec | None:
     """Of any model that the run made or read and that gives token ids the same meaning; never from the network, and
     without a model's own code."""
     policies = (f"round-{number}/{TRAIN}" for number in range(1, state.rounds + 1))
@@ -214,6 +215,6 @@ def _codec(state: RunState, manifest: Manifest) -> Codec | None:
                 codec = open_codec(folder, Recipe())
             except (ArtifactError, ModelError):
                 continue
-            if codec.vocabulary_sha256 == manifest["recipe"]["vocabulary"]:
+            if codec.vocabulary_sha256 == vocabulary:
                 return codec
     return None

@@ -17,7 +17,7 @@ from stages.core.selection import is_correct
 from stages.pages.chart import number, table
 from stages.pages.pairs import Key, read_problems, read_rows
 from stages.pages.room import Room, problem_html
-from stages.pages.state import RunState
+from stages.pages.state import RunState, Source, where
 
 COURSES = ("wrong, then right", "right, then wrong", "never right")
 OF_EACH = 2
@@ -55,26 +55,28 @@ class Chosen(NamedTuple):
     """Round, reward, outcome and text of each."""
 
 
-def rollouts_part(states: Sequence[RunState], names: Sequence[str], room: Room) -> str:
+def rollouts_part(sources: Sequence[Source], room: Room) -> str:
     """A section of at most a share of the room; nothing where no problem is chosen, as in a run of one round."""
-    wheres = [f"{name}, " if len(states) > 1 else "" for name in names]
-    chosen = [one for run, state in enumerate(states) for one in _chosen(run, state, wheres[run])]
+    of_each = {(source.name, source.variant): run for run, source in reversed([*enumerate(sources)])}
+    chosen = [one for run in sorted(of_each.values()) for one in _chosen(run, sources[run].state, where(sources, run))]
     if not chosen:
         return ""
-    gone = dict.fromkeys(states[one.run].folder for one in chosen if one.problem is None)
+    gone = dict.fromkeys(sources[one.run].state.folder for one in chosen if one.problem is None)
     spare = room.left - room.left // SHARE
-    room.left -= len("".join(_frame(len(chosen), len(chosen), [*gone])).encode())
-    articles = [room.take(one.run, one.problem, _article(one), spare) for one in chosen]
-    begin, end = _frame(articles.count(None), len(chosen), [*gone])
+    one_seed = len(of_each) < len(sources)
+    room.left -= len("".join(_frame(len(chosen), len(chosen), [*gone], one_seed)).encode())
+    articles = [room.take(sources[one.run].name, one.problem, _article(one), spare) for one in chosen]
+    begin, end = _frame(articles.count(None), len(chosen), [*gone], one_seed)
     return f"{begin}{''.join(article for article in articles if article is not None)}{end}"
 
 
-def _frame(left_out: int, found: int, gone: Sequence[Path]) -> tuple[str, str]:
+def _frame(left_out: int, found: int, gone: Sequence[Path], one_seed: bool) -> tuple[str, str]:
     """What stands before the problems and behind them; of the runs in `gone` their file is not to be had."""
+    seeds = " Each variant is shown by its first run." if one_seed else ""
     left = f" {left_out} of {found} are left out: the file has no room for them." if left_out else ""
     notes = [f"{run}: without questions and pictures, since its problems are not where they were" for run in gone]
     return (
-        f"<section id='rollouts'><h2>Rollouts of chosen problems over the rounds</h2><p>{RULE}{left}</p>"
+        f"<section id='rollouts'><h2>Rollouts of chosen problems over the rounds</h2><p>{RULE}{seeds}{left}</p>"
         f"{''.join(f'<p>{text_html(note)}</p>' for note in notes)}",
         "</section>",
     )
@@ -85,10 +87,10 @@ def _article(one: Chosen) -> str:
     return f"<article class='course'><h3>{text_html(one.title)}</h3>{problem_html(one.problem)}{responses}</article>\n"
 
 
-def _chosen(run: int, state: RunState, where: str) -> list[Chosen]:
-    """Of one run; `where` begins their titles."""
+def _chosen(run: int, state: RunState, begins: str) -> list[Chosen]:
+    """Of one run."""
     samples = _first_samples(state)
-    titles = {problem_id: where + title for problem_id, title in _titles(samples).items()}
+    titles = {problem_id: begins + title for problem_id, title in _titles(samples).items()}
     if not titles:
         return []
     rounds = {name: _few([*samples[name]]) for name in titles}
@@ -108,11 +110,11 @@ def _first_samples(state: RunState) -> Mapping[str, dict[int, Scored]]:
     """Of every complete rollout, by problem and round."""
     found: dict[str, dict[int, Scored]] = defaultdict(dict)
     for n in range(1, state.rounds + 1):
-        manifest = state.of_round(n, ROLLOUT)
-        if manifest is None:
+        folder = state.with_rows(n, ROLLOUT, ROLLOUTS)
+        if folder is None:
             continue
-        threshold = manifest["recipe"]["reward"]["threshold"]
-        for row in read_rows(round_folder(state.folder, n) / ROLLOUT, ROLLOUTS, ("problem_id", "sample", "reward")):
+        threshold = state.steps[f"round-{n}/{ROLLOUT}"]["recipe"]["reward"]["threshold"]
+        for row in read_rows(folder, ROLLOUTS, ("problem_id", "sample", "reward")):
             if row["sample"] == FIRST:
                 found[row["problem_id"]][n] = _scored(row["reward"], threshold)
     return found

@@ -28,7 +28,7 @@ class Room:
 
     def __init__(self, size: int) -> None:
         self.left = size - len(_DEFINITIONS.format(""))
-        self.pictures: dict[tuple[int, str], str] = {}
+        self.pictures: dict[tuple[str, str], str] = {}
         self._definitions: list[str] = []
 
     @property
@@ -37,9 +37,12 @@ class Room:
         pictures = "".join(self._definitions)
         return _DEFINITIONS.format(pictures) if pictures else ""
 
-    def take(self, run: int, problem: Problem | None, article: str, spare: int = 0) -> str | None:
-        """The article with its problem's pictures; None where it does not fit, or less than `spare` would be left."""
-        key = (run, "" if problem is None else problem.problem_id)
+    def take(self, source: str, problem: Problem | None, article: str, spare: int = 0) -> str | None:
+        """The article with its problem's pictures; None where it does not fit, or less than `spare` would be left.
+
+        Within a `source` ids of problems are unique.
+        """
+        key = (source, "" if problem is None else problem.problem_id)
         uses, definitions = self.pictures.get(key), ""
         if uses is None:
             uses, definitions = ("", "") if problem is None else _pictures(problem, len(self.pictures))

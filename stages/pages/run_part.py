@@ -11,8 +11,8 @@ from stages.artifacts.overlay import text_html
 from stages.chain import MASKS, ROLLOUT, round_folder
 from stages.measures.accuracy import Measure
 from stages.pages.accuracies import accuracy_table, interval, kinds_table, told_accuracies, told_gains
-from stages.pages.chart import AXES, Bar, bars, figure, seconds, table
-from stages.pages.lines import PANELS, Line, lines_of
+from stages.pages.chart import Axis, Bar, bars, curves, seconds, table
+from stages.pages.lines import PANELS, Line, Panel, lines_of
 from stages.pages.state import RunState
 from stages.summary import (
     RUN_GAIN,
@@ -28,6 +28,11 @@ from stages.summary import (
     read_evaluation,
 )
 from stages.untrusted.printable import counted
+
+WHERE = (
+    "A round's rollouts, repairs and masks stand at its number; an optimizer step at its share of the round. "
+    "Device-seconds leave evaluations out. Bars and bands are 95% intervals."
+)
 
 
 @dataclass(frozen=True)
@@ -143,16 +148,13 @@ def _panels(results: Sequence[RunResult]) -> str:
         for title, lines in lines_of(result.state, result.evaluations).items():
             prefix = f"{result.name}: " if len(results) > 1 else ""
             found[title] += [replace(line, label=prefix + line.label) for line in lines]
-    drawn = [figure(replace(panel, lines=found[panel.title])) for panel in PANELS if panel.title in found]
-    if not drawn:
-        return ""
-    options = "".join(f"<option value='{value}'>{name}</option>" for value, name in AXES.items())
-    return (
-        "<h2>On the way</h2>"
-        f"<form hidden><label>Horizontal axis <select id='axis'>{options}</select></label></form>"
-        "<p>A round's rollouts, repairs and masks stand at its number; an optimizer step at its share of the round. "
-        f"Device-seconds leave evaluations out.</p><div class='panels'>{''.join(drawn)}</div>"
-    )
+    panels = [replace(panel, lines=found[panel.title]) for panel in PANELS if panel.title in found]
+    return f"<h2>On the way</h2>{curves([*map(over_rounds, panels)], WHERE)}" if panels else ""
+
+
+def over_rounds(panel: Panel) -> Mapping[Axis, Panel]:
+    """The panel over both costs of a run."""
+    return {"round": panel, "device_seconds": panel}
 
 
 def _cost_bars(results: Sequence[RunResult]) -> str:
@@ -162,16 +164,18 @@ def _cost_bars(results: Sequence[RunResult]) -> str:
         for manifest in result.state.steps.values():
             for phase, spent in manifest["device_seconds"].items():
                 found[prefix + manifest["step"]][phase] += spent
-    of = [Bar(label, _in_order(parts)) for label, parts in found.items()]
+    of = [Bar(label, in_order(parts)) for label, parts in found.items()]
     return bars(of, "Rounds added up.") if of else "<p>No step is complete.</p>"
 
 
-def _in_order(parts: Mapping[str, float]) -> dict[str, float]:
+def in_order(parts: Mapping[str, float]) -> dict[str, float]:
+    """Device-seconds by phase, in the order in which a step has the phases."""
     order = ("load", "generate", "score", "reward", "train", "evaluate", "save", "other")
     return {phase: parts[phase] for phase in sorted(parts, key=lambda p: order.index(p) if p in order else len(order))}
 
 
-def _counted(counts: Mapping[str, int]) -> str:
+def told_counts(counts: Mapping[str, int]) -> str:
+    """Counts by name in words."""
     return counted({name.replace("_", " "): count for name, count in counts.items()})
 
 
@@ -182,7 +186,7 @@ def _steps_table(results: Sequence[RunResult]) -> str:
         for place, manifest in result.state.steps.items():
             ins, outs = (f"{manifest[name]:,}" for name in ("rows_in", "rows_out"))
             rows.append(
-                [prefix + place, "complete", ins, outs, *map(_counted, (manifest["dropped"], manifest["counts"]))]
+                [prefix + place, "complete", ins, outs, *map(told_counts, (manifest["dropped"], manifest["counts"]))]
             )
         rows += [[prefix + place, f"missing: {why}", "", "", "", ""] for place, why in result.state.missing.items()]
     heads = ("step", "state", "rows in", "rows out", "dropped, by reason", "counted")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from stages.artifacts.columns import TableSpec
 from stages.artifacts.ledger import training_cost
 from stages.artifacts.manifests import read_manifest
-from stages.chain import BASE, MASKS, RL, RL_AGAIN, ROLLOUT, SFT, TRAIN, VALIDATION
+from stages.chain import BASE, MASKS, RL, RL_AGAIN, ROLLOUT, SFT, SFT_POLICY, TRAIN, VALIDATION, round_folder
 from stages.errors import ArtifactError
 
 Manifest = Mapping[str, Any]
@@ -21,7 +22,7 @@ _SCORED = {step: re.compile(rf"{step}-round-([1-9]\d*)") for step in ("evaluate"
 
 @dataclass(frozen=True)
 class RunState:
-    """A run of `make all` or of a loop, complete or under way."""
+    """A run of `make all`, of a loop or of a study, complete or under way."""
 
     folder: Path
     rounds: int
@@ -34,6 +35,11 @@ class RunState:
     def of_round(self, number: int, step: str) -> Manifest | None:
         """The manifest of a round's step, if it is complete."""
         return self.steps.get(f"round-{number}/{step}")
+
+    def with_rows(self, number: int, step: str, spec: TableSpec[Any]) -> Path | None:
+        """The folder of a round's step, if it is complete and has these rows: a study may have removed them."""
+        folder = round_folder(self.folder, number) / step
+        return folder if self.of_round(number, step) and any(folder.glob(f"{spec.name}-*.parquet")) else None
 
     def scored(self) -> dict[int, Path]:
         """Folders of the complete evaluations, by the round that they follow; 0 is the base policy.
@@ -73,6 +79,25 @@ class RunState:
         return sum(training_cost(self.steps[place]) for place in places if place in self.steps)
 
 
+class Source(NamedTuple):
+    """A run whose rollouts and repairs a page shows, and the words by which they are filtered."""
+
+    state: RunState
+    name: str
+    """The run's or its study's."""
+    variant: str = "no variant"
+    seed: str = "no seed"
+    """Of a run of a study."""
+
+
+def where(sources: Sequence[Source], place: int) -> str:
+    """What begins the titles of one of several runs."""
+    source = sources[place]
+    words = [source.name] if len({of.name for of in sources}) > 1 else []
+    words += [source.variant, f"seed {source.seed}"] if source.variant != "no variant" else []
+    return "".join(f"{word}, " for word in words)
+
+
 def read_state(run: Path) -> RunState | None:
     """The run in a folder; None where there is no step of one."""
     names = [folder.name for folder in run.iterdir() if folder.is_dir()] if run.is_dir() else []
@@ -102,6 +127,8 @@ def _evaluations(step: str, names: Collection[str], rounds: int) -> list[str]:
 
 def _places(run: Path, rounds: int) -> Iterator[str]:
     """Steps that train, in pipeline order; a loop trains the repair model again after some of its rounds."""
+    if (run / SFT_POLICY).is_dir():
+        yield SFT_POLICY
     if (run / SFT).is_dir() or (run / RL).is_dir():
         yield from (SFT, RL)
     for number in range(1, rounds + 1):

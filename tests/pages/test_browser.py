@@ -6,7 +6,7 @@ import pytest
 
 from browser import chromium, tab
 from stages.pages.page import MEGABYTE, report_page
-from written_run import write_run
+from written_run import write_run, write_study
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="NO CHROMIUM: the page was not tried in a browser")
 SHOWN = "[...document.querySelectorAll('article.pair')].filter((pair) => pair.checkVisibility()).length"
@@ -84,7 +84,7 @@ def test_the_axis_turns_every_chart(page):
     axes = f"[...new Set({charts}.map((chart) => chart.dataset.axis))].join()"
     count = page.run("document.querySelectorAll('figure.panel').length")
     assert (page.run(axes), page.run(f"{charts}.length")) == ("round", count)
-    turn = "(() => { const axis = document.querySelector('#axis'); axis.value = '%s'; "
+    turn = "(() => { const axis = document.querySelector('.axis'); axis.value = '%s'; "
     page.run(turn % "device_seconds" + "axis.dispatchEvent(new Event('change')); })()")
     assert (page.run(axes), page.run(f"{charts}.length")) == ("device_seconds", count)
 
@@ -138,6 +138,25 @@ def test_on_paper_it_is_light_and_has_nothing_to_choose(page):
     page.call("Emulation.setEmulatedMedia", media="print", features=dark)
     assert page.run(PRINTED) == [light, False, True, True]
     page.call("Emulation.setEmulatedMedia", media="", features=[])
+
+
+def test_a_study_is_filtered_by_variant_and_seed_and_turned_by_its_own_axis(page, tmp_path):
+    """Of two runs of `ours`, of two rounds and of one, each with 8 pairs a round, and one round of `rival`."""
+    (tmp_path / "page.html").write_text(report_page([write_study(tmp_path / "study")], MEGABYTE), encoding="utf-8")
+    page.open(tmp_path / "page.html")
+    assert page.run(TOLD) == "30 of 32 shown"
+    choose(page, "variant", "ours")
+    assert page.run(TOLD) == "24 of 24 shown"
+    choose(page, "seed", "1")
+    assert page.run(TOLD) == "8 of 8 shown"
+    chosen = "[...document.querySelectorAll('.curves')].map((part) => [...new Set([...part.querySelectorAll('.chart')]"
+    chosen += ".filter((chart) => chart.checkVisibility()).map((chart) => chart.dataset.axis))].join())"
+    assert page.run(chosen) == ["device_seconds", "round"]
+    page.run(
+        "(() => { const axis = document.querySelector('.axis'); axis.value = 'rollouts'; "
+        "axis.dispatchEvent(new Event('change')); })()"
+    )
+    assert page.run(chosen) == ["rollouts", "round"]
 
 
 def test_there_was_no_error_in_the_console(page):

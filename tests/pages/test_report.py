@@ -6,7 +6,6 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from hostile_text import HOSTILE, MARKUP, SHOWN, assert_plain
@@ -18,9 +17,8 @@ from stages.errors import ArtifactError
 from stages.pages.chart import ticks
 from stages.pages.lines import LONGEST, Point, thinned
 from stages.pages.page import MEGABYTE, report_page
-from stages.study.curves import Point as StudyPoint
-from stages.study.curves import Run, rows_of
-from written_run import REPAIR, write_problems, write_run, write_scores, write_step
+from stages.study.curves import rows_of
+from written_run import REPAIR, study_run, write_problems, write_run, write_scores, write_step, write_study
 
 
 class Page(HTMLParser):
@@ -77,11 +75,14 @@ class Page(HTMLParser):
         """The rows of the first table that begins so."""
         return next(rows[1:] for rows in self.tables if tuple(rows[0][: len(head)]) == head)
 
-    def line(self, panel, label):
-        """The numbers of a line: round, device-seconds, value, low, high."""
+    def line(self, panel, label, tables=None):
+        """The numbers of a line: round, device-seconds, value, low, high; of several tables where there are some."""
         place = self.source.index(f"<summary>Numbers: {panel}</summary>")
         number = self.source[:place].count("<table")
-        return [tuple(row[1:]) for row in self.tables[number] if row[0] == label]
+        found = [
+            [tuple(row[1:]) for row in of if row[0] == label] for of in self.tables[number : number + (tables or 1)]
+        ]
+        return found if tables else found[0]
 
 
 def page(*folders, size=5 * MEGABYTE):
@@ -483,31 +484,70 @@ def test_few_pairs_of_many_are_read(tmp_path, monkeypatch):
 
 
 def test_a_study_is_a_line_a_variant(tmp_path):
-    """Two seeds of grpo, right on a half and on all after 100 device-seconds: their mean is 0.75, and half its
-    difference the standard error."""
-
-    def run(variant, seed, end):
-        points = [StudyPoint(float(n), 100.0 * n, 10.0 * n, {"sampled": np.array(v), "greedy": np.array(v)})
-                  for n, v in ((0, [0.0, 0.0]), (1, end))]  # fmt: skip
-        return Run(variant, seed, "test", key=f"{variant}{seed}", points=points)
-
+    """Two seeds of grpo, right on a half after 100 device-seconds and on all after 200. After a round of 20 rollouts
+    their mean is 0.75, and half its difference the standard error; after 100 device-seconds both are at 0.5."""
     study = tmp_path / "study"
     study.mkdir()
-    runs = [run("grpo", 0, [1.0, 0.0]), run("grpo", 1, [1.0, 1.0]), run(MARKUP, 0, [1.0, 1.0])]
+    ends = (("grpo", 0, [1.0, 0.0], 100.0), ("grpo", 1, [1.0, 1.0], 200.0), (MARKUP, 0, [1.0, 1.0], 100.0))
+    runs = [study_run(variant, seed, end, cost=cost) for variant, seed, end, cost in ends]
     write_rows(study / "curves.parquet", CURVES, rows_of(runs))
     under_way = page(study)
-    assert "Under way: 3 runs on test problems" in under_way.text
-    last = under_way.line("Sampled accuracy, test", "grpo (n = 2)")[-1]
-    assert last == ("1", "100.0", "0.750", "0.500", "1.000")
+    assert "Under way; done: runs on test problems: 3, runs that tune a learning rate: 0." in under_way.text
+    lines = under_way.line("Sampled accuracy, test", "grpo (n = 2)", tables=3)
+    assert [line[-1] for line in lines] == [
+        ("0.75", "100.0", "15", "0.500", "0.500", "0.500"),
+        ("1", "150.0", "20", "0.750", "0.500", "1.000"),
+        ("1", "150.0", "20", "0.750", "0.500", "1.000"),
+    ]
+    assert "No step of 3 of 3 runs is on disk" in under_way.text
     row = {"variant": "grpo", "seed": None, "measure": "sampled accuracy", "value": 0.75, "low": 0.5, "high": 1.0,
            "n": 2, "note": None}  # fmt: skip
     failed = row | {"variant": "difference", "seed": 3, "measure": "failed", "value": 1.0, "low": None, "note": MARKUP}
     write_rows(study / "ablation.parquet", ABLATION, [row, failed])
     done = page(study)
-    assert "Sampled accuracy on test problems, best first: grpo 0.750. 1 runs failed." in done.text
+    assert "Sampled accuracy on test problems, best first: grpo 0.750. Failed: 1." in done.text
     assert done.table("variant") == [["grpo", "0.750 [0.500, 1.000]"]]
     assert done.table("failed variant") == [["difference", "3", MARKUP]]
     assert f"{MARKUP} (n = 1)" in done.text
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return page(write_study(tmp_path_factory.mktemp("written") / "study"))
+
+
+def test_a_study_has_the_costs_and_the_rounds_of_its_variants(study):
+    """Of the two runs of `ours` one has two rounds, the other one: both have the first, in which the entropies are 0.5
+    and 1.5. `rival` has rolled out and repaired, which costs 35."""
+    assert "Not complete: rival with seed 0, round 1, 35.0 device-seconds so far." in study.text
+    costs = {row[0]: row[-1] for row in study.table("stage", "generate")}
+    assert costs == {
+        "ours (n = 2): rollout": "15.0", "ours (n = 2): build-masks": "37.5", "ours (n = 2): train-policy": "60.0",
+        "cleared (n = 1): rollout": "10.0", "cleared (n = 1): build-masks": "25.0",
+        "cleared (n = 1): train-policy": "40.0",
+        "rival, not complete (n = 1): rollout": "10.0", "rival, not complete (n = 1): build-masks": "25.0",
+    }  # fmt: skip
+    assert study.line("Entropy", "ours (n = 2)") == [("1", "75.0", "1.000", "1.000", "1.000")]
+    assert study.line("Feasible share", "rival, not complete (n = 1)") == [("1", "35.0", "1.000", "", "")]
+    assert study.line("Edit cost", "cleared (n = 1)") == []
+    steps = {row[0]: row[1:] for row in study.table("step", "times")}
+    assert steps["ours (n = 2): build-masks"] == ["3", "36", "24", "unscored 12"]
+
+
+def test_a_study_shows_rollouts_and_repairs_that_are_there_and_tells_of_others(study):
+    assert "No step of 1 of 4 runs is on disk" in study.text
+    assert (
+        "The rollouts and repairs of 1 of 4 runs are not on disk (ablate.keep_rounds: false removes them" in study.text
+    )
+    assert [*study.problems] == [f"ours, seed 0, never right, {place} of 4: p{place - 1}" for place in (1, 2)]
+    assert "Each variant is shown by its first run." in study.text
+    assert len(study.articles) == 32
+    assert study.articles["rival, seed 0, round 1: p0, sample 0, repair 0"]["marked"]
+    options = re.findall(r"<select name='(\w+)'>(.*?)</select>", study.source)
+    found = {name: re.findall(r"<option value='\d+'>([^<]+)</option>", of) for name, of in options}
+    assert (found["variant"], found["seed"]) == (["ours (24)", "rival (8)"], ["0 (24)", "1 (8)"])
+    assert "run" not in found
+    assert study.source.count("<image id=") == 4  # a problem's picture is there once
 
 
 def test_the_command_writes_the_page_and_says_where(run, tmp_path, typed):

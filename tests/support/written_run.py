@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stages.artifacts.columns import GROUPS, METRICS, PROBLEMS, REPAIRS, ROLLOUTS, SCORES
+from stages.artifacts.columns import CURVES, GROUPS, METRICS, PROBLEMS, REPAIRS, ROLLOUTS, SCORES
 from stages.artifacts.ledger import CostLedger
 from stages.artifacts.plan import Plan
 from stages.artifacts.problems import encode_image
@@ -14,6 +14,8 @@ from stages.artifacts.step import Step
 from stages.artifacts.store import write_rows
 from stages.engines.loading import open_codec
 from stages.recipe import load_recipe
+from stages.study.curves import Point, Run, rows_of
+from stages.study.run_folders import run_folder
 
 BASE = Path(__file__).parents[2] / "data" / "digits" / "base"
 RECIPE = {"reward": {"threshold": 1.0}}
@@ -157,3 +159,29 @@ def write_run(run, *, rounds=2, count=4, text="", side=3, final=3, kinds=(None,)
     write_scores(run / "evaluate-base", 1, kinds=kinds)
     write_scores(run / f"evaluate-round-{rounds}", final, kinds=kinds)
     return run
+
+
+def study_run(variant, seed, end, *, cost=75.0):
+    """Recorded: right on nothing, then on `end`, after one round of 20 rollouts."""
+    points = [
+        Point(float(n), cost * n, 20.0 * n, {mode: np.array(values) for mode in ("sampled", "greedy")})
+        for n, values in ((0, [0.0] * len(end)), (1, end))
+    ]
+    return Run(variant, seed, "test", key=f"{variant}{seed}", points=points)
+
+
+def write_study(study):
+    """`ours` with seeds 0 (two rounds) and 1 (one round), `cleared` whose rows were removed, `old` of which no step is
+    there, `rival` under way in its first round."""
+    recorded = {("ours", 0): 2, ("ours", 1): 1, ("cleared", 0): 1, ("old", 0): 0}
+    for (variant, seed), rounds in recorded.items():
+        if rounds:
+            write_run(run_folder(study, variant, seed, None), rounds=rounds)
+    for file in run_folder(study, "cleared", 0, None).glob("round-1/*/*-*.parquet"):
+        file.unlink()
+    under_way = write_run(run_folder(study, "rival", 0, None), rounds=1)
+    (under_way / "round-1" / "train-policy" / "manifest.json").unlink()
+    write_run(run_folder(study, "ours", 1000, 1e-4), rounds=1)
+    runs = [study_run(variant, seed, [1.0, 0.0]) for variant, seed in recorded]
+    write_rows(study / "curves.parquet", CURVES, rows_of(runs))
+    return study
