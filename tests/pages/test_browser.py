@@ -95,7 +95,10 @@ def test_pictures_are_drawn_and_nothing_is_wider_than_the_window(page):
     assert page.run(f"{picture}.getBoundingClientRect().width") > 0
     page.call("Emulation.setDeviceMetricsOverride", width=380, height=800, deviceScaleFactor=1, mobile=False)
     assert page.run("document.documentElement.scrollWidth") <= 380
+    place = "getComputedStyle(document.querySelector('#filters')).position"
+    assert page.run(place) == "static"  # it would stay over most of such a window
     page.call("Emulation.clearDeviceMetricsOverride")
+    assert page.run(place) == "sticky"
 
 
 CONTRAST = """(() => {

@@ -17,7 +17,9 @@ from stages.errors import ArtifactError
 from stages.pages.chart import ticks
 from stages.pages.lines import LONGEST, Point, thinned
 from stages.pages.page import MEGABYTE, report_page
+from stages.pages.pairs import Candidate, drawn
 from stages.study.curves import rows_of
+from stages.study.run_folders import run_folder
 from written_run import REPAIR, study_run, write_problems, write_run, write_scores, write_step, write_study
 
 
@@ -483,6 +485,17 @@ def test_few_pairs_of_many_are_read(tmp_path, monkeypatch):
     assert [*found.articles] == ["round 1: p1, sample 0, repair 1", "round 1: p0, sample 0, repair 1"]
 
 
+def test_each_outcome_has_pairs_however_many_rounds_there_are(monkeypatch):
+    monkeypatch.setattr("stages.pages.pairs.MOST", 4)
+    found = [
+        Candidate(0, number, "p", 0, 0, 1.0, 0.1, False, None, selection)
+        for selection in ("wrong", "chosen")
+        for number in range(1, 11)
+    ]
+    shown = [(one.selection, one.round) for one in drawn(found)]
+    assert shown == [("wrong", 1), ("chosen", 1), ("wrong", 2), ("chosen", 2)]
+
+
 def test_a_study_is_a_line_a_variant(tmp_path):
     """Two seeds of grpo, right on a half after 100 device-seconds and on all after 200. After a round of 20 rollouts
     their mean is 0.75, and half its difference the standard error; after 100 device-seconds both are at 0.5."""
@@ -491,7 +504,9 @@ def test_a_study_is_a_line_a_variant(tmp_path):
     ends = (("grpo", 0, [1.0, 0.0], 100.0), ("grpo", 1, [1.0, 1.0], 200.0), (MARKUP, 0, [1.0, 1.0], 100.0))
     runs = [study_run(variant, seed, end, cost=cost) for variant, seed, end, cost in ends]
     write_rows(study / "curves.parquet", CURVES, rows_of(runs))
+    (run_folder(study, "difference", 3, None) / "1-sft-repair").mkdir(parents=True)
     under_way = page(study)
+    assert "Not complete: difference with seed 3, round 0, 0.0 device-seconds so far." in under_way.text
     assert "Under way; done: runs on test problems: 3, runs that tune a learning rate: 0." in under_way.text
     lines = under_way.line("Sampled accuracy, test", "grpo (n = 2)", tables=3)
     assert [line[-1] for line in lines] == [
@@ -507,6 +522,7 @@ def test_a_study_is_a_line_a_variant(tmp_path):
     done = page(study)
     assert "Sampled accuracy on test problems, best first: grpo 0.750. Failed: 1." in done.text
     assert done.table("variant") == [["grpo", "0.750 [0.500, 1.000]"]]
+    assert "Not complete" not in done.text
     assert done.table("failed variant") == [["difference", "3", MARKUP]]
     assert f"{MARKUP} (n = 1)" in done.text
 
