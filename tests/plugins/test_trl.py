@@ -1,6 +1,8 @@
 """TRL's real trainer with gates: its step is the step of `policy_loss` on the same completions."""
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +13,14 @@ from data.digits import with_trl  # before transformers
 from stages.core import difference_masks, group_advantages, policy_loss
 from stages.model.loading import load_model
 
+from datasets import Dataset  # isort: skip
 from transformers import TrainerCallback  # isort: skip
 from trl import GRPOTrainer  # isort: skip
 
 TEMPERATURE = 0.7
 GROUP = 8
+ROOT = Path(__file__).parents[2]
+EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "stages" / "plugins" / "README.md").read_text(), re.S)
 
 
 @dataclass
@@ -194,3 +199,48 @@ def test_a_ratio_of_whole_sequences_is_refused(step):
             train_dataset=step.trainer.train_dataset,
             gate_func=lambda _rows, _ids: [],
         )
+
+
+def test_the_page_s_examples_have_at_most_forty_lines():
+    assert len(EXAMPLES) == 2
+    assert all(len(example.splitlines()) <= 40 for example in EXAMPLES)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """What the page's example for TRL leaves behind; it writes to another folder here."""
+    (code,) = [example for example in EXAMPLES if "trl" in example]
+    names = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        exec(code.replace("runs/trl", str(tmp_path_factory.mktemp("page"))), names)
+    return names
+
+
+def test_the_page_trains_errors_where_their_repairs_differ_and_right_completions_whole(page):
+    (batch,) = page["trainer"]._buffered_inputs
+    open_in_right, closed_in_errors = 0, 0
+    for ids, mask, advantages in zip(
+        batch["completion_ids"], batch["completion_mask"].bool(), batch["advantages"], strict=True
+    ):
+        text, signs = page["policy"].decode(ids[mask].tolist()), set(advantages[mask].sign().tolist())
+        assert signs in ({1.0}, {-1.0}, {-1.0, 0.0}), text
+        open_in_right += signs == {1.0}
+        closed_in_errors += signs == {-1.0, 0.0}
+    assert open_in_right >= 8
+    assert closed_in_errors >= 8
+    trained, base = (page[name].model.state_dict() for name in ("policy", "repairer"))
+    assert any(not torch.equal(trained[name], base[name]) for name in base)
+
+
+def test_the_page_s_gates_are_the_masks_of_the_annotated_repairs(page, digits):
+    """Of most errors: of the four repairs that are drawn none may be right, or another right one is nearest."""
+    rows = list(Dataset.from_parquet(str(digits / "repair_set.parquet")).select(range(16)))
+    tokenizer = page["policy"].tokenizer
+    errors, repairs = (
+        [tokenizer.encode(row[side] + tokenizer.eos_token) for row in rows] for side in ("error", "repair")
+    )
+    gates = [list(gate) for gate in page["gates"](2 * rows, errors + repairs)]
+    masks = [difference_masks(*pair).error_T.tolist() for pair in zip(errors, repairs, strict=True)]
+    assert sum(gate == mask for gate, mask in zip(gates[: len(rows)], masks, strict=True)) >= 10
+    assert all(all(gate) for gate in gates[len(rows) :])
