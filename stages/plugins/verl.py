@@ -1,4 +1,4 @@
-"""verl: GRPO's advantages with a token-level gate (eq. 10), as the estimator `difference_grpo` of its registry.
+"""verl: a token-level gate on advantages (eq. 10), in the estimator `difference_grpo` of its registry, or in the loss.
 
 verl loads this module by itself where both are installed (entry point `verl.plugins`). Tested with verl 0.9.1.
 Axes: B responses of a batch, T tokens of the longest, padded.
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, register_adv_est
+from verl.workers.utils.losses import ppo_loss
 
 
 class Advantages(NamedTuple):
@@ -49,3 +50,17 @@ def difference_grpo(
 
 
 register_adv_est("difference_grpo")(difference_grpo)
+
+
+def gated_ppo_loss(config: Any, model_output: Any, data: Any, dp_group: Any = None) -> tuple[Tensor, dict[str, Any]]:
+    """verl's `ppo_loss`, the loss of its workers, of any estimator's advantages times `data["gate"]`.
+
+    The gate (B, T) is padded or nested, as `data["advantages"]` may be; it holds what `difference_grpo` is handed. KL
+    and entropy terms are ungated. `set_loss_fn` of a worker group takes it with `config` bound to the actor's.
+
+    Raises:
+        KeyError: there is no gate.
+    """
+    padded = data.select("advantages", "gate").to_padded_tensor()
+    gated_BT = padded["advantages"] * padded["gate"]
+    return ppo_loss(config, model_output, data.copy().update({"advantages": gated_BT}), dp_group)

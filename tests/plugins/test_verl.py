@@ -136,6 +136,56 @@ def test_a_token_behind_a_closed_gate_has_no_gradient(batch, advantages, logprob
     assert pulled == PULLED_BY_MORE
 
 
+@pytest.mark.parametrize("nested", [True, False])
+def test_the_gated_loss_of_its_workers_is_ours(batch, advantages, logprobs, actor, nested):
+    """On the ungated advantages of the estimator, behind prompts of one token; the KL is ungated."""
+    from tensordict import TensorDict
+    from verl.utils import tensordict_utils as tu
+    from verl.workers.utils.padding import response_to_nested
+
+    from stages.plugins.verl import gated_ppo_loss
+
+    new, old = logprobs
+    found, mask = advantages(batch)["returns"], batch["response_mask"]
+    lengths = mask.sum(-1).int().tolist()
+    fields = {
+        "responses": mask.long(),
+        "response_mask": mask,
+        "old_log_probs": old,
+        "ref_log_prob": old.flip(0),
+        "advantages": found,
+        "gate": batch["reward_baselines"],
+    }
+    if nested:
+        rows = torch.nested.as_nested_tensor([mask.new_ones(length) for length in lengths], layout=torch.jagged)
+        fields = {name: response_to_nested(value, rows) for name, value in fields.items()}
+        prompts = torch.nested.as_nested_tensor(list(torch.ones(8, 1).long()), layout=torch.jagged)
+    else:
+        prompts = torch.ones(8, 1).long()
+        fields["attention_mask"] = torch.cat([prompts, mask.long()], dim=1)
+    data = TensorDict(fields | {"prompts": prompts}, batch_size=8)
+    tu.assign_non_tensor(data, dp_size=1, batch_num_tokens=None, global_batch_size=None)
+    # A model's log-probs are of the next token: those of the responses, and one behind each.
+    flat = torch.cat([torch.nn.functional.pad(row[:length], (0, 1)) for row, length in zip(new, lengths, strict=True)])
+    config = actor(use_kl_loss=True, kl_loss_coef=0.1, loss_agg_mode="seq-mean-token-mean")
+    loss, _ = gated_ppo_loss(config, {"log_probs": flat}, data)
+    result = policy_loss(
+        "grpo",
+        logprobs_BT=new,
+        old_logprobs_BT=old,
+        ref_logprobs_BT=old.flip(0),
+        advantages_B=found,
+        response_mask_BT=mask,
+        gate_BT=batch["reward_baselines"],
+        kl_coef=0.1,
+        dual_clip=3.0,
+    )
+    torch.testing.assert_close(loss, result.loss)
+    gradients = [torch.autograd.grad(value, new)[0] for value in (loss, result.loss)]
+    torch.testing.assert_close(*gradients)
+    assert torch.equal(data.select("advantages").to_padded_tensor()["advantages"], found)
+
+
 def test_verl_registers_the_estimator_by_itself(algorithms):
     # Nothing here imports the plug-in: verl found it among the installed packages.
     assert algorithms.get_adv_estimator_fn("difference_grpo").__module__ == "stages.plugins.verl"
