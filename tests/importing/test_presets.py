@@ -1,6 +1,10 @@
-"""Each preset on a file in exactly its data set's columns; what is imported is scored as it should be."""
+"""Each preset on a file in exactly its data set's columns; what is imported is scored as it should be.
+
+The six benchmarks go through `df import-problems` and `df evaluate`, answered by an engine that recites.
+"""
 
 import json
+from itertools import cycle, islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,11 +12,19 @@ import pytest
 from datasets import Image, List, Value
 
 from pictures import png, sizes
+from stages.artifacts.columns import SCORES
+from stages.artifacts.problems import ProblemSet
+from stages.artifacts.stage import execute
+from stages.artifacts.store import iterate_rows
+from stages.engines.models import Models
+from stages.engines.protocol import Completion
+from stages.evaluate import Evaluate
 from stages.importing.cells import Unfit
 from stages.importing.images import ImageReader
 from stages.importing.presets import PRESETS
 from stages.importing.rows import ASK_FOR_LETTER, RowReader
 from stages.importing.source import open_source
+from stages.recipe import load_recipe
 from stages.reward.answers import score_answer
 
 TEXT, INTEGER, FLOAT = Value("string"), Value("int64"), Value("float64")
@@ -36,6 +48,50 @@ def imported(name, file):
 def check_scores(problem, right, *wrong):
     assert score_answer(rf"I think so: \boxed{{{right}}}", problem["answer"]) == 1.0
     assert [score_answer(rf"\boxed{{{answer}}}", problem["answer"]) for answer in wrong] == [0.0] * len(wrong)
+
+
+class Reciting:
+    """An engine that answers each problem, found by its question, with the texts given for it, again and again."""
+
+    embedded = False
+
+    def __init__(self, codec, texts):
+        self.codec = codec
+        self._texts = texts
+
+    def stream(self, batches):
+        return ([self._answer(request) for request in batch.requests] for batch in batches)
+
+    def _answer(self, request):
+        (texts,) = [texts for question, texts in self._texts.items() if f"{question}<" in request.prompt.text]
+        ids = [self.codec.tokenizer.encode(text + self.codec.tokenizer.eos_token) for text in texts]
+        return [Completion(each, [0.0] * len(each), "stop") for each in islice(cycle(ids), request.n)]
+
+
+@pytest.fixture
+def scored(typed, base_dir, tmp_path):
+    """A function: the scores that `df evaluate` gives these texts on the problems of `df import-problems`."""
+
+    def run(preset, file, texts):
+        code, _, told = typed("import-problems", file, "--preset", preset, "--out", tmp_path / "problems")
+        assert code == 0, told
+        problems = ProblemSet(tmp_path / "problems")
+        assert set(problems.ids) == set(texts)
+        by_question = {problem.question: list(texts[problem.problem_id]) for problem in problems.many(problems.ids)}
+
+        class Answers(Models):
+            def engine(self, path, recipe, **_):
+                return Reciting(self.codec(path, recipe), by_question)
+
+        draws = max(map(len, texts.values()))
+        recipe = load_recipe("digits", [f"evaluate.draws={draws}", "evaluate.image_removed=false", "reward.workers=1"])
+        execute(Evaluate(recipe, tmp_path / "problems", base_dir, models=Answers()), tmp_path / "scores")
+        found = {problem_id: {} for problem_id in texts}
+        for row in iterate_rows(tmp_path / "scores", SCORES):
+            found[row["problem_id"]][row["text"]] = row["reward"]
+        return found
+
+    return run
 
 
 GEOMETRY3K = {
@@ -107,7 +163,7 @@ def test_mmpr_tiny_reads_image_paths_beside_the_file(tmp_path):
     assert third == "image_outside_folder"
 
 
-def test_mathvista(parquet):
+def test_mathvista(parquet, scored):
     features = {
         "pid": TEXT,
         "question": TEXT,
@@ -148,18 +204,39 @@ def test_mathvista(parquet):
         common | {"pid": "1", "question": "When?", "answer": "1.2", "unit": "cm", "precision": 1.0},
         common | {"pid": "2", "question": "Is it?", "answer": "No", "choices": ["Yes", "No"]},
         common | {"pid": "3", "question": "Is it?", "answer": "", "choices": ["Yes", "No"]},
+        common | {"pid": "4", "question": "Between which years?", "answer": "[2008, 2014]", "answer_type": "list"},
     ]
-    free, choice, withheld = imported("mathvista", parquet(rows, features)).values()
+    file = parquet(rows, features)
+    free, choice, withheld, years = imported("mathvista", file).values()
 
     assert free["question"] == "When?\nUnit: cm.\nDecimal places: 1."
     assert (free["answer"], free["kind"], sizes(free)) == ("1.2", "figure question answering", [(9, 6)])
-    check_scores(free, "1.2", "1.25")
     assert choice["question"] == f"Is it?\nA. Yes\nB. No\n{ASK_FOR_LETTER}"
-    check_scores(choice, "B", "A", "No")
     assert withheld == "answer_missing"
+    assert (years["question"], years["answer"]) == ("Between which years?", "[2008, 2014]")
+    texts = {
+        "1": {
+            r"It is \boxed{1.2}": 1.0,
+            r"Half of 2.4 cm: \boxed{1.2\text{ cm}}": 1.0,
+            "The answer is 1.20 cm.": 1.0,
+            r"\boxed{1.25}": 0.0,
+            "The answer is 12.": 0.0,
+            "It is 1.2 or 1.3.": 0.0,
+        },
+        "2": {
+            r"\boxed{B}": 1.0,
+            "The answer is (B) No.": 1.0,
+            "The answer is No.": 1.0,
+            "The answer is A.": 0.0,
+            "The answer is (A) No.": 0.0,
+            "The answer is Yes.": 0.0,
+        },
+        "4": {r"\boxed{[2008, 2014]}": 1.0, "The answer is [2008,2014].": 1.0, r"\boxed{[2008, 2015]}": 0.0},
+    }
+    assert scored("mathvista", file, texts) == texts
 
 
-def test_mmstar_keeps_the_choices_that_stand_in_its_question(parquet):
+def test_mmstar_keeps_the_choices_that_stand_in_its_question(parquet, scored):
     features = {
         "index": INTEGER,
         "question": TEXT,
@@ -179,14 +256,23 @@ def test_mmstar_keeps_the_choices_that_stand_in_its_question(parquet):
         "l2_category": "image scene and topic",
         "meta_info": {"source": "MMBench", "split": "val", "image_path": "images/0.jpg"},
     }
-    problem = imported("mmstar", parquet([row], features))["7"]
+    file = parquet([row], features)
+    problem = imported("mmstar", file)["7"]
 
     assert problem["question"] == f"{question}\n{ASK_FOR_LETTER}"
     assert problem["kind"] == "coarse perception"
-    check_scores(problem, "C", "D", "Two cats")
+    texts = {
+        r"\boxed{C}": 1.0,
+        "Two animals, so the answer is C.": 1.0,
+        r"\boxed{\text{(C)}}": 1.0,
+        r"\boxed{D}": 0.0,
+        "The answer is C or D.": 0.0,
+        "I see two cats.": 0.0,
+    }
+    assert scored("mmstar", file, {"7": texts}) == {"7": texts}
 
 
-def test_mmmu_several_images_and_choices_that_are_images(parquet):
+def test_mmmu_several_images_and_choices_that_are_images(parquet, scored):
     numbered = [f"image_{number}" for number in range(1, 8)]
     features = {
         "id": TEXT,
@@ -225,13 +311,29 @@ def test_mmmu_several_images_and_choices_that_are_images(parquet):
         {"id": "beyond", "question": "x", "options": "['1', '2']", "image_1": png(), "answer": "C"},
         {"id": "gap", "question": "x", "options": "['1', '2']", "image_2": png(), "answer": "A"},
     ]
-    found = imported("mmmu", parquet([empty | row for row in rows], features))
+    file = parquet([empty | row for row in rows], features)
+    found = imported("mmmu", file)
     art, area = found.pop("validation_Art_1"), found.pop("validation_Math_2")
 
     assert art["question"] == (f"image 1 Which of these follows?\nA. image 2\nB. a 'quoted' one\n{ASK_FOR_LETTER}")
     assert (art["answer"], art["kind"], sizes(art)) == ("A", "Drawing", [(4, 4), (6, 6)])
     assert (area["question"], area["answer"]) == ("Find the area in image 1.", "3/4")
-    check_scores(area, "0.75", "0.7")
+    texts = {
+        "validation_Art_1": {
+            "The answer is A.": 1.0,
+            r"The same hand, so \boxed{A}": 1.0,
+            r"\boxed{\text{image 2}}": 1.0,
+            r"\boxed{B}": 0.0,
+            "The answer is a 'quoted' one.": 0.0,
+        },
+        "validation_Math_2": {
+            r"\boxed{\frac{3}{4}}": 1.0,
+            "The answer is 0.75.": 1.0,
+            r"\boxed{0.7}": 0.0,
+            r"\boxed{A}": 0.0,
+        },
+    }
+    assert scored("mmmu", file, texts) == texts
     assert found == {
         "several": "answer_several",
         "test_Math_3": "answer_missing",
@@ -241,7 +343,7 @@ def test_mmmu_several_images_and_choices_that_are_images(parquet):
     }
 
 
-def test_mathverse_asks_what_stands_in_the_picture_only(parquet):
+def test_mathverse_asks_what_stands_in_the_picture_only(parquet, scored):
     features = {
         "sample_index": TEXT,
         "problem_index": TEXT,
@@ -273,10 +375,16 @@ def test_mathverse_asks_what_stands_in_the_picture_only(parquet):
     assert (lite["question"], lite["kind"]) == (f"{listed}\n{ASK_FOR_LETTER}", "Text Lite")
     assert vision["question"] == f"Answer the question in the image.\n{ASK_FOR_LETTER}"
     assert (free["question"], free["answer"]) == ("Find the angle.", "30")
-    check_scores(lite, "B", "A", "30°")
+    of_choice = {r"\boxed{B}": 1.0, "The answer is B.": 1.0, "The answer is B:30°.": 1.0, r"\boxed{A}": 0.0}
+    texts = {
+        "1": of_choice,
+        "2": of_choice,
+        "3": {r"\boxed{30^\circ}": 1.0, "The answer is 30°.": 1.0, r"\boxed{20}": 0.0, r"\boxed{B}": 0.0},
+    }
+    assert scored("mathverse", file, texts) == texts
 
 
-def test_mathvision(parquet):
+def test_mathvision(parquet, scored):
     features = {
         "id": TEXT,
         "question": TEXT,
@@ -294,25 +402,45 @@ def test_mathvision(parquet):
         {"id": "2", "question": "Which bike?\n<image1>", "options": list("ABCDE"), "answer": "A"},
         {"id": "3", "question": "As in <image1>", "options": ["$\\frac12$", "2"], "answer": "B"},
     ]
-    free, letters, listed = imported("mathvision", parquet([common | row for row in rows], features)).values()
+    file = parquet([common | row for row in rows], features)
+    free, letters, listed = imported("mathvision", file).values()
 
     assert (free["question"], free["answer"], free["kind"]) == ("Which number goes there?", "60", "logic")
     assert letters["question"] == f"Which bike?\nChoices: A, B, C, D, E\n{ASK_FOR_LETTER}"
     assert listed["question"] == f"As in image 1\nA. $\\frac12$\nB. 2\n{ASK_FOR_LETTER}"
     assert sizes(free) == [(8, 3)]
-    check_scores(listed, "B", "A", "2")
+    texts = {
+        "1": {r"\boxed{60}": 1.0, "The answer is 60.": 1.0, r"\boxed{6}": 0.0, r"\boxed{A}": 0.0},
+        "2": {r"\boxed{A}": 1.0, "The answer is (A).": 1.0, r"\boxed{E}": 0.0, "The answer is the blue one.": 0.0},
+        "3": {
+            r"\boxed{B}": 1.0,
+            r"\boxed{2}": 1.0,
+            r"\boxed{A}": 0.0,
+            r"\boxed{\frac12}": 0.0,
+            r"\boxed{0.5}": 0.0,
+        },
+    }
+    assert scored("mathvision", file, texts) == texts
 
 
-def test_ai2d_names_the_choice_by_its_number(parquet):
+def test_ai2d_names_the_choice_by_its_number(parquet, scored):
     features = {"question": TEXT, "options": List(TEXT), "answer": TEXT, "image": Image()}
     rows = [
         {"question": "Which is the dairy item", "options": ["c", "D", "b", "a"], "answer": "1", "image": png()},
         {"question": "Which?", "options": ["c", "D"], "answer": "2", "image": png()},
     ]
-    first, second = imported("ai2d", parquet(rows, features)).values()
+    file = parquet(rows, features)
+    first, second = imported("ai2d", file).values()
 
     assert first["question"] == f"Which is the dairy item\nA. c\nB. D\nC. b\nD. a\n{ASK_FOR_LETTER}"
-    check_scores(first, "B", "D", "1")
+    texts = {
+        r"\boxed{B}": 1.0,
+        "The answer is B. D": 1.0,
+        r"\boxed{D}": 0.0,
+        r"\boxed{1}": 0.0,
+        "The answer is a.": 0.0,
+    }
+    assert scored("ai2d", file, {"row-0000000": texts}) == {"row-0000000": texts}
     assert second == "answer_not_a_choice"
 
 
