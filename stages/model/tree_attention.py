@@ -86,11 +86,16 @@ def use_tree_attention(model: Any) -> None:
     """Let the text model take packed rows, where it has transformers' own attention, full context in every layer and
     no dropout in it."""
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     plain = config._attn_implementation == "sdpa" and not getattr(config, "attention_dropout", 0)
-    if plain and kinds == {"full_attention"}:
+    if plain and layer_kinds(config) == {"full_attention"}:
         names = [name for name in model.config.sub_configs if getattr(model.config, name) is config]
         model.set_attn_implementation(dict.fromkeys(names, TREE_ATTENTION))
+
+
+def layer_kinds(text_config: Any) -> set[str]:
+    """What its layers are, in the words of `layer_types`; a model without that field, as Mistral, has one kind."""
+    window = getattr(text_config, "use_sliding_window", True) and getattr(text_config, "sliding_window", None)
+    return set(getattr(text_config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
 
 
 def takes_trees(model: Any) -> bool:

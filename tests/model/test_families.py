@@ -22,6 +22,7 @@ from stages.model.layout import Reading, padded_layout
 from stages.model.loading import VisionLanguageModel, load_codec, load_model
 from stages.model.logprobs import LogprobReader, TokenLogprobs
 from stages.model.prompts import Prompt, policy_prompt
+from stages.model.tree_attention import layer_kinds
 from stages.sections import OptimizerSection, PromptSection, TrainerSection
 from stages.training.losses import SupervisedLoss
 from stages.training.trainer import Trainer, TrainingRow
@@ -82,13 +83,14 @@ def test_the_table_has_every_family_that_is_tried():
     assert {name: model_type for name, (model_type, _) in ROWS.items()} == {
         name: f"`{family.model_type}`" for name, family in FAMILIES.items()
     }
-    assert {ROWS[name][1] for name in TAKEN} == {"packed", "plain"}
+    assert {ROWS[name][1].partition(":")[0] for name in TAKEN} == {"packed", "plain"}
 
 
 @torch.no_grad()
 def test_a_row_of_a_mixed_batch_reads_as_the_row_alone(case):
     reader, readings = LogprobReader(case.vlm), case.readings()
-    assert ("packed" if reader.packed else "plain") == ROWS[case.name][1]
+    others = layer_kinds(case.vlm.model.config.get_text_config()) - {"full_attention"}
+    assert ROWS[case.name][1] == ("packed" if reader.packed else f"plain: layers of `{'`, `'.join(sorted(others))}`")
     expected_N = torch.cat([alone(case.vlm, *row) for row in zip(case.prompts, case.responses, strict=True)])
     for layout in {reader.packed: reader.layout(readings), False: padded_layout(case.vlm, readings)}.values():
         found_N, *_ = TokenLogprobs(case.vlm)(layout, 1.0)

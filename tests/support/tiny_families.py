@@ -378,7 +378,7 @@ FAMILIES = {
     "Idefics3": Family("idefics3", _LLAMA, _TOWER, _idefics3, **_IDEFICS),
     "Idefics2": Family(
         "idefics2",
-        _LLAMA | {"model_type": "mistral", "sliding_window": None},
+        _LLAMA | {"model_type": "mistral"},
         _TOWER | {"image_size": 84},
         _idefics2,
         **_IDEFICS,
@@ -550,7 +550,7 @@ README = Path(__file__).parents[2] / "stages" / "README.md"
 ROWS = {
     name: (model_type, rows)
     for name, model_type, rows in re.findall(r"^\| ([^|]+) \| (`\w+`) \| ([^|]+) \|$", README.read_text(), re.MULTILINE)
-    if rows in ("packed", "plain") or rows.startswith("refused: ")
+    if rows == "packed" or rows.startswith(("plain: ", "refused: "))
 }
 """Of each family in its table: `model_type` in config.json, and which rows it takes or what its refusal says."""
 REFUSED = [name for name, (_, rows) in ROWS.items() if rows.startswith("refused")]
