@@ -260,10 +260,11 @@ pin = $(1)/bin/pip install --quiet 'uv>=0.13,<0.14' && $(1)/bin/uv export --froz
 	.venv-verl/bin/pip install --quiet --no-deps --editable .
 	touch $@
 
-# lmms-eval wants other versions of what the rest pins, imports decord unasked, and a module that filelock 4 has not.
+# lmms-eval wants other versions of what the rest pins, imports decord and Levenshtein unasked, and a module that filelock 4 has
+# not. It names no version of math-verify, and pip takes 0.1.0, with which no task that it scores can be loaded.
 .venv-lmms/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-lmms
-	.venv-lmms/bin/pip install --quiet lmms-eval==0.7.3 torch==2.13.0 torchvision==0.28.0 transformers==5.19.0 decord==0.6.0 'filelock<4'
+	.venv-lmms/bin/pip install --quiet lmms-eval==0.7.3 torch==2.13.0 torchvision==0.28.0 transformers==5.19.0 decord==0.6.0 Levenshtein==0.27.5 math-verify==0.9.0 'filelock<4'
 	touch $@
 
 # trackio asks for an older Pillow than the rest is tested with. It is installed over the rest, which it takes from .venv.
