@@ -17,8 +17,8 @@
 # make test-faults  every stage killed at hundreds of moments, and started again
 # make check   formatting, lint, types, import layers; uv.lock, known vulnerabilities of what it names
 # make lock    bring uv.lock up to date with pyproject.toml; make lock UPGRADE=--upgrade takes the newest versions
-# make bench   the training step beside prefix grouping, an unpadded row and TRL's, the loss's memory, responses, masks
-#              and checked answers per second; tables and plots in runs/bench
+# make bench   the training step beside prefix grouping, an unpadded row and TRL's, the loss's memory, responses, repairs,
+#              masks and checked answers per second; tables and plots in runs/bench
 # make test-gpu   what must hold on a CUDA GPU, with a round of the digits; make bench-gpu: that, and speed and memory at true
 #              dimensions, which want 80 GB; table and JSON in runs/gpu
 # make soak    three stages over 10,000 and 100,000 problems, and a slow judge: memory, open files, speed; in runs/soak
