@@ -52,7 +52,7 @@ class CostLedger:
         self._clock = clock
         self._opened = clock()
         self._in_phases = 0.0
-        self._inside = False
+        self._under_way: tuple[Phase, float] | None = None
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
@@ -60,15 +60,15 @@ class CostLedger:
 
         What runs inside another phase is that one's: what an evaluation generates is evaluation.
         """
-        if self._inside:
+        if self._under_way is not None:
             yield
             return
         started = self._clock()
-        self._inside = True
+        self._under_way = name, started
         try:
             yield
         finally:
-            self._inside = False
+            self._under_way = None
             elapsed = self._clock() - started
             self._in_phases += elapsed
             self.device_seconds[name] += elapsed * self.devices
@@ -85,17 +85,26 @@ class CostLedger:
 
     def close(self) -> None:
         """Book what no phase has (reading, alignment, prompts, writing) as `other`."""
-        self.device_seconds["other"] += self._unbooked()
+        self.device_seconds.update(self.so_far())
         self._opened, self._in_phases = self._clock(), 0.0
+
+    def so_far(self) -> dict[str, float]:
+        """Device-seconds by phase up to now, those of the phase under way and of `other` included.
+
+        A step that is stopped here and goes on with these has counted every second once.
+        """
+        found, now, in_phases = defaultdict(float, self.device_seconds), self._clock(), self._in_phases
+        if self._under_way is not None:
+            name, started = self._under_way
+            found[name] += (now - started) * self.devices
+            in_phases += now - started
+        found["other"] += max(now - self._opened - in_phases, 0.0) * self.devices
+        return dict(found)
 
     @property
     def spent(self) -> float:
         """Device-seconds so far, booked or not."""
-        return sum(self.device_seconds.values()) + self._unbooked()
-
-    def _unbooked(self) -> float:
-        elapsed = self._clock() - self._opened
-        return max(elapsed - self._in_phases, 0.0) * self.devices
+        return sum(self.so_far().values())
 
 
 def training_cost(manifest: Mapping[str, Any]) -> float:

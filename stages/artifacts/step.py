@@ -221,11 +221,7 @@ class Step:
         stop = processes.on_main(self.requests.to_stop)
         if stop is not None:
             save()
-            reason, exit_code = stop
-            raise Stopped(
-                f"{self.out}: stopped ({reason}), what was done is saved; give the same command again to go on",
-                exit_code,
-            )
+            raise Stopped(self.out, *stop)
 
     def count_anew(self) -> None:
         """Set the counts back to the bad rows alone: a stage calls this before it reads all of its inputs again."""
@@ -310,7 +306,7 @@ class Step:
             "settled": self._settled,
             "checkpoint": self._checkpoint,
             "checkpoint_files": self._checkpoint_files,
-            "device_seconds": dict(self.ledger.device_seconds),
+            "device_seconds": self.ledger.so_far(),
             "tally": {**vars(self.tally)},
         }
         _write_json(self.out / PROGRESS, sealed(progress))

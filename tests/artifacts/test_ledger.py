@@ -42,6 +42,21 @@ def test_what_no_phase_has_is_booked_as_other_at_the_close(clock):
     assert ledger.device_seconds == {"train": 8, "other": 34 + 128}
 
 
+def test_what_is_noted_inside_a_phase_has_its_seconds_and_the_others(clock):
+    """It changes nothing: each second is booked once in the end."""
+    ledger = CostLedger(devices=2, clock=clock)
+    clock.wait(1)
+    with ledger.phase("train"):
+        clock.wait(4)
+    with ledger.phase("save"):
+        clock.wait(16)
+        assert ledger.so_far() == {"train": 8, "save": 32, "other": 2}
+        assert ledger.spent == 42
+        clock.wait(32)
+    ledger.close()
+    assert ledger.device_seconds == {"train": 8, "save": 96, "other": 2}
+
+
 def test_a_phase_that_fails_is_paid_for_too(clock):
     ledger = CostLedger(clock=clock)
 

@@ -21,6 +21,7 @@ from stages.artifacts.step import CHECKPOINTS, NOTED_AT_ONCE, PENDING, PROGRESS,
 from stages.artifacts.store import iterate_rows
 from stages.artifacts.writing import PARTIAL
 from stages.errors import ArtifactError
+from stages.runtime.interruption import Requests, Stopped
 
 ROWS = [{"step": 1, "metric": "loss", "value": 0.5}]
 LOST = [{"problem_id": "p", "reason": "text_only_solvable"}]
@@ -560,6 +561,24 @@ def test_an_output_folder_that_holds_an_input_is_refused(overwrite, tmp_path, so
             Step.open(out, plan(inside), overwrite=overwrite)
 
     assert listing(out) == before
+
+
+def test_a_step_that_was_stopped_counts_the_device_seconds_of_before(tmp_path, source):
+    """Those that no phase has, too: three seconds before the stop and five after it."""
+    now = 0.0
+
+    def opened():
+        return Step.open(tmp_path / "out", plan(source), ledger=CostLedger(clock=lambda: now))
+
+    first = opened()
+    first.requests = Requests(stop_after_s=0)
+    now += 3
+    with pytest.raises(Stopped):
+        write_shard(first, 0)
+    second = opened()
+    now += 5
+    second.finish()
+    assert second.manifest["device_seconds"] == {"generate": 10.0, "other": 8.0}
 
 
 def test_a_steps_fingerprint_ignores_its_timings(tmp_path, source):
