@@ -152,7 +152,8 @@ loop: | ready $(REPAIR_MODEL:%=%/manifest.json)
 
 ablation = $(BIN)/df ablate --train $(TRAIN) --test $(TEST) --base $(BASE) \
   $(if $(wildcard $(REPAIR_SET)),--repair-set $(REPAIR_SET)) $(if $(wildcard $(VALIDATION)),--validation $(VALIDATION)) --out $(RUN)-$(1) \
-  $(if $(LAUNCH),--launch '$(LAUNCH)') $(if $(TRAIN_LAUNCH),--train-launch '$(TRAIN_LAUNCH)') --recipe $(RECIPE) $(2) $(SETTINGS)
+  $(if $(LAUNCH),--launch '$(LAUNCH)') $(if $(TRAIN_LAUNCH),--train-launch '$(TRAIN_LAUNCH)') --recipe $(RECIPE) $(2) $(SETTINGS) \
+  $(TRAIN_LIMITS)
 
 ablate: | ready
 	$(call ablation,ablation)

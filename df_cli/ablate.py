@@ -12,6 +12,7 @@ from df_cli import options
 from df_cli.report import ablation_table, make_console, print_line
 from stages.errors import RecipeError
 from stages.recipe import shipped_recipes, shown_assignment
+from stages.runtime.interruption import Requests
 
 
 def ablate(
@@ -34,6 +35,8 @@ def ablate(
     train_launch: Annotated[
         str | None, typer.Option(help="The same for the steps that train; those of --launch if not given.")
     ] = None,
+    stop_after: options.StopAfter = None,
+    save_every: options.SaveEvery = None,
 ) -> None:
     """Run the recipe's variants with each seed and compare them; what is there already is not made again."""
     if recipe is None:
@@ -46,7 +49,18 @@ def ablate(
 
     train_words = words(launch if train_launch is None else train_launch)
     ablation = Ablation(
-        recipe, assignments, train, test, repair_set, base, out, validation, only, words(launch), train_words
+        recipe,
+        assignments,
+        train,
+        test,
+        repair_set,
+        base,
+        out,
+        validation,
+        only,
+        words(launch),
+        train_words,
+        Requests(stop_after_s=stop_after, save_every=save_every),
     )
     rows = ablation.run()
     make_console().print(ablation_table(rows, "recipe " + ", ".join([recipe, *map(shown_assignment, assignments)])))

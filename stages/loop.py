@@ -203,7 +203,7 @@ class _Rounds:
         """The step, made here where it is not there; as its own command would make it."""
         out, requests = self.loop.out / place, self.loop.requests
         if (stop := processes.on_main(requests.to_stop)) is not None:
-            raise Stopped(f"{self.loop.out}: stopped before {place}; give the same command again", stop[1])
+            raise Stopped(self.loop.out, *stop)
         stage = self._stages()[command](self.loop.recipe.model_copy(update={"seed": seed}), **inputs)
         found = processes.on_main(lambda: standing(out, stage.declared))
         if found.manifest is None:

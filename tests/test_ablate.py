@@ -1,5 +1,6 @@
 """`df ablate` on a cut-down digits set: what variants share, what a failure stops, what the table says."""
 
+import json
 import math
 import os
 import shutil
@@ -18,9 +19,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from timeless import timeless, timeless_manifest
 
-from forked import df
+import doomed
+from doomed import finished, finished_late, last_line
+from forked import df, server
 from stages.artifacts.columns import ABLATION, CURVES, SAMPLES, SCORES
+from stages.artifacts.ledger import training_cost
 from stages.artifacts.lock import lock_output
 from stages.artifacts.manifests import read_manifest
 from stages.artifacts.store import iterate_rows, write_rows
@@ -28,13 +33,14 @@ from stages.errors import DataError, ModelError, RecipeError
 from stages.pages.page import MEGABYTE, report_page
 from stages.pages.state import read_state
 from stages.recipe import RECIPES, load_recipe
-from stages.runtime.interruption import Stopped
+from stages.runtime.interruption import Requests, Stopped
 from stages.s4_build_masks.stage import check_options
 from stages.study.ablation import Ablation, best_rate, to_evaluate
 from stages.study.curves import Point, Run, at, line, read_runs, repairs_of, rows_of, values_of
 from stages.study.results import result_rows
 from stages.study.run_folders import runs_on_test
 from stages.study.spending import Policy
+from stages.study.steps import Steps
 from stages.training.losses import check_objective
 
 SMALL = {
@@ -100,6 +106,7 @@ def test_a_variant_that_fails_is_named_and_stops_no_other(ablation):
     }  # fmt: skip
 
 
+SAVED = "what was done is saved; give the same command again to go on"
 ASKED = """
 import signal, sys, time
 from pathlib import Path
@@ -127,10 +134,86 @@ def test_a_stop_reaches_the_step_under_way_and_no_other_begins(number, exit_code
         os.kill(os.getpid(), number)
 
     threading.Thread(target=stop_when_it_runs).start()
-    with pytest.raises(Stopped, match=r"out: stopped in evaluate, .*; give the same command again") as stop:
+    with pytest.raises(Stopped) as stop:
         ablation.run()
+    assert str(stop.value) == f"{tmp_path / 'out'}: stopped ({number.name}), {SAVED}"
     assert stop.value.exit_code == exit_code
     assert mark.read_text() == "asked"
+
+
+LIMITED = """
+import sys, time
+from pathlib import Path
+time.sleep(float(sys.argv[sys.argv.index("--stop-after") + 1].removesuffix("s")))
+Path(sys.argv[1]).write_text(" ".join(sys.argv[2:]))
+sys.exit(1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "limits"),
+    [
+        ("sft-repair", {"repair_set": "repair_set.parquet", "model": "base"}, "--stop-after 1s --save-every 5"),
+        ("rollout", {"problems": "problems_train.parquet", "policy": "base"}, "--stop-after 1s"),
+    ],
+)
+def test_the_command_of_a_step_has_the_time_that_is_left(name, options, limits, digits, recipe, tmp_path):
+    """It stops by itself, with whatever exit status launchers give that, and nothing cuts it short."""
+    mark, inputs = tmp_path / "mark", {option: digits / file for option, file in options.items()}
+    command = (sys.executable, "-c", LIMITED, str(mark))
+    steps = Steps(tmp_path / "out", "digits", command, command, Requests(stop_after_s=1, save_every=5))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(Stopped) as stop:
+        steps.make(tmp_path / "out" / "run" / name, name, recipe, [], 0, **inputs)
+    assert str(stop.value) == f"{tmp_path / 'out'}: stopped (--stop-after, 1 s), {SAVED}"
+    assert stop.value.exit_code == 75
+    told = mark.read_text()
+    assert told.startswith(f"{name} ")
+    assert told.endswith(f" {inputs.popitem()[1]} {limits}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_stopped_by_its_limit_and_by_a_signal_it_does_nothing_twice(ablation, tmp_path):
+    """Before its first step is done, then between optimizer steps; its steps are those of a study that went on."""
+    whole, *_ = ablation
+    out, words = tmp_path / "out", rewritten(ablation, out=tmp_path / "out", variant="sibling")
+
+    def life(*options, death=None):
+        return server().Process(target=doomed.run, args=([*words, *options], out, death, signal.SIGTERM, False))
+
+    assert finished_late(life("--stop-after", "1s"), out) == 75
+    assert last_line(out) == f"{out}: stopped (--stop-after, 1 s), {SAVED}"
+    assert not list((out / "steps").rglob("manifest.json"))
+    checkpoint = doomed.Point("finish steps/train-policy-*/progress.json", "after")
+    assert finished(life("--save-every", "1", death=checkpoint)) == 143
+    assert last_line(out) == f"{out}: stopped (SIGTERM), {SAVED}"
+
+    complete = {file: file.stat().st_mtime_ns for file in (out / "steps").rglob("manifest.json")}
+    (progress,) = (out / "steps").rglob("progress.json")
+    before = json.loads(progress.read_text())["device_seconds"]
+    assert finished(life()) == 0, last_line(out)
+    assert {file: file.stat().st_mtime_ns for file in complete} == complete
+    spent = read_manifest(progress.parent)["device_seconds"]
+    assert before["train"] > 0
+    assert all(seconds <= spent[phase] for phase, seconds in before.items())
+    (found,) = [run for run in read_runs(out / "curves.parquet") if run.variant == "sibling"]
+    costs = [
+        training_cost(read_manifest(f.parent))
+        for f in (out / "steps").rglob("manifest.json")
+        if "evaluate" not in str(f)
+    ]
+    assert len(costs) == 3
+    assert found.points[-1].device_seconds == pytest.approx(sum(costs))
+    made = sorted((out / "steps").iterdir())
+    assert [contents(step) for step in made] == [contents(whole / "steps" / step.name) for step in made]
+
+
+def contents(step: Path) -> tuple[dict[str, object], object]:
+    """A step's manifest, with the hashes of its files, and its metrics, but for what tells of machine and place."""
+    manifest, metrics = timeless_manifest(step / "manifest.json"), step / "metrics.parquet"
+    del manifest["inputs"]  # their hashes are in the step's name
+    return manifest, timeless(metrics) if metrics.exists() else None
 
 
 @pytest.mark.slow

@@ -505,10 +505,12 @@ def test_an_environment_of_other_versions_is_brought_up_to_date_first(clone):
     assert "df " not in done.stdout
 
 
-def test_limits_reach_the_commands_that_take_them(tmp_path):
-    found = commands(tmp_path / "run", "STOP_AFTER=90s", "SAVE_EVERY=5")
-    assert all("--stop-after 90s" in command for command in found.values())
-    saving = [folder for folder, command in found.items() if "--save-every 5" in command]
-    assert saving == [
-        folder for folder in ORDER if folder.split("/")[-1].split("-", 1)[-1] in ("sft-repair", "rl-repair", "policy")
+@pytest.mark.parametrize("target", ["all", "loop", "ablate", "study"])
+def test_limits_reach_every_command_that_takes_them(target, tmp_path):
+    done = make(tmp_path / "run", "STOP_AFTER=90s", "SAVE_EVERY=5", target=target)
+    lines = re.findall(r"^\S+/df (.+)$", done.stdout.replace("\\\n", " "), flags=re.MULTILINE)
+    taken = [
+        {name: given[name] for name in ("stop_after", "save_every") if name in given} for _, given in map(read, lines)
     ]
+    assert {"stop_after": 90, "save_every": 5} in taken
+    assert all(given.items() <= {"stop_after": 90, "save_every": 5}.items() for given in taken)

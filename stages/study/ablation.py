@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class Ablation:
     """What the command of a step begins with; None makes the steps in this process."""
     train_launch: Sequence[str] | None = None
     """The same for the steps that train."""
+    requests: Requests = field(default_factory=Requests)
 
     def run(self) -> list[dict[str, Any]]:
         """Every variant with every seed, as far as it is not there; writes, draws and returns the rows of `ablation`.
@@ -78,10 +79,9 @@ class Ablation:
         for variant in variants.values():
             self.recipe_with(variant.set)
         self._check_inputs(recipe, variants)
-        requests = Requests()
-        with lock_output(self.out), requests.heard():
+        with lock_output(self.out), self.requests.heard():
             os.environ.setdefault(DIGESTS, str(self.out / "digests.jsonl"))  # each file is hashed once
-            steps = Steps(self.out, self.recipe, self.launch, self.train_launch, requests)
+            steps = Steps(self.out, self.recipe, self.launch, self.train_launch, self.requests)
             runs = list(Runs(self, recipe, steps).of_every(variants))
             rows = result_rows(runs, recipe.ablate.baseline, recipe.ablate.read_at)
             write_rows(self.out / f"{ABLATION.name}.parquet", ABLATION, rows)

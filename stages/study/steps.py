@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -21,7 +21,7 @@ from stages.artifacts.writing import link, writing
 from stages.errors import StepError
 from stages.evaluate import Evaluate
 from stages.recipe import Recipe
-from stages.runtime.interruption import Requests, Stopped
+from stages.runtime.interruption import STOPPING, Requests, Stopped, by_signal
 from stages.s1_sft_repair import SftRepair
 from stages.s2_rl_repair import RlRepair
 from stages.s3_rollout import Rollout
@@ -38,8 +38,8 @@ STAGES: Mapping[str, Callable[..., Any]] = {
 }
 TRAINING = {"sft-repair", "rl-repair", "train-policy"}
 STEPS, LOGS = "steps", "logs"
-STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM)}
-"""Exit statuses of a step that was asked to stop."""
+STOPPED = {exit_code: (name, exit_code) for name, exit_code in map(by_signal, STOPPING)}
+"""What a step was asked to stop by that ended with this exit status."""
 POLL_S = 0.5
 
 
@@ -77,15 +77,16 @@ class Steps:
         link(place, Path(os.path.relpath(folder, place.parent)))
         if (folder / MANIFEST).is_file():
             return folder
-        self._check_wanted(name)
+        if (stop := self.requests.to_stop()) is not None:
+            raise Stopped(self.out, *stop)
         launch = self.train_launch if name in TRAINING else self.launch
         try:
             if launch is None:
                 execute(stage, folder, requests=self.requests)
             else:
                 self._command([*launch, name], assignments, seed, folder, inputs)
-        except Stopped as stop:
-            raise self._stopped(name, stop.exit_code) from stop
+        except Stopped as stopped:
+            raise Stopped(self.out, stopped.reason, stopped.exit_code) from stopped
         return folder
 
     def remove_rounds(self, run: Path) -> None:
@@ -100,14 +101,6 @@ class Steps:
                         shutil.copy2(folder / name, place)
                 shutil.rmtree(folder)
 
-    def _check_wanted(self, name: str) -> None:
-        if (stop := self.requests.to_stop()) is not None:
-            raise self._stopped(name, stop[1])
-
-    def _stopped(self, name: str, exit_code: int) -> Stopped:
-        message = f"{self.out}: stopped in {name}, what was done is saved; give the same command again"
-        return Stopped(message, exit_code)
-
     def _command(
         self,
         words: list[str],
@@ -121,27 +114,34 @@ class Steps:
         words += [word for assignment in assignments for word in ("--set", assignment)]
         given = {option: value for option, value in inputs.items() if value is not None}
         words += [word for option, value in given.items() for word in (f"--{option.replace('_', '-')}", str(value))]
+        words += self._limits(name)
         log = self.out / LOGS / f"{folder.name}.log"
         with writing(log):
             log.parent.mkdir(exist_ok=True)
             output = log.open("ab")
         with output:
             status = self._status(words, output)
-        if status in STOPPED:
-            raise Stopped(name, status)
+        stop = self.requests.to_stop() or STOPPED.get(status)
+        if status and stop is not None:
+            raise Stopped(folder, *stop)
         if status:
             raise StepError(f"{name} ended with exit status {status}; {log} tells why")
 
+    def _limits(self, name: str) -> list[str]:
+        """Options of a step's command: what is left of the time limit, and how often it saves if it trains."""
+        left, every = self.requests.time_left_s, self.requests.save_every
+        words = [] if left is None else ["--stop-after", f"{max(math.ceil(left), 1)}s"]
+        return words + (["--save-every", str(every)] if every is not None and name in TRAINING else [])
+
     def _status(self, command: Sequence[str], output: IO[bytes]) -> int:
-        """The exit status of a command, which is asked to stop when this process is."""
+        """The exit status of a command, which gets a signal that asks this process to stop; it has the time limit."""
         with subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
-            while process.poll() is None and self.requests.to_stop() is None:
+            while process.poll() is None and not self.requests.has_signal:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(POLL_S)
             if process.poll() is None:
                 process.terminate()
-        stop = self.requests.to_stop()
-        return process.returncode if stop is None else stop[1]
+        return process.returncode
 
 
 def digest_of(record: Mapping[str, Any]) -> str:

@@ -115,7 +115,11 @@ def test_a_time_limit_is_offered_by_the_commands_that_can_stop_and_go_on():
     helps = {name: CliRunner().invoke(app, [*name.split(), "--help"]).stdout for name in EXAMPLES}
 
     stages = {"sft-repair", "rl-repair", "rollout", "build-masks", "train-policy", "evaluate"}
-    assert {name for name in EXAMPLES if "--stop-after" in helps[name]} == stages | {"repair-set sheet", "loop"}
+    assert {name for name in EXAMPLES if "--stop-after" in helps[name]} == stages | {
+        "repair-set sheet",
+        "loop",
+        "ablate",
+    }
 
 
 def test_every_command_has_examples():

@@ -4,46 +4,19 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import re
 import signal
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from timeless import timeless
 
-from doomed import MOMENTS, Point, run
+from doomed import MOMENTS, Point, Trace, run
 from forked import server
 from stages.artifacts.lock import LOCK
 from stages.artifacts.manifests import MANIFEST
 from stages.artifacts.step import CHECKPOINTS, PENDING, PROGRESS
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What a command did."""
-
-    record: list[str]
-    """To its folder, in order."""
-    work: list[tuple[int, str]]
-    """Each piece of costly work, and how many entries of the record came before."""
-
-    @classmethod
-    def of(cls, out: Path) -> Trace:
-        pieces = [line.split(" ", 1) for line in out.with_suffix(".work").read_text().splitlines()]
-        return cls(out.with_suffix(".record").read_text().splitlines(), [(int(n), piece) for n, piece in pieces])
-
-    def notes(self) -> Iterator[tuple[int, list[str]]]:
-        """Entries at which the progress was noted, each with the shards or the checkpoint that were finished since."""
-        finished: list[str] = []
-        for entry, line in enumerate(self.record):
-            event, _, name = line.partition(" ")
-            if line == f"finish {PROGRESS}":
-                yield entry, finished
-                finished = []
-            elif (event == "finish" and name.endswith(PENDING)) or re.fullmatch(rf"os.mkdir {CHECKPOINTS}/\d+", line):
-                finished.append(name.removesuffix(PENDING))
 
 
 @dataclass(frozen=True)
@@ -76,11 +49,17 @@ class Command:
         self, out: Path, death: Point | None = None, number: int = signal.SIGKILL
     ) -> multiprocessing.process.BaseProcess:
         """A process that does it, forked where everything is imported; its records and output lie beside `out`."""
-        process = server().Process(
-            target=run, args=([*self.arguments, "--out", str(out)], out, death, number, self.reward_waits)
-        )
+        process = self.process(out, death, number)
         process.start()
         return process
+
+    def process(
+        self, out: Path, death: Point | None = None, number: int = signal.SIGKILL
+    ) -> multiprocessing.process.BaseProcess:
+        """The same, not yet started."""
+        return server().Process(
+            target=run, args=([*self.arguments, "--out", str(out)], out, death, number, self.reward_waits)
+        )
 
     def with_options(self, *options: str) -> Command:
         return replace(self, arguments=[*self.arguments, *options])

@@ -4,22 +4,18 @@ import json
 import os
 import re
 import signal
-import time
 
 import pytest
 
+import doomed
 from df_cli.options import seconds
-from doomed import Point
-from interrupted import Trace, content
+from doomed import Point, Trace, last_line
+from interrupted import content
 from stages.artifacts.step import CHECKPOINTS, PROGRESS, TRACKING
 from stages.runtime.interruption import Requests
 
 pytestmark = pytest.mark.timeout(600)
 SLOW = pytest.mark.slow
-
-
-def last_line(out):
-    return out.with_suffix(".output").read_text().splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -63,16 +59,7 @@ def test_a_time_limit_that_passes_stops_at_the_next_shard(stage, references, tmp
 
 def finished_late(command, out):
     """The exit code of a command that stands still, once it has begun its folder, until a limit of a second is over."""
-    began = out.with_suffix(".record")
-    began.unlink(missing_ok=True)
-    process = command.with_options("--stop-after", "1s").start(out)
-    while not (began.is_file() and began.stat().st_size):
-        assert process.is_alive(), f"{began} never came"
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGSTOP)
-    time.sleep(1)
-    os.kill(process.pid, signal.SIGCONT)
-    return finished(process)
+    return doomed.finished_late(command.with_options("--stop-after", "1s").process(out), out)
 
 
 def finished(process):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from doomed import Point
-from interrupted import Command, Progress, Reference, Trace
+from doomed import Point, Trace
+from interrupted import Command, Progress, Reference
 
 STAGES = ("repair-set sheet", "sft-repair", "rl-repair", "rollout", "build-masks", "train-policy", "evaluate")
 INSTANTS = 6

@@ -7,13 +7,19 @@ removals. A rename can be the end before it and right after it. Where it gives a
 `finish` in the record, there is a third moment: with the file cut in half, as where the end came in the midst of it.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
+import multiprocessing
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from fnmatch import fnmatch
 from functools import wraps
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +27,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from df_cli.main import main
+from stages.artifacts.step import CHECKPOINTS, PENDING, PROGRESS
 from stages.artifacts.writing import PARTIAL
 from stages.audit.auditor import RulesAuditor
 from stages.engines.transformers_engine import TransformersEngine
@@ -38,10 +45,41 @@ COSTLY = (
 
 
 class Point(NamedTuple):
-    """Where a process dies: the number of the entry, and the moment, `before` of whatever is no rename."""
+    """Where a process dies: the entry, and the moment, `before` of whatever is no rename."""
 
-    entry: int
+    entry: int | str
+    """Its number, or its line in the record, of which the first counts; `*` stands for anything there."""
     moment: str
+
+    def meets(self, entry: int, line: str, moment: str) -> bool:
+        named = fnmatch(line, self.entry) if isinstance(self.entry, str) else entry == self.entry
+        return named and moment == self.moment
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a command did."""
+
+    record: list[str]
+    """To its folder, in order."""
+    work: list[tuple[int, str]]
+    """Each piece of costly work, and how many entries of the record came before."""
+
+    @classmethod
+    def of(cls, out: Path) -> Trace:
+        pieces = [line.split(" ", 1) for line in out.with_suffix(".work").read_text().splitlines()]
+        return cls(out.with_suffix(".record").read_text().splitlines(), [(int(n), piece) for n, piece in pieces])
+
+    def notes(self) -> Iterator[tuple[int, list[str]]]:
+        """Entries at which the progress was noted, each with the shards or the checkpoint that were finished since."""
+        finished: list[str] = []
+        for entry, line in enumerate(self.record):
+            event, _, name = line.partition(" ")
+            if line == f"finish {PROGRESS}":
+                yield entry, finished
+                finished = []
+            elif (event == "finish" and name.endswith(PENDING)) or re.fullmatch(rf"os.mkdir {CHECKPOINTS}/\d+", line):
+                finished.append(name.removesuffix(PENDING))
 
 
 class Record:
@@ -88,27 +126,31 @@ class Record:
             changes = event in ("os.mkdir", "os.remove", "shutil.rmtree")
             path = arguments[0] if changes else None
         if changes and isinstance(path, str | bytes | os.PathLike) and os.fsdecode(path).startswith(self.folder):
-            self.note(event, path)
+            self.note(self.line(event, path))
 
     def rename(self, source, target) -> None:
         if not os.fsdecode(target).startswith(self.folder):
             return self.replace(source, target)
         is_new = os.fsdecode(source).endswith(PARTIAL)
-        if is_new and Point(self.entries, "torn") == self.death:
+        entry, line = self.entries, self.line("finish" if is_new else "rename", target)
+        if is_new and self.death is not None and self.death.meets(entry, line, "torn"):
             os.truncate(source, os.path.getsize(source) // 2)
             os.kill(os.getpid(), signal.SIGKILL)
-        entry = self.note("finish" if is_new else "rename", target)
+        self.note(line)
         self.replace(source, target)
-        return self.end_at(Point(entry, "after"))
+        return self.end_at(entry, line, "after")
 
-    def note(self, event: str, path) -> int:
+    def line(self, event: str, path) -> str:
+        return f"{event} {os.path.relpath(path, self.folder)}"
+
+    def note(self, line: str) -> None:
         entry, self.entries = self.entries, self.entries + 1
-        os.write(self.log, f"{event} {os.path.relpath(path, self.folder)}\n".encode())
-        self.end_at(Point(entry, "before"))
-        return entry
+        os.write(self.log, f"{line}\n".encode())
+        self.end_at(entry, line, "before")
 
-    def end_at(self, point: Point) -> None:
-        if point == self.death:
+    def end_at(self, entry: int, line: str, moment: str) -> None:
+        if self.death is not None and self.death.meets(entry, line, moment):
+            self.death = None
             os.kill(os.getpid(), self.number)
 
 
@@ -137,3 +179,30 @@ def run(arguments: list[str], folder: Path, death: Point | None, number: int, wa
     Record(folder, folder, death, number).begin()
     sys.argv = ["df", *arguments]
     main()
+
+
+def last_line(out: Path) -> str:
+    """What the last process said at its end."""
+    return out.with_suffix(".output").read_text().splitlines()[-1]
+
+
+def finished(process: multiprocessing.process.BaseProcess) -> int:
+    """The exit code of a process that is not yet started, at its end."""
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def finished_late(process: multiprocessing.process.BaseProcess, out: Path) -> int:
+    """The exit code of a process of `run`, not yet started, that stands still for a second once it has begun `out`."""
+    began = out.with_suffix(".record")
+    began.unlink(missing_ok=True)
+    process.start()
+    while not (began.is_file() and began.stat().st_size):
+        assert process.is_alive(), f"{began} never came"
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(1)
+    os.kill(process.pid, signal.SIGCONT)
+    process.join()
+    return process.exitcode
