@@ -69,6 +69,8 @@ def loop(
         best = result if result.is_best else best
         if processes.is_main():
             print_line(_line(result, rounds))
+    if result.number < rounds and processes.is_main():
+        print_line(f"ended early: {made.recipe.loop.patience} validations one after the other found no better policy")
     if best is not None and processes.is_main():
         where = str(out / BEST) if best.number else str(policy)
         print_line(f"best: round {best.number}, {_accuracy(best)}; {where}")
@@ -97,7 +99,9 @@ def _line(result: RoundResult, rounds: int) -> str:
     took = {name: sum(manifest["device_seconds"].values()) for name, manifest in result.manifests.items()}
     parts.append("device-seconds " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in took.items()))
     left = (rounds - result.number) * result.seconds
-    parts.append(f"{result.seconds:.1f} s, about {left:.0f} s left" if left else f"{result.seconds:.1f} s")
+    parts.append(f"{result.seconds:.1f} s" if result.seconds else "made before")
+    if left:
+        parts[-1] += f", about {left:.0f} s left"
     return "; ".join(parts) + (" (best so far)" if result.is_best else "")
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from stages.artifacts.columns import PROBLEMS, SUMMARY
 from stages.artifacts.digests import DIGESTS
 from stages.artifacts.lock import lock_output
-from stages.artifacts.manifests import read_manifest
+from stages.artifacts.manifests import MANIFEST, read_manifest
 from stages.artifacts.plan import Input, Plan
 from stages.artifacts.stage import execute, planned
 from stages.artifacts.store import count_rows, iterate_rows
@@ -64,7 +64,7 @@ class RoundResult(NamedTuple):
     """On the validation problems, by mode; empty where it was not validated."""
     is_best: bool
     seconds: float
-    """Of the wall; what was there already takes none."""
+    """Of the wall; a round that was there already took none."""
 
 
 @dataclass(frozen=True)
@@ -177,13 +177,15 @@ class _Rounds:
         """Its round and its accuracy."""
         self.made: dict[str, Mapping[str, Any]] = {}
         """Manifests of the round under way, by command."""
+        self.works = False
+        """Whether a step of that round was not there."""
         self.kept: set[int] = set()
         """Rounds whose weights are there."""
 
     def run(self) -> Iterator[RoundResult]:
         policy, started, worse = self.loop.policy, time.perf_counter(), 0
         for number in range(self.loop.rounds + 1):
-            self.made = {}
+            self.made, self.works = {}, False
             if number:
                 policy = self.chain.round(number, policy, self.repair_model, self.loop.policy).policy
             accuracy = self._validated(number, policy)
@@ -194,7 +196,8 @@ class _Rounds:
                 self._make_room(number)
                 self._train_repair_model(number, policy)
             if self.made:
-                yield RoundResult(number, self.made, accuracy, is_best, time.perf_counter() - started)
+                seconds = time.perf_counter() - started if self.works else 0.0
+                yield RoundResult(number, self.made, accuracy, is_best, seconds)
             started = time.perf_counter()
             if self.section.patience is not None and worse >= self.section.patience:
                 return
@@ -206,7 +209,13 @@ class _Rounds:
             raise Stopped(self.loop.out, *stop)
         stage = self._stages()[command](self.loop.recipe.model_copy(update={"seed": seed}), **inputs)
         found = processes.on_main(lambda: standing(out, stage.declared))
+        if found.changed:
+            raise ArtifactError(
+                f"{out}: made with other {', '.join(found.changed)}; a loop has one recipe and one set of inputs from "
+                "first round to last: give those, or another --out"
+            )
         if found.manifest is None:
+            self.works = True
             execute(stage, out, requests=requests, origin=self.loop.origin)
         self.made[command] = read_manifest(out)
         return out
@@ -227,11 +236,15 @@ class _Rounds:
         return {name: resident(stage) for name, stage in kept.items()}
 
     def _validated(self, number: int, policy: Path) -> dict[str, Measure]:
-        """Accuracy by mode, where the round is to be validated: the first, every so many, the last."""
-        problems, last = self.loop.validation, self.loop.rounds
-        if problems is None or (number % self.section.validate_every and number != last):
+        """Accuracy by mode, where the round is to be validated: the first, every so many, the last.
+
+        So is one that was the last of an earlier start, or one of every so many then.
+        """
+        problems, place = self.loop.validation, validation_folder(number)
+        is_due = number % self.section.validate_every == 0 or number == self.loop.rounds
+        if problems is None or not (is_due or (self.loop.out / place / MANIFEST).is_file()):
             return {}
-        scores = self.chain.scores(validation_folder(number), policy, problems)
+        scores = self.chain.scores(place, policy, problems)
         found = {row["measure"]: Measure(**row) for row in iterate_rows(scores / "summary.parquet", SUMMARY)}
         return {mode: found[f"{mode} accuracy"] for mode in ("sampled", "greedy")}
 

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from df_cli.loop import _line
 from df_cli.main import app
-from doomed import Point, run
+from doomed import Point, Trace, finished, finished_late, last_line, run
 from forked import df_pair, server
 from stages.artifacts.columns import METRICS, PROBLEMS, SCORES
 from stages.artifacts.manifests import read_manifest
@@ -79,10 +79,23 @@ def loop_of(digits, base_dir, validation):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, loop_of):
-    """The output of two rounds that nothing stopped."""
+    """The output of two rounds that nothing stopped; the records of what was done lie beside it."""
     loop = loop_of(tmp_path_factory.mktemp("whole") / "run")
-    list(loop.run())
+    assert finished(life(loop)) == 0, last_line(loop.out)
     return loop.out
+
+
+def options_of(loop):
+    """The command line of a loop."""
+    given = {"--problems": loop.problems, "--policy": loop.policy, "--repair-model": loop.repair_model}
+    given |= {"--validation": loop.validation, "--rounds": loop.rounds, "--out": loop.out, "--recipe": "digits"}
+    words = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
+    return ["loop", *words, *(word for setting in SMALL for word in ("--set", setting))]
+
+
+def life(loop, *options, death=None, number=signal.SIGKILL):
+    """A process that does the loop, which gets this signal at its `death`; not yet started."""
+    return server().Process(target=run, args=([*options_of(loop), *options], loop.out, death, number, False))
 
 
 def by_commands(loop, out):
@@ -188,26 +201,18 @@ def test_a_tracker_sees_one_run(tmp_path, loop_of):
     assert not list(out.glob("round-*/*/tracking"))
 
 
-def test_stopped_in_a_round_it_goes_on_there(tmp_path, loop_of, whole):
+def test_asked_to_stop_in_a_round_it_says_so_and_goes_on_there(tmp_path, loop_of, whole):
+    """By a signal behind a shard of the first round, then by a limit that is over before there is another."""
     stopped = loop_of(tmp_path / "stopped")
-
-    class AfterSomeSteps(Requests):
-        """Asks to stop at the sixth look, which is inside the first round."""
-
-        looks = 0
-
-        def to_stop(self):
-            self.looks += 1
-            return ("SIGTERM", 143) if self.looks > 5 else None
-
-    requests = AfterSomeSteps()
-    with pytest.raises(Stopped):
-        list(loop_of(stopped.out, requests=requests).run())
-    complete = {str(file.parent.relative_to(stopped.out)) for file in stopped.out.rglob("manifest.json")}
-    assert "validation-base" in complete
-    assert "round-1/train-policy" not in complete
-    list(stopped.run())
-    assert contents(stopped.out) == contents(whole)
+    out = stopped.out
+    shard = Point("finish round-1/rollout/progress.json", "after")
+    assert finished(life(stopped, death=shard, number=signal.SIGTERM)) == 143
+    saved = "what was done is saved; give the same command again to go on"
+    assert last_line(out) == f"{out}/round-1/rollout: stopped (SIGTERM), {saved}"
+    assert finished_late(life(stopped, "--stop-after", "1s"), out) == 75
+    assert last_line(out) == f"{out}: stopped (--stop-after, 1 s), {saved}"
+    assert finished(life(stopped)) == 0, last_line(out)
+    assert contents(out) == contents(whole)
 
 
 def test_resumed_in_training_it_opens_the_new_policy_no_second_time(tmp_path, loop_of, whole, monkeypatch):
@@ -275,6 +280,38 @@ def test_it_ends_when_nothing_was_better_for_so_long(patient):
     """What differs in its last digit is as good."""
     results, _ = patient
     assert [result.number for result in results] == [0, 1, 2, 3]
+
+
+def test_it_says_why_it_ended_early(patient, loop_of):
+    _, out = patient
+    with accuracies(0.5, 0.6, math.nextafter(0.6, 1), 0.4):
+        told = df(loop_of(out, rounds=9), "--set", "loop.keep_rounds=1", "--set", "loop.patience=2").splitlines()
+    assert told[-3].startswith("round 3/9; ")
+    assert told[-2] == "ended early: 2 validations one after the other found no better policy"
+    assert told[-1].startswith("best: round 1, sampled 0.600 ")
+
+
+def test_what_was_validated_once_counts_though_it_is_no_longer_due(loop_of, whole):
+    """The last round of an earlier start, or one of a smaller `validate_every`; and no time is told of it."""
+    results = list(loop_of(whole, "loop.validate_every=2").run())
+    assert [(result.number, bool(result.accuracy), result.seconds) for result in results] == [
+        (0, True, 0.0),
+        (1, True, 0.0),
+        (2, True, 0.0),
+    ]
+    assert "; made before" in _line(results[1], rounds=300)
+    assert " left" not in _line(results[1], rounds=300)
+
+
+def test_another_recipe_is_refused_with_what_to_do(loop_of, whole):
+    before = written(whole)
+    with pytest.raises(ArtifactError) as refused:
+        list(loop_of(whole, "train.optimizer.learning_rate=1e-3").run())
+    assert str(refused.value) == (
+        f"{whole}/round-1/train-policy: made with other recipe.train.optimizer.learning_rate; a loop has one recipe "
+        "and one set of inputs from first round to last: give those, or another --out"
+    )
+    assert written(whole) == before
 
 
 @pytest.fixture(scope="module")
@@ -351,28 +388,44 @@ def test_a_repair_model_that_was_replaced_keeps_its_rows_alone(trained_again, tm
     assert written(out) == complete
 
 
-def options_of(loop):
-    """The command line of a loop."""
-    given = {"--problems": loop.problems, "--policy": loop.policy, "--repair-model": loop.repair_model}
-    given |= {"--validation": loop.validation, "--rounds": loop.rounds, "--out": loop.out, "--recipe": "digits"}
-    words = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
-    return ["loop", *words, *(word for setting in SMALL for word in ("--set", setting))]
+IN_ROUND_1 = (
+    Point("finish round-1/rollout/progress.json", "after"),  # its first shard is noted
+    Point("finish round-1/build-masks/progress.json", "before"),  # a shard is whole and not noted
+    Point("finish round-1/train-policy/progress.json", "after"),  # between two optimizer steps
+    Point("finish validation-round-1/progress.json", "before"),
+)
+
+
+def noted(trace, death):
+    """What a process did up to its last note, of a shard, a checkpoint or a step: to the folder, and costly work."""
+    done = trace.record[:-1] if death.moment == "before" else trace.record  # the last change did not come to be
+    notes = [i for i, line in enumerate(done) if re.fullmatch(r"finish \S+/(progress|manifest).json", line)]
+    end = max(notes, default=-1) + 1
+    return done[:end], [piece for before, piece in trace.work if before < end]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path, loop_of, whole):
-    """Each life may make seven changes more to the folder than the one before."""
+def test_killed_again_and_again_it_does_nothing_again_that_was_finished(tmp_path, loop_of, whole):
+    """In each step of a round, then wherever it is after so many changes to the folder, seven more in each life."""
     killed = loop_of(tmp_path / "killed")
-    for changes in itertools.count(30, 7):
-        death = Point(changes, "before")
-        life = server().Process(target=run, args=(options_of(killed), killed.out, death, signal.SIGKILL, False))
-        life.start()
-        life.join()
-        if life.exitcode != -signal.SIGKILL:
+    checkpoints, work, complete = Counter(), Counter(), {}
+    anywhere = (Point(changes, "before") for changes in itertools.count(30, 7))
+    for lives, death in enumerate(itertools.chain(IN_ROUND_1, anywhere), start=1):
+        exit_code = finished(life(killed, "--save-every", "1", death=death))
+        done, pieces = noted(Trace.of(killed.out), death)
+        checkpoints.update({line for line in done if re.fullmatch(r"os.mkdir \S+/checkpoints/\d+", line)})
+        work.update(pieces)
+        assert written(killed.out) | complete == written(killed.out), death
+        complete = written(killed.out)
+        if exit_code != -signal.SIGKILL:
             break
-    assert life.exitcode == 0, killed.out.with_suffix(".output").read_text()
-    assert changes >= 30 + 3 * 7
+        if lives <= len(IN_ROUND_1):
+            assert f"{Path(death.entry.split()[1]).parent}/manifest.json" not in complete
+    assert exit_code == 0, last_line(killed.out)
+    assert lives >= len(IN_ROUND_1) + 2
+    assert set(checkpoints.values()) == {1}
+    assert work == Counter(piece for _, piece in Trace.of(whole).work)
     assert contents(killed.out) == contents(whole)
 
 
