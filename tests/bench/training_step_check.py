@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from training_step_case import NO_CLIP, Case, independent
 from training_step_one_row import PrefixGrouping, UnpaddedRow
-from training_step_sides import FullLogits, Ours, Plain, Side, Trl
+from training_step_sides import FullLogits, Ours, Plain, Side
+from training_step_trl import Trl
 
 from stages.training.trainer import TrainingRow
 

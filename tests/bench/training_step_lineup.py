@@ -7,7 +7,8 @@ from functools import partial
 
 from training_step_case import Case, independent
 from training_step_one_row import PrefixGrouping, UnpaddedRow
-from training_step_sides import FullLogits, Ours, Side, Trl
+from training_step_sides import FullLogits, Ours, Side
+from training_step_trl import Trl
 
 
 def ours_independent(case: Case, rows_at_once: int) -> Ours:

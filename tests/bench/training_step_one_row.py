@@ -26,12 +26,12 @@ class OneRow(PlainLoop):
 
     attention: str
 
-    def __init__(self, case: Case, rows_at_once: int) -> None:
-        super().__init__(case, rows_at_once)
+    def __init__(self, case: Case, rows_at_once: int, *, checkpointing: bool = False) -> None:
+        super().__init__(case, rows_at_once, checkpointing=checkpointing)
         self.model.set_attn_implementation({"text_config": self.attention})
 
     def _positions(self, responses: Sequence[int]) -> Tensor:
-        """Rotary positions (3, L) of the prompt and the longest of the responses after it."""
+        """Rotary positions (3, L) of the prompt and the longest of the responses after it, on the CPU."""
         prompt, longest = self.case.prompt, max(responses)
         ids, types = (torch.tensor([values + [0] * longest]) for values in (prompt.ids, prompt.token_types))
         grid = prompt.vision.get("image_grid_thw")
@@ -39,10 +39,11 @@ class OneRow(PlainLoop):
 
     def _hidden(self, ids: Sequence[int], positions_AL: Tensor, images: int, **kwargs: Any) -> Tensor:
         """Hidden states (1, L, H) of a row with so many copies of the prompt's image."""
-        vision = {name: torch.cat([value] * images) for name, value in self.case.prompt.vision.items()}
+        device = self.vlm.device
+        vision = {name: torch.cat([value] * images).to(device) for name, value in self.case.prompt.vision.items()}
         output = self.model.base_model(
-            input_ids=torch.tensor([ids]),
-            position_ids=positions_AL[:, None],
+            input_ids=torch.tensor([ids], device=device),
+            position_ids=positions_AL[:, None].to(device),
             attention_mask={"full_attention": None},
             use_cache=False,
             **vision,
@@ -53,7 +54,7 @@ class OneRow(PlainLoop):
     def _head(self, hidden_TH: Tensor, row: TrainingRow) -> Tensor:
         logits_TV = self.model.get_output_embeddings()(hidden_TH).float() / TEMPERATURE
         logits_TV[:, self.banned_ids] = float("-inf")
-        return -cross_entropy(logits_TV, torch.tensor(row.ids), reduction="none")
+        return -cross_entropy(logits_TV, torch.tensor(row.ids, device=logits_TV.device), reduction="none")
 
 
 class UnpaddedRow(OneRow):
@@ -84,13 +85,13 @@ class PrefixGrouping(OneRow):
 
     attention = "prefix_grouper_attention"
 
-    def __init__(self, case: Case, rows_at_once: int) -> None:
+    def __init__(self, case: Case, rows_at_once: int, *, checkpointing: bool = False) -> None:
         register_attention()
-        super().__init__(case, rows_at_once)
+        super().__init__(case, rows_at_once, checkpointing=checkpointing)
 
     def _logprobs(self, rows: Sequence[TrainingRow]) -> list[Tensor]:
         prompt, lengths = self.case.prompt.ids, [len(row.ids) for row in rows]
-        grouper = PrefixGrouper([[len(prompt), *lengths]])
+        grouper = PrefixGrouper([[len(prompt), *lengths]], device=self.vlm.device)
         positions_AL = self._positions(lengths)
         after_AT = positions_AL[:, len(prompt) :]
         hidden_1LH = self._hidden(
@@ -119,7 +120,8 @@ def varlen_attention(
 
     What flash attention's varlen kernel does on a GPU.
     """
-    parts = zip(*(whole.split(lengths, dim=2) for whole in (query, key, value)), strict=True)
+    # Under autocast the rotary embedding leaves float32.
+    parts = zip(*(whole.to(value.dtype).split(lengths, dim=2) for whole in (query, key, value)), strict=True)
     outputs = [scaled_dot_product_attention(*part, is_causal=True, scale=scaling, enable_gqa=True) for part in parts]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
@@ -132,6 +134,7 @@ def lower_right_attention(
     Padding, which `_mask` (B, L) tells, stands at the end, where no query that counts sees it.
     """
     causal = causal_lower_right(query.shape[2], key.shape[2])
+    query, key = query.to(value.dtype), key.to(value.dtype)
     output = scaled_dot_product_attention(query, key, value, attn_mask=causal, scale=scaling, enable_gqa=True)
     return output.transpose(1, 2).contiguous(), None
 
