@@ -20,7 +20,7 @@
 # make bench   the training step beside prefix grouping, an unpadded row and TRL's, the loss's memory, responses, repairs,
 #              masks and checked answers per second; tables and plots in runs/bench
 # make test-gpu   what must hold on a CUDA GPU, with a round of the digits; make bench-gpu: that, and speed and memory at true
-#              dimensions, which want 80 GB; table and JSON in runs/gpu
+#              dimensions, as far as the card has room for them, in under eight minutes; table and JSON in runs/gpu
 # make soak    three stages over 10,000 and 100,000 problems, and a slow judge: memory, open files, speed; in runs/soak
 # make fuzz    answer checking under mutated hostile answers, TIME seconds a target, in an environment of its own
 #

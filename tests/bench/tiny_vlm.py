@@ -27,7 +27,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% endfor %}"
 )
 
-_TEXT = {
+TEXT = {
     "vocab_size": VOCABULARY,
     "hidden_size": 256,
     "intermediate_size": 512,
@@ -39,7 +39,7 @@ _TEXT = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]},
     "bos_token_id": None,
 }
-_VISION = {
+VISION = {
     "depth": 3,
     "hidden_size": 128,
     "intermediate_size": 256,
@@ -73,7 +73,7 @@ def tiny_processor(vocabulary: int = VOCABULARY) -> Qwen2_5_VLProcessor:
 
 def tiny_model(seed: int) -> Qwen2_5_VLForConditionalGeneration:
     """13 million random float32 parameters, on the CPU."""
-    return random_model(_TEXT, _VISION, seed, tied=True)
+    return random_model(TEXT, VISION, seed, tied=True)
 
 
 def random_model(

@@ -14,7 +14,7 @@ from torch import Tensor
 from training_step_case import CLIP, LEARNING_RATE, TEMPERATURE, Case, grpo_term, plain_logprobs
 
 from stages.model.batches import response_batch
-from stages.sections import ObjectiveSection, OptimizerSection, RolloutSection, TrainerSection
+from stages.sections import LoraSection, ObjectiveSection, OptimizerSection, RolloutSection, TrainerSection
 from stages.training.groups import rows_to_work_on
 from stages.training.losses import PolicyObjective
 from stages.training.trainer import Trainer, TrainingRow
@@ -38,11 +38,19 @@ class Side(Protocol):
 class Ours:
     """`Trainer.step`; `rows_at_once` responses to their prompt are a micro-batch."""
 
-    def __init__(self, case: Case, rows_at_once: int, *, gated: bool, checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        case: Case,
+        rows_at_once: int,
+        *,
+        gated: bool,
+        checkpointing: bool = False,
+        lora: LoraSection | None = None,
+    ) -> None:
         vlm = case.vlm()
         section = OptimizerSection(learning_rate=LEARNING_RATE, max_grad_norm=case.max_grad_norm)
         tokens = len(case.prompt.ids) + rows_at_once * max(len(row.ids) for row in case.rows)
-        machine = TrainerSection(tokens_per_micro_batch=tokens, gradient_checkpointing=checkpointing)
+        machine = TrainerSection(tokens_per_micro_batch=tokens, gradient_checkpointing=checkpointing, lora=lora)
         self.trainer = Trainer(vlm, section, temperature=TEMPERATURE, machine=machine)
         self.objective = PolicyObjective(OBJECTIVE, RolloutSection(temperature=TEMPERATURE))
         self.rows = case.rows if gated else case.ungated_rows

@@ -9,13 +9,19 @@ from typing import Any
 import torch
 import trl.trainer.utils
 from datasets import Dataset
+from peft import LoraConfig
 from torch import Tensor
 from training_step_case import CLIP, LEARNING_RATE, TEMPERATURE, Case
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
+from stages.sections import LoraSection
+
 VISION = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
 """What TRL's forward pass takes beside tokens and mask."""
+
+TEXT_LAYERS = r".*language_model\.layers\..*_proj"
+"""Names of the linear layers that adapters are put on."""
 
 
 class PreparedGRPOTrainer(GRPOTrainer):
@@ -32,9 +38,15 @@ class Trl:
     """
 
     def __init__(
-        self, case: Case, rows_at_once: int, *, checkpointing: bool = False, compact_head: bool = False
+        self,
+        case: Case,
+        rows_at_once: int,
+        *,
+        checkpointing: bool = False,
+        compact_head: bool = False,
+        lora: LoraSection | None = None,
     ) -> None:
-        self.trainer = _trl_trainer(case, rows_at_once, checkpointing)
+        self.trainer = _trl_trainer(case, rows_at_once, checkpointing, lora)
         self.micro_batches = [
             {name: value.to(case.maker.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
             for batch in _trl_micro_batches(case, len(case.rows) // rows_at_once)
@@ -77,7 +89,7 @@ class Trl:
         trl.trainer.utils._use_triton = lambda _device: self.compact_head
 
 
-def _trl_trainer(case: Case, rows_at_once: int, checkpointing: bool) -> PreparedGRPOTrainer:
+def _trl_trainer(case: Case, rows_at_once: int, checkpointing: bool, lora: LoraSection | None) -> PreparedGRPOTrainer:
     arguments = GRPOConfig(
         output_dir=tempfile.gettempdir(),  # nothing is written
         use_cpu=case.maker.device == "cpu",
@@ -102,6 +114,7 @@ def _trl_trainer(case: Case, rows_at_once: int, checkpointing: bool) -> Prepared
         args=arguments,
         train_dataset=Dataset.from_dict({"prompt": ["w6"] * len(case.rows)}),
         processing_class=case.maker.processor(),
+        peft_config=lora and LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=TEXT_LAYERS),
     )
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from measured import Line
+from measured import Line, device
 from tiny_vlm import tiny_model, tiny_processor
 from training_step_case import NO_CLIP, SEED, Case, Shape, make_case
 from training_step_sides import Ours
@@ -34,7 +34,7 @@ class TinyOnGpu:
     """A `Maker`: the bench's tiny model on the GPU."""
 
     bfloat16: bool
-    device: str = "cuda"
+    device: str = field(default_factory=device)
 
     def model(self) -> Any:
         return tiny_model(SEED).to(self.device)

@@ -1,17 +1,20 @@
-"""Random Qwen2.5-VL models at the true dimensions of the published ones, made on the GPU."""
+"""Random Qwen2.5-VL models at the true dimensions of the published ones, and a tiny one, made on the GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
-from tiny_vlm import random_model, tiny_processor
+from measured import device
+from tiny_vlm import TEXT, VISION, random_model, tiny_processor
 from training_step_case import SEED
 
+from stages.model import footprint
 from stages.model.loading import VisionLanguageModel, wrap_model
+from stages.model.mixed_precision import rounded_weights
 from stages.model.window_attention import use_window_attention
 
 
@@ -49,18 +52,21 @@ def _size(hidden: int, mlp: int, layers: int, heads: tuple[int, int], vocabulary
 SIZES = {
     "3b": _size(2048, 11_008, 36, (16, 2), 151_936, tied=True),
     "7b": _size(3584, 18_944, 28, (28, 4), 152_064, tied=False),
+    "tiny": Size(TEXT, VISION, tied=True),
 }
-"""The config.json of Qwen2.5-VL-3B-Instruct and -7B-Instruct."""
+"""The config.json of Qwen2.5-VL-3B-Instruct and -7B-Instruct, and the CPU benchmark's model."""
 
 
 @dataclass(frozen=True)
 class TrueSize:
-    """A `Maker` of the benchmark: float32 weights that compute in bfloat16, or weights that rest in `dtype`."""
+    """A `Maker` of the benchmark, of all layers or the first so many."""
 
     size: str
-    layers: int
-    dtype: torch.dtype = torch.float32
-    device: str = "cuda"
+    layers: int | None = None
+    weights: Literal["trained", "frozen", "bfloat16"] = "trained"
+    """In float32, computing in bfloat16; the same, but what that rounds rests rounded, as beneath adapters; all in
+    bfloat16, as for sampling."""
+    device: str = field(default_factory=device)
 
     @property
     def bfloat16(self) -> bool:
@@ -68,8 +74,14 @@ class TrueSize:
 
     def model(self) -> Any:
         text, vision, tied = SIZES[self.size]
-        with torch.device(self.device), _default_dtype(self.dtype):
-            model = random_model(text | {"num_hidden_layers": self.layers}, vision, SEED, tied=tied)
+        layers = text["num_hidden_layers"] if self.layers is None else self.layers
+        dtype = torch.float32 if self.weights == "trained" else torch.bfloat16
+        with torch.device(self.device), _default_dtype(dtype):
+            model = random_model(text | {"num_hidden_layers": layers}, vision, SEED, tied=tied)
+        if self.weights == "frozen":
+            rounded = rounded_weights(model, "none")
+            for name, weight in model.named_parameters():
+                weight.data = weight.data if name in rounded else weight.data.float()
         # On every side: where flash-attention is installed, transformers' vision tower has something like it.
         use_window_attention(model)
         return model
@@ -78,8 +90,11 @@ class TrueSize:
         return tiny_processor(SIZES[self.size].text["vocab_size"])
 
     def vlm(self) -> VisionLanguageModel:
-        master = self.dtype == torch.float32
-        return wrap_model(self.model(), self.processor(), torch.bfloat16 if master else None)
+        return wrap_model(self.model(), self.processor(), None if self.weights == "bfloat16" else torch.bfloat16)
+
+    def footprint(self) -> footprint.Size:
+        """What the dry run's estimate takes of it; nothing is made."""
+        return footprint.size_of(replace(self, device="meta").model())
 
 
 @contextmanager
