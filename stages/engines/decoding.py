@@ -175,11 +175,13 @@ class _Run:
         """The token that is drawn behind each of the pass, and its log-prob."""
         needed = int(span.slot_N.max()) + 1
         self.cache.reserve(needed)
-        ids_N, position_N, slot_N, slots_W, *places = self._on_device(
+        ids_N, position_N, slot_N, slots_W, expected_N, uniform_2N, *places = self._on_device(
             span.ids_N,
             span.position_N,
             span.slot_N,
             span.row_N * self.cache.slots + span.slot_N,
+            span.expected_N,
+            span.uniform_N2.view(np.int64),  # as bits
             *(() if span.is_even else (span.place_BQ(), span.where_N())),
         )
         block = _block(span, slot_N, places, -(-needed // SLOT_MULTIPLE) * SLOT_MULTIPLE)
@@ -187,10 +189,9 @@ class _Run:
         with self.vlm.precision():
             cached = CachedPass(self.cache, slots_W, block=block)
             logits_NV = self.vlm.model(**inputs, cached=cached, use_cache=False).logits[0]
-        uniform_N2, expected_N = (
-            torch.from_numpy(array).to(logits_NV.device) for array in (span.uniform_N2, span.expected_N)
-        )
-        drawn = draw(logits_NV, uniform_N2, expected_N, self.vlm, self.sampling)
+        uniform_N2 = uniform_2N.view(torch.float64).view(-1, 2)
+        device = logits_NV.device
+        drawn = draw(logits_NV, uniform_N2.to(device), expected_N.to(device), self.vlm, self.sampling)
         # One copy, which waits for the device once a pass.
         ids, logprobs_N = torch.stack([drawn.ids_N.double(), drawn.logprobs_N.double()]).cpu().numpy()
         return ids.astype(np.int64), logprobs_N

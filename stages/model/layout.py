@@ -67,7 +67,7 @@ class Layout:
     """Index of the position that predicts a token, over the flattened rows."""
     target_U: Tensor
     graph_U: Tensor
-    """Bool: the token's log-prob has a gradient."""
+    """Bool, on the CPU, where it is looked at: the token's log-prob has a gradient."""
     where_N: Tensor
     """For each token that is read, reading by reading, its index among the U: common beginnings share an entry."""
     tokens: int
@@ -113,7 +113,7 @@ def padded_layout(vlm: VisionLanguageModel, readings: Sequence[Reading]) -> Layo
     # The first response token is predicted at the prompt's last position.
     before = width - batch.response_mask_BT.shape[1] - 1
     sources = [row * width + before + reading.tokens_read for row, reading in enumerate(readings)]
-    tokens = int(batch.inputs["attention_mask"].sum())
+    tokens = sum(map(_length, readings))
     return _layout(vlm, batch.inputs, readings, np.concatenate(sources), tokens, rows * width)
 
 
@@ -282,5 +282,5 @@ def _layout(
     pairs, where_N = np.unique(np.stack([source_N, targets_N]), axis=1, return_inverse=True)
     graph_U = np.zeros(pairs.shape[1], np.bool_)
     np.logical_or.at(graph_U, where_N, np.concatenate([reading.has_graph for reading in readings]))
-    source_U, target_U, graph, where = (torch.from_numpy(a).to(vlm.device) for a in (*pairs, graph_U, where_N))
-    return Layout(inputs, source_U, target_U, graph, where, tokens, slots)
+    source_U, target_U, where = (torch.from_numpy(a).to(vlm.device) for a in (*pairs, where_N))
+    return Layout(inputs, source_U, target_U, torch.from_numpy(graph_U), where, tokens, slots)

@@ -97,24 +97,25 @@ class TokenLogprobs(nn.Module):
         )
 
     def _read(self, hidden_NH: Tensor, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
-        graph_U = layout.graph_U
-        if graph_U.all():
-            return self._head(hidden_NH, layout, graph_U, temperature)
-        logprobs_U, entropy_U = torch.zeros((2, len(graph_U)), device=graph_U.device)
-        for part_U, gradient in ((graph_U, torch.is_grad_enabled()), (~graph_U, False)):
+        source_U, target_U = layout.source_U, layout.target_U
+        if layout.graph_U.all():
+            return self._head(hidden_NH[source_U], target_U, temperature)
+        logprobs_U, entropy_U = torch.zeros((2, len(source_U)), device=source_U.device)
+        for part_U, gradient in ((layout.graph_U, torch.is_grad_enabled()), (~layout.graph_U, False)):
+            where_P = places(part_U, source_U.device)
             with torch.set_grad_enabled(gradient):
-                logprobs_P, entropy_P = self._head(hidden_NH, layout, part_U, temperature)
-            logprobs_U = logprobs_U.masked_scatter(part_U, logprobs_P)
-            entropy_U = entropy_U.masked_scatter(part_U, entropy_P)
+                logprobs_P, entropy_P = self._head(hidden_NH[source_U[where_P]], target_U[where_P], temperature)
+            logprobs_U = logprobs_U.index_copy(0, where_P, logprobs_P)
+            entropy_U = entropy_U.index_copy(0, where_P, entropy_P)
         return logprobs_U, entropy_U
 
-    def _head(self, hidden_NH: Tensor, layout: Layout, part_U: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def _head(self, hidden_UH: Tensor, target_U: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         head = self.model.get_output_embeddings()
         return token_logprobs(
-            hidden_NH[layout.source_U[part_U]],
+            hidden_UH,
             head.weight,
             head.bias,
-            layout.target_U[part_U],
+            target_U,
             banned_ids=self.banned_ids,
             temperature=temperature,
         )
@@ -155,10 +156,9 @@ class LogprobReader:
         self, readings: Sequence[Reading], others: Sequence[Reading], *, temperature: float
     ) -> tuple[ResponseLogprobs, Tensor]:
         """The same, and in nats KL(own || other) before each token, (B, T); `others` read it behind other prompts."""
-        layout = self.layout(readings)
-        read_BT = _tokens_read(readings).to(layout.where_N.device)
-        values = self.module(layout, temperature, self.layout(others))
-        logprobs_BT, entropy_BT, values_BT, divergences_BT = _by_response(values, read_BT)
+        values = self.module(self.layout(readings), temperature, self.layout(others))
+        *read, read_BT = _by_response(values, readings)
+        logprobs_BT, entropy_BT, values_BT, divergences_BT = read
         return ResponseLogprobs(logprobs_BT, entropy_BT, values_BT, read_BT), divergences_BT
 
 
@@ -225,9 +225,7 @@ def _every_token(module: nn.Module, readings: Sequence[Reading], layout: Layout)
 
 
 def _read(module: nn.Module, readings: Sequence[Reading], layout: Layout, temperature: float) -> ResponseLogprobs:
-    read_BT = _tokens_read(readings).to(layout.where_N.device)
-    logprobs_BT, entropy_BT, values_BT = _by_response(module(layout, temperature), read_BT)
-    return ResponseLogprobs(logprobs_BT, entropy_BT, values_BT, read_BT)
+    return ResponseLogprobs(*_by_response(module(layout, temperature), readings))
 
 
 def _tokens_read(readings: Sequence[Reading]) -> Tensor:
@@ -238,10 +236,21 @@ def _tokens_read(readings: Sequence[Reading]) -> Tensor:
     return read_BT
 
 
-def _by_response(values: Sequence[Tensor], read_BT: Tensor) -> list[Tensor]:
-    """Each of the values (N,) as (B, T)."""
-    zeros_BT = torch.zeros(read_BT.shape, device=read_BT.device)
-    return [zeros_BT.masked_scatter(read_BT, read_N) for read_N in values]
+def _by_response(values: Sequence[Tensor], readings: Sequence[Reading]) -> list[Tensor]:
+    """Each of the values (N,) as (B, T), and which tokens are read."""
+    read_BT, device = _tokens_read(readings), values[0].device
+    where_N = places(read_BT.flatten(), device)
+    zeros = torch.zeros(read_BT.numel(), device=device)
+    by_response = [zeros.index_copy(0, where_N, read_N).view(read_BT.shape) for read_N in values]
+    return [*by_response, read_BT.to(device, non_blocking=True)]
+
+
+def places(flags_N: Tensor, device: torch.device) -> Tensor:
+    """Where flags on the CPU are set, as indices on the device.
+
+    On a device, to be indexed by flags waits for it to count them, forward or backward; so does a blocking copy.
+    """
+    return flags_N.nonzero()[:, 0].to(device, non_blocking=True)
 
 
 class _Check:

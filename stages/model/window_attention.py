@@ -9,17 +9,29 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 # transformers hands the boundaries of images and windows to an attention whose name says flash.
 WINDOW_ATTENTION = "difference_feedback_flash_windows"
+
+
+class _Windows(NamedTuple):
+    """All windows of one length, and where their tokens stand, window after window."""
+
+    length: int
+    where_N: Tensor
+
+
+_CUT: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+"""Lists of `_Windows` by bounds; a tower hands the same ones to all its layers."""
 
 
 def window_attention(
@@ -39,23 +51,29 @@ def window_attention(
     """
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    bounds = cu_seq_lens_q.tolist()
-    starts: dict[int, list[int]] = defaultdict(list)
-    for start, stop in pairwise(bounds):
-        starts[stop - start].append(start)
     # Under autocast the rotary embedding leaves float32; attention itself computes in the layers' type.
     query_NHD, key_NHD, value_NHD = (whole[0].transpose(0, 1).to(value.dtype) for whole in (query, key, value))
     output_NHD = torch.empty_like(value_NHD)
-    for length, firsts in starts.items():
-        where_WL = torch.tensor(firsts)[:, None] + torch.arange(length)
-        where_N = where_WL.flatten().to(value.device)
+    for length, where_N in _windows(cu_seq_lens_q):
         query_WHLD, key_WHLD, value_WHLD = (
-            whole[where_N].unflatten(0, (len(firsts), length)).transpose(1, 2)
-            for whole in (query_NHD, key_NHD, value_NHD)
+            whole[where_N].unflatten(0, (-1, length)).transpose(1, 2) for whole in (query_NHD, key_NHD, value_NHD)
         )
         attended_WHLD = scaled_dot_product_attention(query_WHLD, key_WHLD, value_WHLD, scale=scaling)
         output_NHD = output_NHD.index_copy(0, where_N, attended_WHLD.transpose(1, 2).flatten(0, 1))
     return output_NHD[None], None
+
+
+def _windows(bounds_W: Tensor) -> list[_Windows]:
+    """Worked out for the first layer: to read the bounds waits for the device, and so does each copy back to it."""
+    if bounds_W not in _CUT:
+        starts: dict[int, list[int]] = defaultdict(list)
+        for start, stop in pairwise(bounds_W.tolist()):
+            starts[stop - start].append(start)
+        cut = {length: torch.tensor(firsts)[:, None] + torch.arange(length) for length, firsts in starts.items()}
+        _CUT[bounds_W] = [
+            _Windows(n, where_WL.flatten().to(bounds_W.device, non_blocking=True)) for n, where_WL in cut.items()
+        ]
+    return _CUT[bounds_W]
 
 
 def use_window_attention(model: Any) -> None:

@@ -22,7 +22,7 @@ from stages.core.sampler_mismatch import mismatch, truncated_weights
 from stages.core.values import CriticSettings, value_loss
 from stages.errors import RecipeError
 from stages.model.layout import Reading
-from stages.model.logprobs import ResponseLogprobs
+from stages.model.logprobs import ResponseLogprobs, places
 from stages.sections import ObjectiveSection, RolloutSection
 from stages.training.trainer import Loss, Measured, Metric, Totals, TrainingRow
 
@@ -48,8 +48,8 @@ class SupervisedLoss:
         totals: Totals,
     ) -> tuple[Tensor, dict[str, Metric]]:
         loss = -logprobs.logprobs_BT.sum() / totals.num_tokens
-        tokens = sum(len(row.ids) for row in rows)
-        return loss, {"entropy": Metric(logprobs.entropy_BT.sum().item() / tokens, tokens)}
+        tokens = _tokens(rows)
+        return loss, {"entropy": Metric(logprobs.entropy_BT.sum().double() / tokens, tokens)}
 
 
 def check_objective(section: ObjectiveSection, rollout: RolloutSection, *, with_critic: bool = True) -> None:
@@ -133,8 +133,7 @@ class PolicyObjective:
         )
         metrics: dict[str, Measured] = {**self._role_metrics(rows, tensors, logprobs.entropy_BT)}
         if reference_BT is not None:
-            tokens = int(tensors.response_mask_BT.sum())
-            metrics |= {name: Metric(result.metrics[name].item(), tokens) for name in ("kl_ref", "kl_ref_clamped")}
+            metrics |= {name: Metric(result.metrics[name], _tokens(rows)) for name in ("kl_ref", "kl_ref_clamped")}
         if self.critic is None:
             return result.loss, metrics
         value, value_metrics = _value_loss(rows, logprobs.values_BT, tensors.response_mask_BT, self.critic, totals)
@@ -146,6 +145,7 @@ class PolicyObjective:
             return None
         sampler_BT = _padded(
             [row.old_logprobs_T if row.sampler_logprobs_T is None else row.sampler_logprobs_T for row in rows],
+            rows,
             tensors.response_mask_BT,
         )
         return truncated_weights(tensors.old_logprobs_BT, sampler_BT, tensors.response_mask_BT, cap=self.importance_cap)
@@ -156,14 +156,14 @@ class PolicyObjective:
         """All but the gate's density are over tokens whose gate is open."""
         metrics: dict[str, Metric] = {}
         for role in sorted({row.role for row in rows}):
-            picked = torch.tensor([row.role == role for row in rows], device=entropy_BT.device)
-            part = PolicyTensors(*(tensor[picked] for tensor in tensors))
+            own = [row for row in rows if row.role == role]
+            picked_P = places(torch.tensor([row.role == role for row in rows]), entropy_BT.device)
+            part = PolicyTensors(*(tensor[picked_P] for tensor in tensors))
             values = ratio_metrics(self.algorithm, **part._asdict(), **self.hyper)
-            open_BT = part.gate_BT != 0
-            opened, tokens = int(open_BT.sum()), int(part.response_mask_BT.sum())
-            values["entropy"] = torch.where(open_BT, entropy_BT[picked], 0).sum() / max(opened, 1)
-            weights = dict.fromkeys(values, opened) | {"gate_density": tokens}
-            metrics |= {f"{name}/{role}": Metric(value.item(), weights[name]) for name, value in values.items()}
+            opened = sum(int(np.count_nonzero(np.asarray(_gate(row), np.float32))) for row in own)
+            values["entropy"] = torch.where(part.gate_BT != 0, entropy_BT[picked_P], 0).sum() / max(opened, 1)
+            weights = dict.fromkeys(values, opened) | {"gate_density": _tokens(own)}
+            metrics |= {f"{name}/{role}": Metric(value, weights[name]) for name, value in values.items()}
         return metrics
 
 
@@ -176,13 +176,13 @@ def open_reading(row: TrainingRow) -> Reading:
 def policy_tensors(rows: Sequence[TrainingRow], logprobs: ResponseLogprobs) -> PolicyTensors:
     """Tokens that are not read stand at their old log-prob: a ratio of 1 behind a gate of 0."""
     mask_BT = _response_mask(rows, logprobs.logprobs_BT)
-    old_BT = _padded([row.old_logprobs_T for row in rows], mask_BT)
+    old_BT = _padded([row.old_logprobs_T for row in rows], rows, mask_BT)
     return PolicyTensors(
         logprobs_BT=torch.where(logprobs.read_BT, logprobs.logprobs_BT, old_BT),
         old_logprobs_BT=old_BT,
         advantages_B=_advantages(rows, mask_BT),
         response_mask_BT=mask_BT,
-        gate_BT=_padded([[1.0] * len(row.ids) if row.gate_T is None else row.gate_T for row in rows], mask_BT),
+        gate_BT=_padded([_gate(row) for row in rows], rows, mask_BT),
     )
 
 
@@ -194,10 +194,10 @@ def mismatch_metrics(rows: Sequence[TrainingRow]) -> dict[str, float]:
     sampled = [(row, row.sampler_logprobs_T) for row in rows if row.sampler_logprobs_T is not None]
     if not sampled:
         return {}
-    like_BT = torch.empty(len(sampled), max(len(row.ids) for row, _ in sampled))
-    mask_BT = _response_mask([row for row, _ in sampled], like_BT)
-    old_BT = _padded([row.old_logprobs_T for row, _ in sampled], mask_BT)
-    found = mismatch(old_BT, _padded([logprobs_T for _, logprobs_T in sampled], mask_BT), mask_BT)
+    own = [row for row, _ in sampled]
+    mask_BT = _response_mask(own, torch.empty(len(own), max(len(row.ids) for row in own)))
+    old_BT = _padded([row.old_logprobs_T for row in own], own, mask_BT)
+    found = mismatch(old_BT, _padded([logprobs_T for _, logprobs_T in sampled], own, mask_BT), mask_BT)
     return {
         "mismatch_mean": found.mean,
         "mismatch_max": found.largest,
@@ -238,16 +238,17 @@ def check_first_step(ratio: float, groups: Path, dtype: torch.dtype) -> None:
 
 
 def _response_mask(rows: Sequence[TrainingRow], like_BT: Tensor) -> Tensor:
-    lengths_B = torch.tensor([len(row.ids) for row in rows], device=like_BT.device)
-    return torch.arange(like_BT.shape[1], device=like_BT.device) < lengths_B[:, None]
+    lengths_B = torch.tensor([len(row.ids) for row in rows])
+    mask_BT = torch.arange(like_BT.shape[1]) < lengths_B[:, None]
+    return mask_BT.to(like_BT.device, non_blocking=True)
 
 
 def _advantages(rows: Sequence[TrainingRow], mask_BT: Tensor) -> Tensor:
     """(B,), or (B, T) where each token has its own."""
     by_token = [row.advantage_T for row in rows if row.advantage_T is not None]
     if by_token:
-        return _padded(by_token, mask_BT)
-    return torch.tensor([row.advantage for row in rows], device=mask_BT.device)
+        return _padded(by_token, rows, mask_BT)
+    return torch.tensor([row.advantage for row in rows]).to(mask_BT.device, non_blocking=True)
 
 
 def _value_loss(
@@ -256,29 +257,37 @@ def _value_loss(
     """Over every response token, whatever the gate; `value_loss` is told without its weight."""
     result = value_loss(
         values_BT,
-        _padded([row.values_T for row in rows], mask_BT),
-        _padded([row.returns_T for row in rows], mask_BT),
+        _padded([row.values_T for row in rows], rows, mask_BT),
+        _padded([row.returns_T for row in rows], rows, mask_BT),
         mask_BT,
         clip=critic.value_clip,
         num_tokens=totals.num_tokens,
     )
-    tokens = int(mask_BT.sum())
+    tokens = _tokens(rows)
     metrics: dict[str, Measured] = {
-        "value_loss": Metric(result.loss.item() * totals.num_tokens / max(tokens, 1), tokens),
-        "value_clip_fraction": Metric(result.clip_fraction.item(), tokens),
+        "value_loss": Metric(result.loss.double() * totals.num_tokens / max(tokens, 1), tokens),
+        "value_clip_fraction": Metric(result.clip_fraction, tokens),
         "explained_variance": result.fit,
     }
     return result.loss, metrics
 
 
-def _padded(values: Sequence[Sequence[float]], mask_BT: Tensor) -> Tensor:
-    """One value a response token; ValueError where a row has more or fewer."""
-    padded_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
-    for row, (value_T, length) in enumerate(zip(values, mask_BT.sum(-1).tolist(), strict=True)):
-        if len(value_T) != length:
+def _gate(row: TrainingRow) -> Sequence[float]:
+    return [1.0] * len(row.ids) if row.gate_T is None else row.gate_T
+
+
+def _tokens(rows: Sequence[TrainingRow]) -> int:
+    return sum(len(row.ids) for row in rows)
+
+
+def _padded(values: Sequence[Sequence[float]], rows: Sequence[TrainingRow], mask_BT: Tensor) -> Tensor:
+    """One value a response token, in one copy; ValueError where a row has more or fewer."""
+    padded_BT = np.zeros(mask_BT.shape, np.float32)
+    for number, (value_T, row) in enumerate(zip(values, rows, strict=True)):
+        if len(value_T) != len(row.ids):
             raise ValueError(
-                f"row {row}: {length} response tokens, {len(value_T)} values; log-probs, gates, values and returns "
-                "need one each"
+                f"row {number}: {len(row.ids)} response tokens, {len(value_T)} values; log-probs, gates, values and "
+                "returns need one each"
             )
-        padded_BT[row, : len(value_T)] = torch.as_tensor(value_T, dtype=torch.float32)
-    return padded_BT
+        padded_BT[number, : len(value_T)] = value_T
+    return torch.from_numpy(padded_BT).to(mask_BT.device, non_blocking=True)

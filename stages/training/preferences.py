@@ -51,12 +51,11 @@ class PreferenceObjective:
         )
         pairs = len(result.margins_P)
         metrics = {
-            "reward_margin": Metric(result.margins_P.mean().item(), pairs),
-            "preference_accuracy": Metric((result.margins_P > 0).float().mean().item(), pairs),
+            "reward_margin": Metric(result.margins_P.mean(), pairs),
+            "preference_accuracy": Metric((result.margins_P > 0).float().mean(), pairs),
         }
         for role, side in sides.items():
-            tokens = int(tensors.response_mask_BT[side].sum())
-            density = (tensors.gate_BT[side].sum() / max(tokens, 1)).item()
-            metrics[f"log_ratio/{role}"] = Metric(log_ratio_B[side].detach().mean().item(), pairs)
-            metrics[f"gate_density/{role}"] = Metric(density, tokens)
+            tokens = sum(len(row.ids) for row in rows[side])
+            metrics[f"log_ratio/{role}"] = Metric(log_ratio_B[side].mean(), pairs)
+            metrics[f"gate_density/{role}"] = Metric(tensors.gate_BT[side].sum() / max(tokens, 1), tokens)
         return result.loss, metrics

@@ -52,9 +52,9 @@ class OutcomeLoss:
         log_ratio_B = gated_log_ratio(
             tensors.logprobs_BT, tensors.old_logprobs_BT, response_mask_BT=tensors.response_mask_BT
         )
-        outcomes_B = torch.tensor([_is_correct(row) for row in rows], device=log_ratio_B.device)
+        outcomes_B = torch.tensor([_is_correct(row) for row in rows]).to(log_ratio_B.device, non_blocking=True)
         loss = outcome_loss(log_ratio_B, outcomes_B, beta=self.beta, num_sequences=totals.num_sequences)
-        accuracy = ((log_ratio_B > 0) == outcomes_B).float().mean().item()
+        accuracy = ((log_ratio_B > 0) == outcomes_B).float().mean()
         return loss, {"accuracy": Metric(accuracy, len(rows))}
 
 

@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -81,7 +81,8 @@ class Totals(NamedTuple):
 class Metric(NamedTuple):
     """A micro-batch's value and the weight (tokens, rows) with which it enters the step's mean."""
 
-    value: float
+    value: float | Tensor
+    """A scalar that is still on the device is fetched behind the backward pass."""
     weight: float
 
 
@@ -200,21 +201,21 @@ class Trainer:
         self._set_learning_rate()
         self.optimizer.zero_grad()
         metrics = work.run()
-        grad_norm = self.parallel.clip(self.section.max_grad_norm)
+        grad_norm = self.parallel.clip(self.section.max_grad_norm).item()
         self.steps_done += 1
-        finite = math.isfinite(metrics["loss"]) and bool(grad_norm.isfinite())
+        finite = math.isfinite(metrics["loss"]) and math.isfinite(grad_norm)
         if finite:
             self.optimizer.step()
         elif not self.parallel.steps_apart:
             raise ModelError(
-                f"optimizer step {self.steps_done}: loss {metrics['loss']}, gradient norm {grad_norm.item()}; lower "
+                f"optimizer step {self.steps_done}: loss {metrics['loss']}, gradient norm {grad_norm}; lower "
                 "the learning rate"
             )
         self.steps_skipped += not finite
         self.vlm.model.eval()
         return metrics | {
             "skipped": float(not finite),
-            "grad_norm": grad_norm.item(),
+            "grad_norm": grad_norm,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
 
@@ -382,8 +383,22 @@ class _Work:
             own = ResponseLogprobs(*(values_BT[: len(rows)] for values_BT in logprobs))
             loss, metrics = self.loss_function(rows, own, reference_BT, self.totals)
         self.trainer.parallel.backward(loss + filler_loss, last=last)
-        sums = {"loss": loss.item(), "tokens": layout.tokens, "slots": layout.slots}
-        self.measured += [*metrics.items(), *((name, Metric(value, 1)) for name, value in sums.items())]
+        sums: dict[str, float | Tensor] = {"loss": loss, "tokens": layout.tokens, "slots": layout.slots}
+        self.measured += _fetched([*metrics.items(), *((name, Metric(value, 1)) for name, value in sums.items())])
+
+
+def _fetched(measured: Sequence[tuple[str, Measured]]) -> list[tuple[str, Measured]]:
+    """With numbers for the scalars on the device, which come in one copy: only that waits for it."""
+    waiting = [
+        metric.value for _, metric in measured if isinstance(metric, Metric) and isinstance(metric.value, Tensor)
+    ]
+    numbers: Iterator[float] = iter(torch.stack([value.detach().double() for value in waiting]).tolist())
+    return [
+        (name, Metric(next(numbers), metric.weight))
+        if isinstance(metric, Metric) and isinstance(metric.value, Tensor)
+        else (name, metric)
+        for name, metric in measured
+    ]
 
 
 def _with_old(
