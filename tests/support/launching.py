@@ -7,6 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import psutil
+
 import stages
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +44,12 @@ def start_nodes(logs, *arguments):
     command = [*LAUNCHER, "--config_file", COPIES, "--num_machines", 2, "--num_processes", 2]
     command += ["--main_process_ip", "127.0.0.1", "--main_process_port", port]
     return [_start([*command, "--machine_rank", rank, *arguments], logs / str(rank)) for rank in (0, 1)]
+
+
+def process_of(node, script):
+    """The process that a launcher started on the script."""
+    (process,) = (child for child in psutil.Process(node.pid).children() if script in child.cmdline())
+    return process
 
 
 def _start(command, log):
