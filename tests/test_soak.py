@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "soak"))
 
-from load import ONE_PROBLEM_A_SHARD, compare, measure_judge, measure_size, slower
+from load import ONE_PROBLEM_A_SHARD, compare, measure_judge, measure_nodes, measure_size, slower, twice
 
 from one_stage import OF_SHARDS, STAGES
 
@@ -52,6 +52,18 @@ def test_a_shard_is_written_for_each_that_is_read(took, tmp_path, monkeypatch):
     assert of_shards["build-masks"]["counts"] == took["build-masks"]["counts"]
     marked = took["build-masks"]["counts"]["tokens_marked"]
     assert of_shards["realign"]["counts"]["tokens_marked"] == marked
+
+
+@pytest.mark.slow
+def test_two_nodes_go_on_where_one_was_killed_and_do_nothing_twice(took, tmp_path):
+    of_nodes = measure_nodes(tmp_path / "run", PROBLEMS)
+    assert {stage: of.rows_out for stage, of in of_nodes.items()} == {
+        stage: took[stage]["rows_out"] for stage in of_nodes
+    }
+    assert all(of.finished >= PROBLEMS // 4 for of in of_nodes.values())
+    assert twice(PROBLEMS, of_nodes) == []
+    again = {"rollout": of_nodes["rollout"]._replace(written_again=1)}
+    assert twice(PROBLEMS, again) == ["rollout: 1 files were written twice"]
 
 
 def test_a_shard_that_takes_longer_among_many_is_named():

@@ -1,10 +1,11 @@
 """Memory, open files and speed of the stages as problems, and then shards, grow tenfold, and a slow judge's occupancy.
 
-python tests/soak/load.py [--out runs/soak] [--problems 10000 100000] [--shards 1000 10000] [--judged 512]
+python tests/soak/load.py [--out runs/soak] [--problems 10000 100000] [--shards 1000 10000] [--of-nodes 10000]
+    [--judged 512]
 
 Needs Linux, and the top folder and `tests/support` on PYTHONPATH (`make soak`). Writes load.json; ends with 1 where the
 peak of the largest size is over 1.2 times that of the smallest, files open grow with it, a shard among many takes half
-as long again as one among few, or the judge is left idle.
+as long again as one among few, two nodes of which one is killed write a shard twice, or the judge is left idle.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nodes import ONE_PROBLEM_A_SHARD, OfNodes, measure_nodes
 from one_stage import OF_SHARDS, STAGES
 from slow_judge import Occupancy, measure
 from sums import save_model, write_problems
@@ -28,7 +30,6 @@ LARGEST_RATIO = 1.2
 """Of peak resident memory, largest to smallest size."""
 LARGEST_SLOWDOWN = 1.5
 """CPU seconds of a shard, largest to smallest number of them."""
-ONE_PROBLEM_A_SHARD = "rollout.rows_per_shard=2"
 FILES_SLACK = 8
 """Open files that the moments at which they are counted may differ by."""
 LEAST_OCCUPANCY = 0.9
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/soak"))
     parser.add_argument("--problems", type=int, nargs=2, default=[10_000, 100_000])
     parser.add_argument("--shards", type=int, nargs=2, default=[1_000, 10_000], help="of one problem each")
+    parser.add_argument("--of-nodes", type=int, default=10_000, help="shards of one problem each, of two nodes")
     parser.add_argument("--judged", type=int, default=512, help="problems, two responses each, 256 responses a shard")
     parser.add_argument("--spread-s", type=float, default=0.5, help="how far the judge's seconds go from its 2")
     options = parser.parse_args()
@@ -52,11 +54,14 @@ def main() -> None:
             for count in options.shards
         ]
         faults += compare(options.shards, *shards) + slower(options.shards, *shards)
+        of_nodes = measure_nodes(Path(folder) / "nodes", options.of_nodes)
+        faults += twice(options.of_nodes, of_nodes)
         settings = {"limit": 16, "answer_s": 2.0, "spread_s": options.spread_s, "generate_s": 4.0}
         judge = measure_judge(Path(folder), problems=options.judged, **settings)
     if judge["ahead"].share < LEAST_OCCUPANCY:
         faults.append(f"the judge's places are filled to {judge['ahead'].share:.0%}, less than {LEAST_OCCUPANCY:.0%}")
     report = {"problems": options.problems, "sizes": sizes, "shards": options.shards, "of_shards": shards}
+    report |= {"of_nodes": {stage: of._asdict() for stage, of in of_nodes.items()}}
     report |= {"judge": {name: of._asdict() for name, of in judge.items()}}
     (options.out / "load.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     sys.exit("\n".join(faults) or None)
@@ -129,6 +134,17 @@ def slower(shards: Sequence[int], small: dict[str, Any], large: dict[str, Any]) 
         print(told, flush=True)
         faults += [told] if many_ms > LARGEST_SLOWDOWN * few_ms else []
     return faults
+
+
+def twice(shards: int, stages: Mapping[str, OfNodes]) -> list[str]:
+    """Print a line a stage; give which did again what was finished."""
+    for stage, of in stages.items():
+        print(
+            f"{stage} of two nodes, one killed: {shards:,} shards in {of.seconds:.0f} s, {of.rows_out:,} rows; "
+            f"{of.finished:,} files were finished, {of.written_again:,} of them were written again",
+            flush=True,
+        )
+    return [f"{stage}: {of.written_again} files were written twice" for stage, of in stages.items() if of.written_again]
 
 
 def measure_judge(folder: Path, *, problems: int, **settings: Any) -> dict[str, Occupancy]:

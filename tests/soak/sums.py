@@ -20,6 +20,7 @@ from stages.engines.protocol import Batch, Completion, Generator, Request, Sampl
 from stages.model.loading import VisionLanguageModel, wrap_model
 from stages.model.prompts import Prompt
 from stages.recipe import Recipe, load_recipe
+from stages.runtime import processes
 from stages.runtime.batching import batched
 
 QUESTION = re.compile(r"What is (\d+) \+ (\d+)\?")
@@ -123,7 +124,7 @@ class SumEngine:
         self._scorer = embedded_engine(vlm, recipe)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
-        return [[self._completion(request.prompt, k, sampling) for k in range(request.n)] for request in requests]
+        return processes.spread(requests, lambda share: [self._completions(request, sampling) for request in share])
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[list[list[Completion]]]:
         return (self.generate(batch.requests, batch.sampling) for batch in batches)
@@ -133,6 +134,9 @@ class SumEngine:
 
     def follow(self, save: Callable[[Path], None], folder: Path) -> None:
         raise NotImplementedError("nothing here is trained")
+
+    def _completions(self, request: Request, sampling: Sampling) -> list[Completion]:
+        return [self._completion(request.prompt, k, sampling) for k in range(request.n)]
 
     def _completion(self, prompt: Prompt, k: int, sampling: Sampling) -> Completion:
         asked = QUESTION.search(prompt.text)
