@@ -46,7 +46,7 @@ def measure_nodes(folder: Path, shards: int) -> dict[str, OfNodes]:
 def _measure(stage: str, folder: Path, files: int) -> OfNodes:
     out, started = folder / stage, time.perf_counter()
     nodes = _start(stage, folder)
-    while len(_stamps(out)) < files // 2:
+    while len(_files(out)) < files // 2:
         assert all(node.poll() is None for node in nodes), f"{stage}: {files // 2} files never came"
         time.sleep(LOOK_EVERY_S)
     process_of(nodes[KILLED], ONE_STAGE).kill()
@@ -66,7 +66,12 @@ def _start(stage: str, folder: Path) -> Sequence[Popen[Any]]:
 
 
 def _stamps(out: Path) -> dict[str, tuple[int, int]]:
-    """Which file each shard is, and when it was written, whether it has its name yet or not."""
-    files = out.glob("*-*.parquet*")
-    stats = ((file.name.removesuffix(PENDING), file.stat()) for file in files)
-    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats}
+    """Which file each shard is, and when it was written; nothing may write there."""
+    stats = {name: file.stat() for name, file in _files(out).items()}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+def _files(out: Path) -> dict[str, Path]:
+    """The shards that are whole, whether they have their names yet or not."""
+    whole = (file for end in ("", PENDING) for file in out.glob(f"*-*.parquet{end}"))
+    return {file.name.removesuffix(PENDING): file for file in whole}
