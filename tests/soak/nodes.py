@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from launching import process_of, start_nodes
 from stages.artifacts.manifests import read_manifest
-from stages.artifacts.step import PENDING, PROGRESS
+from stages.artifacts.step import PENDING, PROGRESS, SETTLED
 from sums import save_model, write_problems
 
 ONE_STAGE = str(Path(__file__).with_name("one_stage.py"))
@@ -51,7 +51,8 @@ def _measure(stage: str, folder: Path, files: int) -> OfNodes:
         time.sleep(LOOK_EVERY_S)
     process_of(nodes[KILLED], ONE_STAGE).kill()
     assert 0 not in [node.wait() for node in nodes], f"{stage}: it did not notice that a node was gone"
-    finished, before = json.loads((out / PROGRESS).read_text())["files"], _stamps(out)
+    notes = [out / PROGRESS, *(out / SETTLED).glob("*.json")]
+    finished, before = {name for note in notes for name in json.loads(note.read_text())["files"]}, _stamps(out)
 
     codes = [node.wait() for node in _start(stage, folder)]
     assert codes == [0, 0], f"{stage}: exit codes {codes}; see {folder}/*.err"
