@@ -239,8 +239,8 @@ def on_device(
 
 
 def _embedded(step: str, recipe: Recipe) -> bool:
-    """Whether our own engine samples; one of vLLM takes its share of a device, whatever the model."""
-    return step == "sft-repair" or engine_name(recipe) == "transformers"
+    """Whether our own engine samples, or none does; one of vLLM takes its share of a device, whatever the model."""
+    return step in ("sft-repair", "train-policy") or engine_name(recipe) == "transformers"
 
 
 def _sampling(size: Size, recipe: Recipe) -> dict[str, int]:
