@@ -191,7 +191,7 @@ test-lmms: .venv/installed-dev .venv-lmms/installed
 	$(BIN)/pytest -m lmms tests/test_lmms_eval.py
 
 test-trackio: .venv-trackio/installed
-	.venv-trackio/bin/python -m pytest -m trackio tests/training/test_tracked_run.py
+	.venv-trackio/bin/python -m pytest -m trackio tests/training/test_tracking.py tests/training/test_tracked_run.py
 
 test-faults: .venv/installed-dev
 	$(BIN)/pytest -m faults
