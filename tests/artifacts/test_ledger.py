@@ -108,6 +108,7 @@ def test_on_a_cpu_work_is_booked_and_waiting_is_not():
     command = [sys.executable, "-c", BUSY]
     with ledger.phase("reward"), subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         child.stdout.readline()
+        time.sleep(1)  # processes are listed once a second
         while_it_lives = ledger.spent
     assert ledger.device_seconds["score"] < 0.25
     assert 0.5 <= while_it_lives < 5
