@@ -115,9 +115,8 @@ def read_pairs(sources: Sequence[Source], chosen: Sequence[Candidate]) -> tuple[
         if problems is None:
             notes.append(f"{folder}: without questions and pictures, since its problems are not where they were")
         vocabulary = manifest["recipe"]["vocabulary"]
-        if vocabulary not in codecs:
-            codecs[vocabulary] = _codec(state, vocabulary)
-        codec = codecs[vocabulary]
+        codec = codecs.get(vocabulary) or _codec(state, vocabulary)
+        codecs[vocabulary] = codec
         if codec is None:
             notes.append(
                 f"{folder}: differences by word, since no tokenizer of the run is left to read the masks' tokens"

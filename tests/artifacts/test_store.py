@@ -7,13 +7,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from stages.artifacts import store
 from stages.artifacts.columns import DROPPED, METRICS, ROLLOUTS
 from stages.artifacts.store import (
     ROWS_PER_GROUP,
+    check_parquet,
     count_rows,
     iterate_rows,
     iterate_tables,
     parquet_files,
+    read_tables,
     write_rows,
     write_tables,
 )
@@ -86,6 +89,19 @@ def test_tables_come_back_as_written_a_row_group_at_a_time(tmp_path):
 
     assert [len(table) for table in tables] == [ROWS_PER_GROUP, ROWS_PER_GROUP, 1]
     assert pa.concat_tables(tables).to_pylist() == rows
+
+
+def test_a_file_is_checked_whole_once_and_again_when_its_bytes_are_others(tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr(store, "read_tables", lambda file, *of: looked.append(file) or read_tables(file, *of))
+    file = tmp_path / "metrics.parquet"
+    for count in (37, 37, 38, 37):
+        write_rows(file, METRICS, metrics(count))
+        check_parquet(file)
+    assert len(looked) == 2
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(DataError, match="not a readable Parquet file"):
+        check_parquet(file)
 
 
 def test_reading_holds_a_few_row_groups_however_long_the_file(tmp_path):

@@ -14,6 +14,7 @@ from stages.artifacts.plan import Plan
 from stages.artifacts.step import Step
 from stages.artifacts.store import write_rows
 from stages.errors import ArtifactError
+from stages.pages import pairs
 from stages.pages.chart import ticks
 from stages.pages.lines import LONGEST, Point, thinned
 from stages.pages.page import MEGABYTE, report_page
@@ -416,6 +417,15 @@ def test_without_tokenizer_and_problems_the_texts_differ_by_word(tmp_path, monke
     assert "without questions and pictures" in found.text
     assert found.articles["round 1: p0, sample 0, repair 0"]["marked"] == ["4", "3"]
     assert "<image" not in found.source
+
+
+def test_a_run_without_its_tokenizer_leaves_the_next_run_its_own(tmp_path, monkeypatch):
+    runs = [write_run(tmp_path / name, rounds=1) for name in ("gone", "there")]
+    find = pairs._codec
+    monkeypatch.setattr(pairs, "_codec", lambda state, *of: None if state.folder == runs[0] else find(state, *of))
+    text = page(*runs).text
+    assert f"{runs[0] / 'round-1/build-masks'}: differences by word" in text
+    assert text.count("differences by word") == 1
 
 
 def test_nothing_is_loaded_and_no_other_script_runs(shown):
